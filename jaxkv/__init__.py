@@ -1,0 +1,26 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Long-context inference in JAX with KV caches that stay small."""
+
+from jaxkv.cache.accounting import nbytes as nbytes
+from jaxkv.convert.model import Model as Model
+from jaxkv.convert.sources import load as load
+from jaxkv.errors import InputError as InputError
+from jaxkv.generate.api import Generation as Generation
+from jaxkv.generate.api import generate as generate
+from jaxkv.generate.saved import load_cache as load_cache
+from jaxkv.generate.saved import save_cache as save_cache
+from jaxkv.layer import prefill as prefill
+from jaxkv.layer import step as step
+from jaxkv.models.config import ModelConfig as ModelConfig
+from jaxkv.models.decoder import forward as forward
+from jaxkv.models.decoder import init_cache as init_cache
+from jaxkv.policies.base import Geometry as Geometry
+from jaxkv.policies.full import Full as Full
+from jaxkv.policies.recompute import SlidingRecompute as SlidingRecompute
+from jaxkv.policies.registry import make_policy as make_policy
+from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
+from jaxkv.policies.window import Window as Window
+from jaxkv.rope import Rope as Rope
+
+__version__ = "0.1.0"

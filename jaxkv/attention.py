@@ -1,0 +1,61 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Attention over a slab: the calls into `pallas_kernels` that every policy is made of."""
+
+from __future__ import annotations
+
+import math
+
+from jax import Array
+from pallas_kernels import decode_attention, prefill_attention
+
+from jaxkv.softmax import Partial
+from jaxkv.typing import NewKeys, Positions, Queries, SlotKeys, SlotPositions
+
+
+def attend_one(
+    q: Queries,
+    k: SlotKeys,
+    v: SlotKeys,
+    q_pos: Positions,
+    k_pos: SlotPositions,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    q_sink: Queries | None = None,
+) -> Queries:
+    """One decoded token per row over a slab: [B, 1, N, H] -> [B, 1, N, H].
+
+    `q_sink` is the query as rotated for slots [0, sinks); see `pallas_kernels.decode_attention`.
+    """
+    first = None if q_sink is None else q_sink[:, 0]
+    scale = 1 / math.sqrt(q.shape[-1])
+    out, _ = decode_attention(
+        q[:, 0], k, v, q_pos[:, 0], k_pos, scale=scale, window=window, sinks=sinks, q_sink=first
+    )
+    return out[:, None]
+
+
+def attend_slots(
+    q: Queries,
+    k: SlotKeys,
+    v: SlotKeys,
+    q_pos: Positions,
+    k_pos: SlotPositions,
+    *,
+    window: int | None = None,
+    num_slots: Array | None = None,
+) -> Partial:
+    """A chunk over slots: out [B, T, N, H] and lse [B, T, N]."""
+    return prefill_attention(
+        q, k, v, q_pos, k_pos,
+        scale=1 / math.sqrt(q.shape[-1]), window=window, num_slots=num_slots,
+    )  # fmt: skip
+
+
+def attend_chunk(
+    q: Queries, k: NewKeys, v: NewKeys, q_pos: Positions, k_pos: Positions, *, window: int | None
+) -> Partial:
+    """A chunk over its own keys [B, T, K, H]: out [B, T, N, H] and lse [B, T, N]."""
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    return attend_slots(q, keys, values, q_pos, k_pos[:, None], window=window)

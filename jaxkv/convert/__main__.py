@@ -1,0 +1,126 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m jaxkv.convert SRC DST`: any model to a checkpoint that loads without conversion."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxkv.errors import InputError, one_line_errors
+
+_COMMAND = "jaxkv.convert"
+_DESCRIPTION = """Convert a model to a checkpoint of jaxkv, a folder with orbax arrays.
+
+Nothing needs to be converted before it is used: every command takes any source. A checkpoint is
+for loading the same model often, in the dtype that you use, or on machines without the original.
+
+examples:
+  python -m jaxkv.convert smollm2-135m-instruct ~/models/smollm2 --dtype bfloat16
+  python -m jaxkv.convert ./Llama-3.2-1B-Instruct ./llama-1b
+  python -m jaxkv.convert model.Q4_K_M.gguf ./model
+  python -m jaxkv.decode --model ./model --prompt "Hello"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends it with one line on stderr and status 2."""
+    with one_line_errors(_COMMAND):
+        options = _options(arguments)
+        try:
+            report = convert(options.src, options.dst, options.dtype, options.overwrite)
+        except KeyboardInterrupt:
+            print(f"{_COMMAND}: interrupted, nothing was written", file=sys.stderr)
+            raise SystemExit(130) from None
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print(
+            f"{report['destination']}: {report['parameters'] / 1e6:.1f}M parameters, "
+            f"{report['dtype']}, {report['bytes'] / 1e6:.0f} MB, {report['seconds']:.1f} s"
+        )
+
+
+def convert(src: str, dst: str, dtype: str = "float32", overwrite: bool = False) -> dict:
+    """Loads `src` and writes it to `dst`.
+
+    Args:
+      src: whatever `sources.load` takes.
+      dst: the folder to write, whole or not at all.
+      dtype: "float32" or "bfloat16".
+      overwrite: whether an earlier checkpoint at `dst` may be replaced.
+
+    Returns:
+      What was done, in plain values.
+    """
+    _check_target(Path(dst).expanduser(), overwrite)
+    import jax
+
+    from jaxkv.convert import orbax
+    from jaxkv.convert.progress import bars
+    from jaxkv.convert.sources import load
+
+    start = time.perf_counter()
+    with bars() as progress:
+        model = load(src, dtype, progress)
+        progress("writing", 0, 1)
+        orbax.save(Path(dst).expanduser(), model)
+        progress("writing", 1, 1)
+    leaves = jax.tree.leaves(model.params)
+    return {
+        "source": src,
+        "destination": dst,
+        "dtype": dtype,
+        "parameters": sum(leaf.size for leaf in leaves),
+        "bytes": sum(leaf.nbytes for leaf in leaves),
+        "fingerprint": model.fingerprint,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _check_target(dst: Path, overwrite: bool) -> None:
+    from jaxkv.convert.orbax import MARK
+
+    if not dst.exists() and not dst.is_symlink():
+        return
+    if not overwrite:
+        raise InputError(f"DST {dst} exists; give --overwrite to replace it")
+    if not (dst / MARK).is_file():
+        raise InputError(f"DST {dst} is not a checkpoint of jaxkv; --overwrite replaces only those")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=f"python -m {_COMMAND}",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "src",
+        metavar="SRC",
+        help="alias (smollm2-135m-instruct, tiny-random), hub id (org/name), folder, .gguf file",
+    )
+    parser.add_argument("dst", metavar="DST", help="the folder to write")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="of the arrays that are written (default: float32)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
+    parser.add_argument("--json", action="store_true", help="report as one JSON object on stdout")
+    try:
+        return parser.parse_args(arguments)  # type: ignore[return-value]
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        raise InputError(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

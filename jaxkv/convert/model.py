@@ -1,0 +1,51 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A loaded model: what every command starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from jaxkv.convert.tokenizer import Tokenizer
+from jaxkv.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Attributes:
+    config: what the decoder is made of.
+    params: the tree of `parameter_shapes(config)`, jax arrays.
+    tokenizer: text to ids and back.
+    name: what the user asked for.
+    fingerprint: a short hash that tells one set of weights from another.
+    """
+
+    config: ModelConfig
+    params: dict
+    tokenizer: Tokenizer
+    name: str
+    fingerprint: str
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """A hash of the files' bytes: of all of them, or of 16 MB spread over a large file.
+
+    Reading a large model twice would double the time to load it; a page of every tensor is enough
+    to tell two trainings apart.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with open(path, "rb") as file:
+            if size <= 2**28:
+                while block := file.read(2**20):
+                    digest.update(block)
+            else:
+                for step in range(4096):
+                    file.seek(size * step // 4096)
+                    digest.update(file.read(4096))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,187 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Our own checkpoint: a folder with orbax arrays, a configuration and a tokenizer.
+
+It loads without conversion. It is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxkv.convert import config_json, hf_tokenizer
+from jaxkv.convert.hf import read_json
+from jaxkv.convert.model import Model
+from jaxkv.convert.quiet import quiet
+from jaxkv.convert.table import (
+    Progress,
+    Shape,
+    check_dtype,
+    flat_shapes,
+    flatten,
+    no_progress,
+    tree,
+)
+from jaxkv.errors import InputError
+from jaxkv.files import whole_folder
+
+MARK = "jaxkv.json"  # the file that makes a folder a checkpoint of ours
+_FORMAT = 1
+_SMALL = 16 * 2**20  # bytes; files up to this size are checked to the last bit
+_Result = TypeVar("_Result")
+_ARRAYS, _TOKENIZER, _CONFIG = "params", "tokenizer", "config.json"
+
+
+def save(path: str | os.PathLike[str], model: Model) -> None:
+    """Writes a checkpoint, replacing what is at `path`.
+
+    Raises:
+      InputError: orbax could not write it; nothing is left behind.
+    """
+    import orbax.checkpoint as ocp
+
+    def write(target: Path) -> None:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            arrays = ocp.args.PyTreeSave(flatten(model.config, model.params))
+            checkpointer.save(target, args=arrays)
+
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    with whole_folder(path) as part:
+        _reserve(part, size + 2**24)  # beside the arrays there is a tokenizer
+        _attempt(lambda: write(part.resolve() / _ARRAYS), f"{path} cannot be written")
+        (part / _TOKENIZER).mkdir()
+        model.tokenizer.save(part / _TOKENIZER)
+        _write(part / _CONFIG, config_json.to_json(model.config))
+        note = {"format": _FORMAT, "source": model.name, "fingerprint": model.fingerprint}
+        _write(part / MARK, {**note, "files": _marks(part)})
+
+
+def load(
+    path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress
+) -> Model:
+    """Loads a checkpoint onto the default device.
+
+    Args:
+      path: the folder.
+      dtype: "float32" or "bfloat16"; arrays stored otherwise are cast.
+      progress: called after every layer.
+    """
+    target = check_dtype(dtype)
+    path = Path(path)
+    note = read_json(path / MARK)
+    if note.get("format") != _FORMAT:
+        raise InputError(
+            f"{path / MARK} has format {note.get('format')!r:.60}; this version reads {_FORMAT}"
+        )
+    _check_files(path, note.get("files"))
+    config = config_json.from_json(read_json(path / _CONFIG), str(path / _CONFIG))
+    tokenizer = hf_tokenizer.load(path / _TOKENIZER)
+    arrays = _attempt(
+        lambda: _restore(path.resolve() / _ARRAYS, flat_shapes(config), target, progress),
+        f"{path} is damaged or incomplete",
+    )
+    mark = str(note.get("fingerprint", ""))
+    return Model(config, tree(config, arrays), tokenizer, str(path), mark)
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Asks for the space before it is needed.
+
+    A full disk is one clear OSError here; in the middle of orbax's threads it is many.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _marks(folder: Path) -> dict[str, list[int]]:
+    """Size and check sum of every file in a folder, by its path from there."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): _mark(file) for file in files}
+
+
+def _mark(file: Path) -> list[int]:
+    size = file.stat().st_size
+    # Reading the arrays twice would double the time to load a large model.
+    return [size, zlib.crc32(file.read_bytes()) if size <= _SMALL else 0]
+
+
+def _check_files(path: Path, expected: Any) -> None:
+    """Finds a copy that was cut short; orbax would too, but at great length."""
+    if not isinstance(expected, dict):
+        raise InputError(f"{path / MARK} does not say which files belong to the checkpoint")
+    present = _marks(path)
+    for name, mark in expected.items():
+        if name not in present:
+            raise InputError(f"{path} is damaged or incomplete: {name:.200} is missing")
+        if present[name] != mark:
+            raise InputError(f"{path} is damaged or incomplete: {name:.200} is not as written")
+
+
+def _restore(
+    path: Path, shapes: Mapping[str, Shape], dtype: np.dtype, progress: Progress
+) -> dict[str, jax.Array]:
+    """Reads layer by layer: orbax would hold every array twice if it were asked for all."""
+    import orbax.checkpoint as ocp
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    arrays: dict[str, jax.Array] = {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        _check_stored(checkpointer, path, shapes)
+        for _, names in itertools.groupby(shapes, key=lambda name: name.rpartition(".")[0]):
+            wanted = {
+                name: jax.ShapeDtypeStruct(shapes[name], dtype, sharding=device) for name in names
+            }
+            how = ocp.checkpoint_utils.construct_restore_args(wanted)
+            request = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+            arrays |= checkpointer.restore(path, args=request)
+            progress("loading", len(arrays), len(shapes))
+    return arrays
+
+
+def _check_stored(checkpointer: Any, path: Path, shapes: Mapping[str, Shape]) -> None:
+    metadata = checkpointer.metadata(path).item_metadata
+    if metadata is None:
+        raise InputError(f"{path} is damaged or incomplete: it does not say which arrays it holds")
+    stored = {name: tuple(metadata[name].shape) for name in metadata}
+    for name in {**stored, **shapes}:
+        if stored.get(name) != shapes.get(name):
+            raise InputError(
+                f"{name!r:.120} in {path} has shape {stored.get(name)}; its configuration needs "
+                f"{shapes.get(name)}"
+            )
+
+
+def _attempt(work: Callable[[], _Result], failure: str) -> _Result:
+    """Runs orbax, and makes one line of whatever it raises."""
+    try:
+        with quiet("absl", below=logging.CRITICAL):
+            return work()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{failure}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". See full")[0][:200] if lines else type(error).__name__
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,53 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Bars on stderr for work that takes longer than a glance."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from jaxkv.convert.table import Progress
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Progress]:
+    """Yields a function that draws one bar for each kind of work; they vanish at the end.
+
+    Where stderr is not a terminal, each kind of work is one plain line instead.
+    """
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as rich:
+        tasks = {}
+
+        def draw(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = rich.add_task(what, total=total)
+            rich.update(tasks[what], completed=done, total=total)
+
+        yield draw
+
+
+def _lines() -> Progress:
+    told = set()
+
+    def tell(what: str, done: int, total: int) -> None:
+        # Loading takes a second or two; only a download is worth a line in a log.
+        if what not in told and what != "loading":
+            told.add(what)
+            print(f"{what} ...", file=sys.stderr, flush=True)
+
+    return tell

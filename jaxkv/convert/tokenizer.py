@@ -1,0 +1,186 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Text to token ids and back, the same whatever file the vocabulary came from.
+
+Every source is turned into one engine, a `tokenizers.Tokenizer`; the rest of the library sees only
+this class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxkv.convert.quiet import quiet
+from jaxkv.convert.text_stream import TextStream
+from jaxkv.errors import InputError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# What closes a turn in the common templates, whether or not the checkpoint lists it as an end.
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """Attributes:
+    backend: the engine; it holds no special tokens to add by itself.
+    bos_ids: ids that the model expects before a raw prompt. A chat template writes its own.
+    eos_ids: every id that ends an answer.
+    chat_template: Jinja source, or None.
+    special_tokens: what templates know as `bos_token`, `eos_token` and so on.
+    """
+
+    backend: tokenizers.Tokenizer
+    bos_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] = ()
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are; a model may have more rows than that."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text, with nothing put before or after it.
+
+        Args:
+          text: any text.
+          special: whether the spelling of a special token becomes that token. Right for a rendered
+            chat, wrong for text that a stranger wrote.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text is not valid Unicode: {error.reason} at {error.start}"
+            ) from None
+        engine = self.backend if special else self._plain
+        return engine.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of token ids; ids beyond the vocabulary have none."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        """A decoder that takes ids as they come."""
+        return TextStream(self, skip_special)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        continue_text: str = "",
+    ) -> str:
+        """A conversation as the model was trained to see it.
+
+        Args:
+          messages: mappings with `role` and `content`.
+          add_generation_prompt: whether the assistant's turn is opened at the end.
+          continue_text: how its answer starts.
+        """
+        if self.chat_template is None:
+            raise InputError("the model has no chat template: give a raw prompt")
+        render = _renderer()
+        try:
+            with quiet("transformers"):
+                texts, _ = render(
+                    [[dict(message) for message in messages]],
+                    chat_template=self.chat_template,
+                    add_generation_prompt=add_generation_prompt,
+                    **self.special_tokens,
+                )
+        except ImportError:
+            raise  # transformers is there, and what it needs for templates is not
+        except Exception as error:  # the template is a stranger's program: anything can come out
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"the model's chat template refuses this conversation: {reason}"
+            ) from None
+        return texts[0] + continue_text
+
+    def save(self, folder: Path) -> None:
+        """Writes the files of a Hugging Face tokenizer; `hf_tokenizer.load` reads them back."""
+        config = {
+            "add_bos_token": bool(self.bos_ids),
+            "jaxkv_bos_ids": list(self.bos_ids),
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self.special_tokens,
+        }
+        # Not by the engine's own `save`, which reports a full disk as a plain Exception.
+        (folder / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
+        _write_json(folder / "tokenizer_config.json", config)
+        _write_json(folder / "generation_config.json", {"eos_token_id": list(self.eos_ids)})
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(
+                self.chat_template, encoding="utf-8", newline=""
+            )
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `decode` leaves out."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.special)
+
+    @functools.cached_property
+    def decoder(self) -> dict:
+        """The engine's description of how tokens become text."""
+        import tokenizers
+
+        small = tokenizers.Tokenizer(tokenizers.models.BPE())  # spares writing out the vocabulary
+        if self.backend.decoder is not None:
+            small.decoder = self.backend.decoder  # type: ignore[assignment]
+        return json.loads(small.to_str())["decoder"] or {}
+
+    @functools.cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """A copy of the engine that reads the spelling of a special token as plain text."""
+        import tokenizers
+
+        copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
+
+def make(
+    backend: tokenizers.Tokenizer,
+    *,
+    bos_ids: Iterable[int] = (),
+    eos_ids: Iterable[int | None] = (),
+    chat_template: str | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+) -> Tokenizer:
+    """A tokenizer whose `eos_ids` also hold what closes a turn in its template."""
+    ends: list[int | None] = list(eos_ids)
+    for token in _END_OF_TURN:
+        if chat_template and token in chat_template:
+            ends.append(backend.token_to_id(token))
+    backend.no_truncation()
+    backend.no_padding()
+    size = backend.get_vocab_size(with_added_tokens=True)
+    return Tokenizer(
+        backend=backend,
+        bos_ids=tuple(bos_ids),
+        eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None and 0 <= i < size)),
+        chat_template=chat_template,
+        special_tokens=dict(special_tokens or {}),
+    )
+
+
+@functools.cache
+def _renderer() -> Any:
+    """transformers' own, a sandbox; importing it is slow and says that there is no torch."""
+    with quiet("transformers"):
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,88 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""An endless chat: every turn goes into the same cache, which never grows."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from jaxkv.convert.model import Model
+from jaxkv.decode.options import Options
+from jaxkv.errors import InputError
+from jaxkv.generate.api import Session, prompt_ids
+from jaxkv.generate.chat import next_turn
+from jaxkv.generate.text import Row
+from jaxkv.policies.full import Full
+
+PROMPT = "> "
+
+
+def chat(options: Options, model: Model, load_s: float) -> None:
+    """Reads turns from stdin until it ends. Ctrl-C stops an answer, Ctrl-D the chat."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  line editing for input()
+
+    settings, tokenizer = options.settings, model.tokenizer
+    in_chat = tokenizer.chat_template is not None if options.chat is None else options.chat
+    # A full cache is as long as the model's context; the others do not grow.
+    length = settings.max_length or model.config.max_positions
+    longest = length - settings.max_new_tokens if isinstance(settings.policy, Full) else 128
+    session = Session.begin(model, settings, 1, max(longest, 1), load_s=load_s)
+    print("Ctrl-C stops an answer, Ctrl-D ends the chat.", file=sys.stderr)
+    ended, first = False, True
+    while (prompt := _ask()) is not None:
+        if not prompt.strip():
+            continue
+        if first:
+            ids = prompt_ids(model, prompt, chat=in_chat, answer_prefix=options.answer_prefix)
+        else:
+            ids = next_turn(
+                tokenizer, prompt, chat=in_chat, ended=ended, answer_prefix=options.answer_prefix
+            )
+        room = session.room
+        if room is not None and len(ids) >= room:
+            raise InputError(
+                f"the full cache has room for {room} tokens and this turn needs {len(ids)}; "
+                "choose a policy that evicts for an endless chat"
+            )
+        ended = _turn(session, ids)
+        first = False
+
+
+def _ask() -> str | None:
+    try:
+        return input(PROMPT if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return ""
+
+
+def _turn(session: Session, ids: list[int]) -> bool:
+    """Answers one turn on stdout; whether the answer ended by itself."""
+    row = Row(session.model.tokenizer, session.settings.stop)
+    with _interrupt() as interrupted:
+        session.feed([ids])
+        for new in session.run(session.settings.max_new_tokens):
+            print(row.feed(int(i) for i in new[0] if i >= 0), end="", flush=True)
+            if row.stopped or interrupted():
+                break
+    print(row.finish(), flush=True)
+    return bool(np.asarray(session.state.done)[0])
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag in here: an exception could lose a cache that was just donated."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

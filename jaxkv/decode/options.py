@@ -1,0 +1,219 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of `python -m jaxkv.decode`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxkv.arguments import make_parser, parse
+from jaxkv.errors import InputError
+from jaxkv.generate.api import Settings
+from jaxkv.generate.sampling import make_sampler
+from jaxkv.policies.base import Policy
+from jaxkv.policies.registry import POLICIES, make_policy
+
+COMMAND = "jaxkv.decode"
+
+_DESCRIPTION = """Answer a prompt with a KV cache that stays small.
+
+With no --model it fetches SmolLM2-135M-Instruct once (about 95 MB) and keeps it; with no --policy
+it keeps attention sinks and a window (StreamingLLM), so a stream may be endless. Text goes to
+stdout as it is made, one report line to stderr.
+
+examples:
+  python -m jaxkv.decode --prompt "Why is the sky blue?"
+  python -m jaxkv.decode --prompt-file book.txt --policy streaming --policy.window 508
+  python -m jaxkv.decode --prompt "One" --prompt "Two" --policy full --json
+  python -m jaxkv.decode --interactive
+  python -m jaxkv.decode --prompt-file book.txt --save-cache book
+  python -m jaxkv.decode --load-cache book --prompt "Who is the prince?"
+  python -m jaxkv.decode --model tiny-random --prompt "no download" --max-new-tokens 8
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command was asked to do.
+
+    `policy` is None when none was named, `chat` when neither --chat nor --raw was given.
+    """
+
+    model: str
+    dtype: str
+    prompts: tuple[str, ...]
+    settings: Settings
+    policy: Policy | None
+    chat: bool | None
+    answer_prefix: str
+    interactive: bool
+    save_cache: str | None
+    load_cache: str | None
+    json: bool
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> Options:
+    """Reads the command line, and the config file it names.
+
+    Raises:
+      InputError: in one line, what is wrong and what is allowed.
+    """
+    parser = _parser()
+    given, fields = parse(parser, sys.argv[1:] if arguments is None else arguments)
+    policy = _policy(given.policy, fields)
+    prompts = _prompts(given)
+    if given.interactive and (given.json or prompts):
+        raise InputError("--interactive asks for its prompts; give no --prompt, file or --json")
+    if not (given.interactive or prompts or given.load_cache):
+        raise InputError(
+            "there is no prompt; give --prompt TEXT, --prompt-file FILE or --interactive"
+        )
+    if given.chat and given.raw:
+        raise InputError("--chat and --raw exclude each other")
+    settings = Settings(
+        policy=policy or make_policy("streaming"),
+        sampler=make_sampler(given.temperature, given.top_k, given.top_p),
+        max_new_tokens=given.max_new_tokens,
+        seed=given.seed,
+        stop=tuple(given.stop or ()),
+        prefill_chunk=given.prefill_chunk,
+        max_length=given.max_length,
+        kv_dtype=given.kv_dtype,
+    )
+    return Options(
+        model=given.model,
+        dtype=given.dtype,
+        prompts=prompts,
+        settings=settings,
+        policy=policy,
+        chat=True if given.chat else False if given.raw else None,
+        answer_prefix=given.answer_prefix,
+        interactive=given.interactive,
+        save_cache=given.save_cache,
+        load_cache=given.load_cache,
+        json=given.json,
+    )
+
+
+def _policy(name: str | None, fields: dict[str, Any]) -> Policy | None:
+    if name is None and not fields:
+        return None
+    return make_policy(name or "streaming", fields)
+
+
+def _prompts(given: argparse.Namespace) -> tuple[str, ...]:
+    prompts = list(given.prompt or ())
+    for name in given.prompt_file or ():
+        prompts.append(_read(name))
+    for prompt in prompts:
+        if not prompt.strip():
+            raise InputError(f"a prompt is empty ({prompt!r:.40}); it must hold some text")
+    return tuple(prompts)
+
+
+def _read(name: str) -> str:
+    try:
+        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompt-file {name} is not UTF-8 text: {error.reason}") from None
+    except OSError as error:
+        raise InputError(f"--prompt-file {name} cannot be read: {error.strerror}") from None
+
+
+def _parser() -> Any:
+    parser = make_parser(COMMAND, _DESCRIPTION)
+    add = parser.add_argument
+    add(
+        "--model",
+        default="smollm2-135m-instruct",
+        metavar="NAME",
+        help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
+    )
+    add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16, of the weights")
+    add(
+        "--kv-dtype",
+        type=str | None,
+        metavar="TYPE",
+        help="float32 or bfloat16, of keys and values (default: that of the weights)",
+    )
+    add(
+        "--policy",
+        type=str | None,
+        metavar="NAME",
+        help=f"{', '.join(POLICIES)} (default: streaming)",
+    )
+    add(
+        "--policy.FIELD",
+        dest="policy_field",
+        metavar="VALUE",
+        type=str | None,
+        help="a setting of the policy, such as --policy.sinks 4 --policy.window 1020",
+    )
+    add(
+        "--config",
+        metavar="FILE.yaml",
+        type=str | None,
+        help="the same names as keys; the command line wins",
+    )
+    add(
+        "--prompt",
+        action="append",
+        type=str,
+        metavar="TEXT",
+        help="what to answer; several make a batch",
+    )
+    add(
+        "--prompt-file",
+        action="append",
+        type=str,
+        metavar="FILE",
+        help="a prompt from a file; - is stdin",
+    )
+    add("--chat", action="store_true", help="use the model's chat template (default if it has one)")
+    add("--raw", action="store_true", help="continue the text as it is")
+    add("--answer-prefix", default="", metavar="TEXT", help="start of the assistant's answer")
+    add(
+        "--interactive",
+        action="store_true",
+        help="an endless chat in constant memory; Ctrl-C stops the answer, Ctrl-D ends",
+    )
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="per answer (default: 256)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
+    add("--top-k", type=int | None, metavar="K", help="draw from the K likeliest tokens")
+    add(
+        "--top-p",
+        type=float | None,
+        metavar="P",
+        help="draw from the likeliest tokens that reach P",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    add(
+        "--stop", action="append", type=str, metavar="TEXT", help="ends the answer; may be repeated"
+    )
+    add(
+        "--prefill-chunk",
+        type=int | None,
+        metavar="N",
+        help="tokens of the prompt per call (default: by its length, at most 512)",
+    )
+    add(
+        "--max-length",
+        type=int | None,
+        metavar="N",
+        help="tokens a full cache can hold (default: what the prompt needs)",
+    )
+    add("--save-cache", type=str | None, metavar="DIR", help="keep the cache after the answer")
+    add(
+        "--load-cache",
+        type=str | None,
+        metavar="DIR",
+        help="go on from a kept cache; with no prompt, with the text where it stopped",
+    )
+    add("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    return parser

@@ -1,0 +1,330 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Text in, text out: `generate`, and the session that the commands are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkv.cache.accounting import kept_tokens, nbytes
+from jaxkv.convert.model import Model
+from jaxkv.errors import InputError
+from jaxkv.generate.loop import Programs, compilations, decode, feed, programs
+from jaxkv.generate.sampling import Sampler, make_sampler
+from jaxkv.generate.state import State, start
+from jaxkv.generate.text import Row
+from jaxkv.policies.base import Policy, nominal_bytes
+from jaxkv.policies.full import Full
+from jaxkv.policies.registry import describe
+
+ROUND = 128  # capacities are rounded up to this, so that similar prompts share their programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to generate; see `generate`."""
+
+    policy: Policy = dataclasses.field(default_factory=Full)
+    sampler: Sampler = dataclasses.field(default_factory=make_sampler)
+    max_new_tokens: int = 128
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    prefill_chunk: int | None = None
+    max_length: int | None = None
+    kv_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "prefill_chunk", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        if self.kv_dtype not in (None, "float32", "bfloat16"):
+            raise InputError(f"kv-dtype is {self.kv_dtype!r}; it must be float32 or bfloat16")
+        if any(not text for text in self.stop):
+            raise InputError("a stop string is empty; it must have at least one character")
+
+
+@dataclasses.dataclass
+class Timing:
+    """Seconds, as they were spent."""
+
+    load_s: float = 0.0
+    compile_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    first_token_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What came out.
+
+    Attributes:
+      texts: one a prompt.
+      token_ids: the ids behind each text, its end-of-sequence token included.
+      finish_reasons: "stop" or "length" for each.
+      prompt_tokens: how many tokens each prompt has.
+      stats: the report: policy, timing, cache, compilations.
+      state: caches and logits after the last token.
+    """
+
+    texts: list[str]
+    token_ids: list[list[int]]
+    finish_reasons: list[str]
+    prompt_tokens: list[int]
+    stats: dict[str, Any]
+    state: State
+
+
+def prompt_ids(
+    model: Model, prompt: str, *, chat: bool | None = None, answer_prefix: str = ""
+) -> list[int]:
+    """Token ids of a prompt.
+
+    Args:
+      model: whose tokenizer.
+      prompt: what the user says.
+      chat: within the model's chat template; None if it has one.
+      answer_prefix: start of the assistant's answer.
+
+    Raises:
+      InputError: an empty prompt, or a chat with a model that has no template.
+    """
+    tokenizer = model.tokenizer
+    if not prompt.strip():
+        raise InputError(f"the prompt is {prompt!r}; it must hold some text")
+    if chat is None:
+        chat = tokenizer.chat_template is not None
+    if not chat:
+        return [*tokenizer.bos_ids, *tokenizer.encode(prompt + answer_prefix)]
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.render(messages, continue_text=answer_prefix)
+    return tokenizer.encode(text, special=True)
+
+
+def default_chunk(longest: int) -> int:
+    """Tokens per prefill chunk: large ones run faster, a short prompt should not pay for them."""
+    chunk = 64
+    while chunk < min(longest, 512):
+        chunk *= 2
+    return chunk
+
+
+def capacity(settings: Settings, longest: int, new_tokens: int) -> int:
+    """Tokens that a cache which keeps everything must hold.
+
+    Raises:
+      InputError: `max_length` was set and is too small for the prompt.
+    """
+    if settings.max_length is None:
+        return -(-(longest + new_tokens) // ROUND) * ROUND
+    if longest >= settings.max_length and isinstance(settings.policy, Full):
+        raise InputError(
+            f"the prompt has {longest} tokens; with max-length {settings.max_length} a full cache "
+            f"holds at most {settings.max_length - 1} and the answer; raise --max-length or choose "
+            "a policy that evicts"
+        )
+    return settings.max_length
+
+
+@dataclasses.dataclass
+class Session:
+    """A batch of streams, with the programs that move it and the time they take."""
+
+    model: Model
+    settings: Settings
+    state: State
+    made: Programs
+    timing: Timing
+    began: float
+    compiled: dict[str, int]
+    eos: jax.Array
+
+    @classmethod
+    def begin(
+        cls, model: Model, settings: Settings, batch_size: int, longest: int,
+        state: State | None = None, load_s: float = 0.0,
+    ) -> Session:  # fmt: skip
+        """Allocates the caches and compiles the two programs."""
+        began, before = time.perf_counter(), compilations()
+        length = capacity(settings, longest, settings.max_new_tokens)
+        dtype = settings.kv_dtype or str(model.params["embed"].dtype)
+        if state is None:
+            state = start(model.config, settings.policy, batch_size, length, dtype, settings.seed)
+        chunk = settings.prefill_chunk or default_chunk(longest)
+        eos = jnp.asarray(model.tokenizer.eos_ids or (-2,), jnp.int32)
+        made = programs(
+            model.params, model.config, settings.policy, settings.sampler, state, eos, chunk
+        )
+        timing = Timing(load_s=load_s, compile_s=time.perf_counter() - began)
+        new = {name: count - before[name] for name, count in compilations().items()}
+        return cls(model, settings, state, made, timing, began, new, eos)
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that still fit; None if the policy never fills up."""
+        if not isinstance(self.settings.policy, Full):
+            return None
+        seen = np.asarray(self.state.cache.layers[0].seen).max()
+        return self.state.cache.geometry.max_length - int(seen)
+
+    def feed(
+        self, prompts: list[list[int]], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Takes prompts in, and wakes rows that had ended."""
+        longest = max(len(prompt) for prompt in prompts)
+        room = self.room
+        if room is not None and longest > room:
+            raise InputError(
+                f"the prompt has {longest} tokens and the full cache has room for {room}; raise "
+                "--max-length or choose a policy that evicts"
+            )
+        began = time.perf_counter()
+        state = self.state.replace(done=jnp.zeros_like(self.state.done))
+        self.state = feed(self.made, self.model.params, state, prompts, progress)
+        jax.block_until_ready(self.state.logits)
+        self.timing.prefill_s += time.perf_counter() - began
+
+    def run(self, max_new_tokens: int) -> Iterator[np.ndarray]:
+        """Yields new ids [B, n], -1 where a row has ended."""
+        room = self.room
+        limit = max_new_tokens if room is None else min(max_new_tokens, room)
+        began = time.perf_counter()
+        one_by_one = bool(self.settings.stop)
+        steps = decode(
+            self.made, self.model.params, self.state, self.eos, limit, one_by_one=one_by_one
+        )
+        for self.state, ids in steps:
+            now = time.perf_counter()
+            self.timing.decode_s += now - began
+            if not self.timing.first_token_s:
+                self.timing.first_token_s = self.timing.load_s + now - self.began
+            yield ids
+            began = time.perf_counter()
+
+    def end_row(self, row: int) -> None:
+        """Ends a row from outside: a stop string, or an interrupt."""
+        self.state = self.state.replace(done=self.state.done.at[row].set(True))
+
+    def stats(self, new_tokens: int) -> dict[str, Any]:
+        """The report of DESIGN: what was run, how long it took, what is held."""
+        policy, cache = self.settings.policy, self.state.cache
+        timing = dataclasses.asdict(self.timing)
+        spent = self.timing.decode_s
+        timing["tokens_per_s"] = new_tokens / spent if spent else 0.0
+        total = sum(timing[name] for name in ("compile_s", "prefill_s", "decode_s"))
+        timing["tokens_per_s_with_compile"] = new_tokens / total if total else 0.0
+        rows = range(cache.geometry.batch_size)
+        return {
+            "policy": describe(policy),
+            "timing": timing,
+            "cache": {
+                "nominal_bytes": nominal_bytes(policy, cache.geometry),
+                "physical_bytes": nbytes(cache),
+                "peak_bytes": max(self.made.prefill.peak_bytes, self.made.decode.peak_bytes),
+                "kept_tokens": [kept_tokens(cache.layers, row) for row in rows],
+            },
+            "compilations": self.compiled,
+        }
+
+
+def generate(
+    model: Model,
+    prompts: str | Sequence[str],
+    *,
+    policy: Policy | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    chat: bool | None = None,
+    answer_prefix: str = "",
+    prefill_chunk: int | None = None,
+    max_length: int | None = None,
+    kv_dtype: str | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> Generation:
+    """Answers prompts, as one ragged batch.
+
+    A row's result is what it would be alone; when sampling, row i draws with `seed + i`.
+
+    Args:
+      model: from `jaxkv.load`.
+      prompts: one text, or several.
+      policy: what the cache keeps; None keeps everything.
+      max_new_tokens: for each prompt, its end-of-sequence token included.
+      temperature: 0 is greedy.
+      top_k: draw from this many of the likeliest tokens.
+      top_p: draw from the smallest set of likeliest tokens that reaches this probability.
+      seed: of the draws.
+      stop: texts that end an answer; they are not part of it.
+      chat: within the model's chat template; None if it has one.
+      answer_prefix: start of every answer, given to the model.
+      prefill_chunk: tokens per prefill call; None chooses by the longest prompt.
+      max_length: capacity of a full cache in tokens; None is what the prompts need.
+      kv_dtype: of keys and values; None is that of the model.
+      on_text: called with (row, new text) as it is made.
+
+    Raises:
+      InputError: a prompt is empty, or longer than a full cache may hold; a setting is out of
+        range.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise InputError("there is no prompt; give at least one")
+    settings = Settings(
+        policy=Full() if policy is None else policy,
+        sampler=make_sampler(temperature, top_k, top_p),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        stop=tuple(stop),
+        prefill_chunk=prefill_chunk,
+        max_length=max_length,
+        kv_dtype=kv_dtype,
+    )
+    ids = [prompt_ids(model, text, chat=chat, answer_prefix=answer_prefix) for text in prompts]
+    session = Session.begin(model, settings, len(ids), max(map(len, ids)))
+    session.feed(ids)
+    return answer(session, [len(row) for row in ids], on_text)
+
+
+def answer(
+    session: Session,
+    prompt_tokens: list[int],
+    on_text: Callable[[int, str], None] | None = None,
+) -> Generation:
+    """Runs a fed session to its end."""
+    settings, tokenizer = session.settings, session.model.tokenizer
+    rows = [Row(tokenizer, settings.stop) for _ in prompt_tokens]
+
+    def emit(index: int, text: str) -> None:
+        if on_text and text:
+            on_text(index, text)
+
+    for ids in session.run(settings.max_new_tokens):
+        for index, row in enumerate(rows):
+            if not row.ended:
+                emit(index, row.feed(int(i) for i in ids[index] if i >= 0))
+                if row.stopped:
+                    session.end_row(index)
+        if all(row.ended for row in rows):
+            break
+    for index, row in enumerate(rows):
+        emit(index, row.finish())
+    return Generation(
+        texts=[row.text for row in rows],
+        token_ids=[row.ids for row in rows],
+        finish_reasons=["stop" if row.ended else "length" for row in rows],
+        prompt_tokens=prompt_tokens,
+        stats=session.stats(sum(len(row.ids) for row in rows)),
+        state=session.state,
+    )

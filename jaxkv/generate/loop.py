@@ -1,0 +1,262 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The two compiled programs of generation, and the only place that compiles.
+
+There is one prefill program for any prompt length and one decode program for any answer length.
+They are compiled ahead of their first call, so that the time, the count and the peak memory are
+known and not guessed, and so that a change of shape is an error and not a silent recompilation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxkv.generate.sampling import Sampler
+from jaxkv.generate.state import State
+from jaxkv.models.config import ModelConfig
+from jaxkv.models.decoder import advance, forward
+from jaxkv.policies.base import Policy
+from jaxkv.typing import Lengths, Params, Tokens
+
+DISPATCH = 8  # tokens per dispatch: the host sees them together, and prints
+
+
+def prefill_chunk(
+    params: Params,
+    state: State,
+    tokens: Tokens,
+    lengths: Lengths,
+    *,
+    config: ModelConfig,
+    policy: Policy,
+) -> State:
+    """Takes one chunk [B, T] of the prompts, of which `lengths` [B] tokens a row are valid."""
+    logits, cache = advance(params, config, policy, tokens, state.cache, lengths)
+    logits = jnp.where((lengths > 0)[:, None], logits, state.logits)
+    return state.replace(cache=cache, logits=logits)
+
+
+def decode_tokens(
+    params: Params,
+    state: State,
+    limit: Array,
+    eos: Array,
+    *,
+    config: ModelConfig,
+    policy: Policy,
+    sampler: Sampler,
+) -> tuple[State, Array]:
+    """Chooses and takes in up to `limit` tokens on the device, until every row is done.
+
+    Args:
+      params: the model's.
+      state: the streams.
+      limit: int32 scalar, at most `DISPATCH`.
+      eos: int32 [E], ids that end a row; they are taken in as well.
+      config: static.
+      policy: static.
+      sampler: static.
+
+    Returns:
+      The state, and ids int32 [B, DISPATCH], -1 where a row produced nothing.
+    """
+
+    def body(carry: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
+        index, state, ids = carry
+        keys = jax.vmap(jax.random.split)(state.keys)
+        active = jnp.logical_not(state.done)
+        token = sampler(keys[:, 1], state.logits)
+        ended = jnp.any(token[:, None] == eos[None], axis=1)
+        logits, cache = forward(
+            params, config, policy, token[:, None], state.cache, active.astype(jnp.int32)
+        )
+        ids = ids.at[:, index].set(jnp.where(active, token, -1))
+        state = State(
+            cache=cache,
+            logits=jnp.where(active[:, None], logits[:, 0], state.logits),
+            keys=keys[:, 0],
+            done=state.done | ended,
+        )
+        return index + 1, state, ids
+
+    def more(carry: tuple[Array, State, Array]) -> Array:
+        index, state, _ = carry
+        return (index < limit) & jnp.logical_not(jnp.all(state.done))
+
+    ids = jnp.full((state.done.shape[0], DISPATCH), -1, jnp.int32)
+    _, state, ids = jax.lax.while_loop(more, body, (jnp.int32(0), state, ids))
+    return state, ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, with what its making cost.
+
+    Attributes:
+      call: the executable.
+      compile_s: seconds of tracing, lowering and compiling (or reading from the disk cache).
+      peak_bytes: arguments, outputs and temporaries at once, aliased buffers counted once.
+      text: gives the compiled program.
+    """
+
+    call: Callable[..., Any]
+    compile_s: float
+    peak_bytes: int
+    text: Callable[[], str]
+
+
+Statics = tuple[tuple[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """The shapes and dtypes of a call's arguments, hashable."""
+
+    tree: Any
+    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+
+    @classmethod
+    def of(cls, args: tuple) -> Signature:
+        """Of arrays, or of anything with a shape and a dtype."""
+        leaves, tree = jax.tree.flatten(args)
+        return cls(tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+
+
+def _compile(function: Callable[..., Any], signature: Signature, statics: Statics) -> Program:
+    """Compiles `function(*args, **statics)`; its second argument is donated."""
+    started = time.perf_counter()
+    shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in signature.leaves]
+    args = jax.tree.unflatten(signature.tree, shapes)
+    jitted = jax.jit(functools.partial(function, **dict(statics)), donate_argnums=(1,))
+    compiled = jitted.lower(*args).compile()
+    memory: Any = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    return Program(compiled, time.perf_counter() - started, peak, compiled.as_text)
+
+
+@functools.lru_cache(maxsize=64)
+def _compile_prefill(signature: Signature, statics: Statics) -> Program:
+    return _compile(prefill_chunk, signature, statics)
+
+
+@functools.lru_cache(maxsize=64)
+def _compile_decode(signature: Signature, statics: Statics) -> Program:
+    return _compile(decode_tokens, signature, statics)
+
+
+def compilations() -> dict[str, int]:
+    """How many programs of each kind this process has compiled."""
+    return {
+        "prefill": _compile_prefill.cache_info().misses,
+        "decode": _compile_decode.cache_info().misses,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The pair of programs that serve a batch of streams from start to end."""
+
+    prefill: Program
+    decode: Program
+    chunk: int
+
+
+def programs(
+    params: Params, config: ModelConfig, policy: Policy, sampler: Sampler, state: State,
+    eos: Array, chunk: int,
+) -> Programs:  # fmt: skip
+    """Compiles both, or finds them compiled."""
+    batch = state.done.shape[0]
+    tokens = jax.ShapeDtypeStruct((batch, chunk), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    statics = (("config", config), ("policy", policy))
+    return Programs(
+        _compile_prefill(Signature.of((params, state, tokens, lengths)), statics),
+        _compile_decode(
+            Signature.of((params, state, scalar, eos)), (*statics, ("sampler", sampler))
+        ),
+        chunk,
+    )
+
+
+def feed(
+    made: Programs,
+    params: Params,
+    state: State,
+    prompts: list[list[int]],
+    progress: Callable[[int, int], None] | None = None,
+) -> State:
+    """Takes prompts of any lengths into the caches, chunk by chunk; token-exact.
+
+    Args:
+      made: the programs.
+      params: the model's.
+      state: the streams; donated.
+      prompts: token ids of each row.
+      progress: called with (tokens of the longest prompt done, all of them).
+
+    Returns:
+      The state, whose `logits` are for the token after each prompt.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    for begin in range(0, longest, made.chunk):
+        tokens = np.zeros((len(prompts), made.chunk), np.int32)
+        lengths = np.zeros((len(prompts),), np.int32)
+        for row, prompt in enumerate(prompts):
+            part = prompt[begin : begin + made.chunk]
+            tokens[row, : len(part)] = part
+            lengths[row] = len(part)
+        state = made.prefill.call(params, state, jnp.asarray(tokens), jnp.asarray(lengths))
+        if progress:
+            jax.block_until_ready(state.logits)
+            progress(min(begin + made.chunk, longest), longest)
+    return state
+
+
+def decode(
+    made: Programs,
+    params: Params,
+    state: State,
+    eos: Array,
+    max_new_tokens: int,
+    *,
+    one_by_one: bool = False,
+) -> Iterator[tuple[State, np.ndarray]]:
+    """Yields the state and the ids [B, n] of each dispatch, -1 where a row produced nothing.
+
+    The first dispatch is of one token, so that it is shown at once. The state handed out is
+    donated to the next dispatch: keep only the last.
+
+    Args:
+      made: the programs.
+      params: the model's.
+      state: the streams; donated.
+      eos: ids that end a row.
+      max_new_tokens: of each row.
+      one_by_one: a token per dispatch, for a caller that may stop at any of them.
+    """
+    done, first = 0, True
+    while done < max_new_tokens:
+        limit = 1 if first or one_by_one else min(DISPATCH, max_new_tokens - done)
+        state, ids = made.decode.call(params, state, jnp.asarray(limit, jnp.int32), eos)
+        new = np.asarray(ids)
+        new = new[:, : int((new >= 0).any(axis=0).sum())]
+        first, done = False, done + limit
+        yield state, new
+        if new.shape[1] < limit or bool(np.asarray(state.done).all()):
+            return

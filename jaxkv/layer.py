@@ -1,0 +1,67 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One layer's cache for other codebases: their attention call becomes one of these two."""
+
+from __future__ import annotations
+
+from jaxkv.errors import InputError
+from jaxkv.policies.base import LayerCache, LayerPolicy
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+
+
+def prefill(
+    policy: LayerPolicy,
+    cache: LayerCache,
+    q: Queries,
+    k: NewKeys,
+    v: NewKeys,
+    *,
+    rope: Rotation | None = None,
+    lengths: Lengths | None = None,
+) -> tuple[LayerCache, Queries]:
+    """Takes (a part of) a prompt into one layer's cache and attends.
+
+    Args:
+      policy: from `some_policy.at(layer, geometry)`; `policy.init()` gives the first cache.
+      cache: the layer's cache.
+      q: [B, T, N, H], un-rotated.
+      k: [B, T, K, H], un-rotated.
+      v: [B, T, K, H].
+      rope: rotates (x [B, T, N, H], positions [B, T]); None for a model without.
+      lengths: int32 [B], valid tokens in each row, padding on the right; None if all are.
+
+    Returns:
+      The cache after the tokens, and out [B, T, N, H].
+
+    Raises:
+      InputError: shapes that do not fit together.
+    """
+    _check(q, k, v)
+    return policy.prefill(cache, q, k, v, rope, lengths)
+
+
+def step(
+    policy: LayerPolicy,
+    cache: LayerCache,
+    q: Queries,
+    k: NewKeys,
+    v: NewKeys,
+    *,
+    rope: Rotation | None = None,
+    lengths: Lengths | None = None,
+) -> tuple[LayerCache, Queries]:
+    """Takes one decoded token per row: as `prefill`, with T = 1."""
+    _check(q, k, v)
+    if q.shape[1] != 1:
+        raise InputError(f"a step takes 1 token per row, not {q.shape[1]}; use prefill")
+    return policy.step(cache, q, k, v, rope, lengths)
+
+
+def _check(q: Queries, k: NewKeys, v: NewKeys) -> None:
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+        raise InputError(f"q, k, v have shapes {q.shape}, {k.shape}, {v.shape}; see the docstring")
+    if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
+        raise InputError(
+            f"q has shape {q.shape} and k {k.shape}; rows, tokens and head size must be equal and "
+            "query heads a multiple of KV heads"
+        )

@@ -1,0 +1,177 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder as pure functions: one token can be followed here from its id to its logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from pallas_kernels.precision import einsum
+
+from jaxkv.models.config import ModelConfig
+from jaxkv.models.layers import gated_mlp, project, rms_norm
+from jaxkv.policies.base import (
+    Cache,
+    Geometry,
+    LayerCache,
+    LayerPolicy,
+    Policy,
+    TokenPolicy,
+    init,
+    init_layers,
+)
+from jaxkv.typing import Hidden, Lengths, Logits, Params, Tokens
+
+
+def init_cache(
+    config: ModelConfig, policy: Policy, batch_size: int, max_length: int, dtype: str = "float32"
+) -> Cache:
+    """An empty cache of static shape.
+
+    Args:
+      config: the model.
+      policy: what to keep.
+      batch_size: B.
+      max_length: tokens that a cache which keeps everything can hold; others ignore it.
+      dtype: of keys and values.
+    """
+    geometry = Geometry(
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        batch_size=batch_size,
+        max_length=max_length,
+        dtype=dtype,
+    )
+    return init(policy, geometry)
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    policy: Policy,
+    tokens: Tokens,
+    cache: Cache,
+    lengths: Lengths | None = None,
+) -> tuple[Logits, Cache]:
+    """Runs tokens through the model and into the cache. Pure; jit with config and policy static.
+
+    Args:
+      params: the tree of `parameter_shapes(config)`.
+      config: the model.
+      policy: the one that `cache` was made for.
+      tokens: int32 [B, T]. T > 1 is (a part of) a prompt: it attends to all that is kept and to
+        itself. T == 1 is a decode step.
+      cache: from `init_cache` or the last call.
+      lengths: int32 [B], valid tokens in each row, the rest is padding on the right; None if all
+        are. A row of length 0 leaves its cache as it was.
+
+    Returns:
+      logits [B, T, V] float32, undefined where padded, and the new cache.
+    """
+    if isinstance(policy, TokenPolicy):
+
+        def one(memory: Any, column: tuple[Array, Array]) -> tuple[Any, Array]:
+            token, valid = column
+            x, after = _recomputed(params, config, policy, token[:, None], memory, valid)
+            return after, head(params, config, x)[:, 0]
+
+        if lengths is None:
+            lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+        valid = jnp.arange(tokens.shape[1], dtype=jnp.int32)[:, None] < lengths[None]
+        cache, logits = jax.lax.scan(one, cache, (tokens.T, valid.astype(jnp.int32)))
+        return logits.swapaxes(0, 1), cache
+    x, layers = run_layers(params, config, policy, tokens, cache.layers, cache.geometry, lengths)
+    return head(params, config, x), cache.replace(layers=layers)
+
+
+def advance(
+    params: Params,
+    config: ModelConfig,
+    policy: Policy,
+    tokens: Tokens,
+    cache: Cache,
+    lengths: Lengths,
+) -> tuple[Array, Cache]:
+    """As `forward`, but the logits of each row's last valid token only: [B, V].
+
+    The output head is a fifth of a small model; a prompt needs it once.
+    """
+    if isinstance(policy, TokenPolicy):
+        x, cache = _recomputed(params, config, policy, tokens, cache, lengths)
+        return head(params, config, x)[:, 0], cache
+    x, layers = run_layers(params, config, policy, tokens, cache.layers, cache.geometry, lengths)
+    return head(params, config, last_valid(x, lengths))[:, 0], cache.replace(layers=layers)
+
+
+def run_layers(
+    params: Params,
+    config: ModelConfig,
+    policy: Policy,
+    tokens: Tokens,
+    layers: tuple[LayerCache, ...],
+    geometry: Geometry,
+    lengths: Lengths | None,
+) -> tuple[Hidden, tuple[LayerCache, ...]]:
+    """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the layers' caches."""
+    x = params["embed"][tokens]
+    caches = []
+    for index, (layer, cache) in enumerate(zip(params["layers"], layers, strict=True)):
+        with jax.named_scope(f"layer_{index}"):
+            x, cache = _layer(layer, config, policy.at(index, geometry), x, cache, lengths)
+        caches.append(cache)
+    return x, tuple(caches)
+
+
+def head(params: Params, config: ModelConfig, x: Hidden) -> Logits:
+    """Final norm and output head: [B, T, D] -> [B, T, V] float32."""
+    x = rms_norm(x, params["final_norm"], config.rms_norm_eps)
+    weight = params["embed"] if config.tie_embeddings else params["lm_head"]
+    return einsum("btd,vd->btv", x, weight)
+
+
+def last_valid(x: Hidden, lengths: Lengths) -> Hidden:
+    """The last valid position of each row: [B, T, D] -> [B, 1, D]; the first if there is none."""
+    index = jnp.maximum(lengths - 1, 0)[:, None, None]
+    return jnp.take_along_axis(x, index, axis=1)
+
+
+def _layer(
+    layer: Params,
+    config: ModelConfig,
+    policy: LayerPolicy,
+    x: Hidden,
+    cache: LayerCache,
+    lengths: Lengths | None,
+) -> tuple[Hidden, LayerCache]:
+    """Pre-norm attention and MLP, each added to the residual stream."""
+    y = rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
+    qkv = project(y, layer["wqkv"], layer.get("bqkv"))  # [B, T, K, G + 2, H]
+    q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
+    q = q.reshape(*q.shape[:2], config.num_heads, config.head_dim)
+    attend = policy.step if x.shape[1] == 1 else policy.prefill
+    cache, out = attend(cache, q, k, v, config.rope, lengths)
+    out = out.reshape(*out.shape[:2], config.num_heads * config.head_dim)
+    x = x + project(out, layer["wo"], layer.get("bo"))
+    y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
+    return x + gated_mlp(y, layer), cache
+
+
+def _recomputed(
+    params: Params,
+    config: ModelConfig,
+    policy: TokenPolicy,
+    tokens: Tokens,
+    cache: Cache,
+    lengths: Lengths,
+) -> tuple[Hidden, Cache]:
+    """Remembers the tokens, then runs the model over all that is recalled: last hidden state."""
+    memory = policy.remember(cache.memory, tokens, lengths)
+    window, valid = policy.recall(memory)
+    fresh = init_layers(policy, cache.geometry)
+    x, _ = run_layers(params, config, policy, window, fresh, cache.geometry, valid)
+    return last_valid(x, valid), cache.replace(memory=memory)

@@ -1,0 +1,55 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The pieces of a decoder layer that have nothing to do with the cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from pallas_kernels.precision import einsum
+
+from jaxkv.typing import Hidden, Params
+
+
+def rms_norm(x: Hidden, weight: Array, eps: float) -> Hidden:
+    """Root-mean-square normalisation (arXiv 1910.07467), in float32, [B, T, D]."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return wide.astype(x.dtype) * weight[None, None]
+
+
+def project(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """A linear map of the last axis, accumulated in float32: [B, T, I] -> [B, T, *O].
+
+    Args:
+      x: [B, T, I].
+      weight: [I, *O].
+      bias: [*O] or None.
+    """
+    rows, inputs = x.reshape(-1, x.shape[-1]), weight.shape[0]
+    matrix = weight.reshape(inputs, -1)
+    # A product of one row is only as fast as the memory is read, and XLA's CPU backend reads a
+    # small matrix with one core. Two half sums, batched, are read by two.
+    if rows.shape[0] == 1 and inputs % 2 == 0:
+        out = jax.lax.platform_dependent(rows, matrix, cpu=_halves, default=_product)
+    else:
+        out = _product(rows, matrix)
+    out = out.astype(x.dtype).reshape(*x.shape[:-1], *weight.shape[1:])
+    return out if bias is None else out + bias[None, None]
+
+
+def _product(rows: Array, matrix: Array) -> Array:
+    return einsum("ri,io->ro", rows, matrix)
+
+
+def _halves(rows: Array, matrix: Array) -> Array:
+    inputs, outputs = matrix.shape
+    halves = matrix.reshape(2, inputs // 2, outputs)
+    return jnp.sum(einsum("rsi,sio->sro", rows.reshape(1, 2, inputs // 2), halves), axis=0)
+
+
+def gated_mlp(x: Hidden, layer: Params) -> Hidden:
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), [B, T, D]."""
+    both = project(x, layer["w_gate_up"], layer.get("b_gate_up"))  # [B, T, 2, F]
+    return project(jax.nn.silu(both[:, :, 0]) * both[:, :, 1], layer["w_down"], layer.get("b_down"))

@@ -1,0 +1,181 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a policy is: a frozen dataclass whose layers turn (cache, q, k, v) into (cache, out).
+
+A policy has no state. It is hashable, so that it can be a static argument of `jax.jit`; the cache
+is data. `policy.at(layer, geometry)` gives a layer's policy, and models call nothing else, but
+for `TokenPolicy`, which keeps tokens and no keys at all.
+
+Law: a new token is written, then attended to, then scores are taken, and only then is anything
+evicted. What a step evicts, that step still saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import flax.struct
+from jax import Array
+
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation, Tokens
+
+LayerCache = Any  # a pytree of arrays with a static shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The static shapes that a cache is made for.
+
+    Attributes:
+      num_layers: L.
+      num_heads: N query heads.
+      num_kv_heads: K.
+      head_dim: H.
+      batch_size: B.
+      max_length: the most tokens a row will ever hold or see, for caches that grow with it.
+      dtype: of keys and values, a numpy name.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    batch_size: int
+    max_length: int
+    dtype: str = "float32"
+
+    def bytes_per_token(self) -> int:
+        """Of one KV head of one layer: key and value."""
+        import jax.numpy as jnp
+
+        return 2 * self.head_dim * jnp.dtype(self.dtype).itemsize
+
+
+class LayerPolicy(Protocol):
+    """How one layer keeps and reads its keys. Frozen and hashable."""
+
+    def init(self) -> LayerCache:
+        """An empty cache."""
+        ...
+
+    def prefill(
+        self,
+        cache: LayerCache,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[LayerCache, Queries]:
+        """Takes a chunk of a prompt.
+
+        Args:
+          cache: the layer's cache.
+          q: [B, T, N, H], un-rotated.
+          k: [B, T, K, H], un-rotated.
+          v: [B, T, K, H].
+          rope: rotates (x [B, T, N, H], positions [B, T]); None for a model without.
+          lengths: int32 [B], valid tokens of this chunk in each row, the rest is padding on the
+            right; None if all are valid.
+
+        Returns:
+          The cache after the chunk, and out [B, T, N, H], undefined where padded.
+        """
+        ...
+
+    def step(
+        self,
+        cache: LayerCache,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[LayerCache, Queries]:
+        """Takes one decoded token: as `prefill` with T = 1. A length of 0 leaves a row alone."""
+        ...
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """Tokens that each KV head keeps after `seen` tokens, by the policy's own formula."""
+        ...
+
+
+class Policy(Protocol):
+    """A way to keep a small cache. Frozen and hashable; its fields are what users set."""
+
+    def at(self, layer: int, geometry: Geometry) -> LayerPolicy:
+        """The policy of layer `layer`."""
+        ...
+
+
+@runtime_checkable
+class TokenPolicy(Protocol):
+    """A policy that keeps token ids and runs the whole model over them for every new token."""
+
+    def at(self, layer: int, geometry: Geometry) -> LayerPolicy:
+        """The policy of a layer within one such run."""
+        ...
+
+    def remember(self, memory: Any, tokens: Tokens, lengths: Lengths | None) -> Any:
+        """Takes new tokens [B, T] into the memory."""
+        ...
+
+    def recall(self, memory: Any) -> tuple[Tokens, Lengths]:
+        """What the model is to be run over: tokens [B, S], and how many are valid in each row."""
+        ...
+
+    def empty_memory(self, geometry: Geometry) -> Any:
+        """A memory of no tokens."""
+        ...
+
+    def nominal_bytes(self, geometry: Geometry) -> int:
+        """Bytes that the policy says it keeps between steps, for the whole batch."""
+        ...
+
+
+@flax.struct.dataclass
+class Cache:
+    """A model's cache: immutable, of static shape, donated from step to step.
+
+    Attributes:
+      layers: what each layer keeps; empty under a `TokenPolicy`.
+      memory: what a `TokenPolicy` keeps, else None.
+      geometry: the static shapes that it was made for.
+    """
+
+    layers: tuple[LayerCache, ...]
+    memory: Any
+    geometry: Geometry = flax.struct.field(pytree_node=False)
+
+
+def init_layers(policy: Policy, geometry: Geometry) -> tuple[LayerCache, ...]:
+    """An empty cache for every layer."""
+    return tuple(policy.at(i, geometry).init() for i in range(geometry.num_layers))
+
+
+def init(policy: Policy, geometry: Geometry) -> Cache:
+    """An empty cache."""
+    if isinstance(policy, TokenPolicy):
+        return Cache((), policy.empty_memory(geometry), geometry)
+    return Cache(init_layers(policy, geometry), None, geometry)
+
+
+def rotate(rope: Rotation | None, x: Array, positions: Array) -> Array:
+    """Rotates heads [B, T, N, H] to positions [B, T], where the model rotates at all."""
+    return x if rope is None else rope(x, positions)
+
+
+def nominal_bytes(policy: Policy, geometry: Geometry) -> int:
+    """What the policy says that it keeps, in bytes of keys and values, for the whole batch.
+
+    The budget by the policy's own formula, with no slot for the newest token, no positions and no
+    rounding: the measure that physical bytes are held against.
+    """
+    if isinstance(policy, TokenPolicy):
+        return policy.nominal_bytes(geometry)
+    for_ever = 2**31 - 1
+    tokens = sum(
+        sum(policy.at(layer, geometry).kept(for_ever)) for layer in range(geometry.num_layers)
+    )
+    return geometry.batch_size * tokens * geometry.bytes_per_token()

@@ -1,0 +1,152 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Attention sinks and a window, in a ring that never grows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxkv.attention import attend_chunk, attend_one, attend_slots
+from jaxkv.cache.slab import Slab, append, empty, new_positions
+from jaxkv.errors import InputError
+from jaxkv.policies.base import Geometry, rotate
+from jaxkv.softmax import merge
+from jaxkv.typing import Lengths, NewKeys, Positions, Queries, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingLLM:
+    """Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453).
+
+    Keeps the first `sinks` tokens and the last `window`. Positions are those inside the cache
+    (section 3.2 of the paper): once the stream is longer than the cache, sink i stays at distance
+    `sinks + window - i` from every query. Prefill is token-exact: a prompt in chunks of any size
+    gives what feeding it token by token gives.
+
+    Attributes:
+      sinks: first tokens that are always kept.
+      window: past tokens that are kept; a query also sees itself.
+
+    Memory: `sinks + window` tokens per KV head, and one slot for the newest token.
+    """
+
+    sinks: int = 4
+    window: int = 1020
+
+    def __post_init__(self) -> None:
+        if self.sinks < 0:
+            raise InputError(f"sinks is {self.sinks}; it must be at least 0")
+        if self.window < 1:
+            raise InputError(f"window is {self.window}; it must be at least 1")
+
+    def at(self, layer: int, geometry: Geometry) -> RingLayer:
+        """The same for every layer."""
+        del layer
+        return RingLayer(geometry, self.sinks, self.window, in_cache=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class RingLayer:
+    """Sinks in slots [0, sinks), then a ring of window + 1 slots that is written before attending.
+
+    With `window` slots the oldest token would be gone one step early: its slot is the new one's.
+
+        sinks 2, window 3:   [s0 s1 | 2 3 4 5]  the query at 5 sees all six
+                        ->   [s0 s1 | 6 3 4 5]  the query at 6 takes the slot of 2
+
+    Keys are rotated once, at write, at their absolute position, and never again. Inside the
+    window absolute distances are already those inside the cache; only the sinks' differ. So the
+    query is rotated twice, at its own position for the window, and at min(position, sinks +
+    window) for the sinks.
+
+    Attributes:
+      geometry: the static shapes.
+      sinks: first tokens kept.
+      window: past tokens kept.
+      in_cache: sinks at their distance inside the cache; False leaves it absolute.
+    """
+
+    geometry: Geometry
+    sinks: int
+    window: int
+    in_cache: bool
+
+    def init(self) -> Slab:
+        """An empty slab of sinks + window + 1 slots."""
+        g = self.geometry
+        slots = self.sinks + self.window + 1
+        return empty(g.batch_size, g.num_kv_heads, slots, g.head_dim, g.dtype)
+
+    def prefill(
+        self,
+        cache: Slab,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Slab, Queries]:
+        """Attends over the ring as it was, the chunk, and the sinks; then the chunk goes in.
+
+        Writing first would overwrite what the chunk's early queries still see. A sink is never
+        overwritten, so those of this chunk are written before, and read in their slots.
+        """
+        at = new_positions(cache, q.shape[1], lengths)
+        k = rotate(rope, k, at)
+        window_q, sink_q = self._rotate_query(rope, q, at)
+        after = append(cache, k, v, at, self._slots(at, last_of=at))
+        ring = cache.k[:, :, self.sinks :], cache.v[:, :, self.sinks :]
+        parts = [
+            attend_slots(window_q, *ring, at, cache.pos[:, :, self.sinks :], window=self.window),
+            attend_chunk(
+                window_q, k, v, at, jnp.where(at < self.sinks, -1, at), window=self.window
+            ),
+        ]
+        if self.sinks:
+            first = after.k[:, :, : self.sinks], after.v[:, :, : self.sinks]
+            parts.append(attend_slots(sink_q, *first, at, after.pos[:, :, : self.sinks]))
+        out, _ = merge(*parts)
+        return after, out
+
+    def step(
+        self,
+        cache: Slab,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Slab, Queries]:
+        """Writes the token over the one that leaves the window, then attends."""
+        at = new_positions(cache, 1, lengths)
+        window_q, sink_q = self._rotate_query(rope, q, at)
+        cache = append(cache, rotate(rope, k, at), v, at, self._slots(at, last_of=None))
+        out = attend_one(
+            window_q, cache.k, cache.v, at, cache.pos,
+            window=self.window, sinks=self.sinks, q_sink=sink_q,
+        )  # fmt: skip
+        return cache, out
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """The sinks and the window, once there are as many tokens."""
+        return (min(seen, self.sinks + self.window),) * self.geometry.num_kv_heads
+
+    def _rotate_query(self, rope: Rotation | None, q: Queries, at: Positions):
+        """The query for the window, and for the sinks."""
+        window_q = rotate(rope, q, at)
+        if not (self.in_cache and self.sinks):
+            return window_q, window_q
+        return window_q, rotate(rope, q, jnp.minimum(at, self.sinks + self.window))
+
+    def _slots(self, at: Positions, last_of: Array | None) -> Positions:
+        """Where tokens go; of a chunk longer than the ring only the end is written."""
+        ring = self.window + 1
+        slots = jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)
+        if last_of is None:
+            return slots
+        end = jnp.max(last_of, axis=1, keepdims=True)
+        stays = (at < self.sinks) | (at > end - ring)
+        return jnp.where(stays, slots, self.sinks + ring)

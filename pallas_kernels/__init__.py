@@ -1,0 +1,6 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Attention ops on plain arrays, with one implementation per backend behind one name."""
+
+from pallas_kernels.decode.api import decode_attention as decode_attention
+from pallas_kernels.prefill.api import prefill_attention as prefill_attention

@@ -1,0 +1,52 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of one new token per row over a slab of cached keys and values."""
+
+from __future__ import annotations
+
+from jax import Array
+
+from pallas_kernels.decode import xla
+from pallas_kernels.dispatch import Implementation, dispatch
+
+IMPLEMENTATIONS = {"xla": xla.decode_attention}
+
+
+def decode_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_pos: Array,
+    k_pos: Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    sinks: int = 0,
+    q_sink: Array | None = None,
+    implementation: Implementation = None,
+) -> tuple[Array, Array]:
+    """One query token per row over a slab whose slots are in any order.
+
+    All G query heads of a KV head are taken together: K and V are read once, never repeated.
+
+    Args:
+      q: [B, N, H], rotated; N = G K, query head n uses KV head n // G.
+      k: [B, K, S, H], rotated.
+      v: [B, K, S, H].
+      q_pos: int32 [B].
+      k_pos: int32 [B, P, S], P is K, or 1 where all heads keep the same tokens; -1 is empty.
+      scale: multiplies the scores.
+      window: past tokens in reach; None is no limit.
+      sinks: slots [0, sinks) hold the tokens at positions [0, sinks), which are always in reach.
+      q_sink: [B, N, H], the query as rotated for the sink slots (StreamingLLM's in-cache
+        positions); None scores them with `q`.
+      implementation: see `dispatch`.
+
+    Returns:
+      out [B, N, H] in the dtype of `q`, and lse [B, N] float32, the natural log of the sum of
+      exponentials of the scores. A row that sees no key gives zeros and -inf.
+    """
+    return dispatch(
+        IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos,
+        scale=scale, window=window, sinks=sinks, q_sink=q_sink,
+    )  # fmt: skip

@@ -1,0 +1,52 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses an implementation of an op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+Implementation = str | Sequence[str] | None
+
+PLATFORM_ORDER: Mapping[str, tuple[str, ...]] = {
+    "tpu": ("mosaic_tpu", "xla"),
+    "gpu": ("mosaic_gpu", "xla"),
+    "cpu": ("xla",),
+}
+
+
+def dispatch(table: Mapping[str, Callable[..., Any]], implementation: Implementation, *args, **kw):
+    """Calls the first implementation that can take the case.
+
+    Args:
+      table: name -> function. A function raises NotImplementedError for a case, or a device, that
+        it does not serve; the next one is then tried.
+      implementation: None for the platform's order, which ends in "xla"; a name, which never
+        falls back; or a sequence of names.
+      *args: passed on.
+      **kw: passed on.
+
+    Raises:
+      ValueError: a name that is not in the table.
+      NotImplementedError: the one explicit name cannot take the case.
+      ExceptionGroup: none of several can.
+    """
+    if implementation is None:
+        order = PLATFORM_ORDER.get(jax.default_backend(), ("xla",))
+        names = tuple(name for name in order if name in table)
+    else:
+        names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    if unknown := [name for name in names if name not in table] or not names:
+        raise ValueError(f"implementation={unknown!r} is not one of {sorted(table)}")
+    errors: list[Exception] = []
+    for name in names:
+        try:
+            return table[name](*args, **kw)
+        except NotImplementedError as error:
+            if len(names) == 1:
+                raise
+            errors.append(error)
+    raise ExceptionGroup("no implementation can take this case", errors)

