@@ -13,13 +13,17 @@ in a file given as `--config`. The command line wins.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import contextlib
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxkv.errors import InputError
 
 PREFIX = "--policy."
+_TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
 
 
 def make_parser(command: str, description: str) -> Any:
@@ -31,6 +35,7 @@ def make_parser(command: str, description: str) -> Any:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
 
 
@@ -48,34 +53,34 @@ def parse(parser: Any, arguments: Sequence[str]) -> tuple[argparse.Namespace, di
       InputError: anything that cannot be used, in one line.
     """
     plain, fields = _split(arguments)
-    settings: dict[str, Any] = {}
-    if "--config" in {name.partition("=")[0] for name in plain}:
-        plain, path = _take(plain, "--config")
-        settings, more = _read_config(Path(path))
-        fields = more | fields
+    plain, paths = _take(plain, "--config")
+    words: list[str] = []
+    if paths:
+        settings, more = _read_config(Path(paths[-1]))
+        fields = _of_one_policy(settings, plain, more) | fields
+        words = _words(parser, settings, plain)
     try:
-        known = {action.dest for action in parser._actions}
-        for key in settings:
-            if key.replace("-", "_") not in known:
-                names = ", ".join(sorted(known - {"help", "config", "policy_field"}))
-                raise InputError(f"--config has the unknown key {key!r}; it may have {names}")
-        defaults = {key.replace("-", "_"): value for key, value in settings.items()}
-        checked = parser.parse_object(_positionals(parser, plain) | defaults) if defaults else {}
-        parser.set_defaults({key: checked[key] for key in defaults})
-        return parser.parse_args(plain), fields
+        return parser.parse_args(words + plain), fields
+    except InputError:
+        raise
     except (argparse.ArgumentError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(" ".join(str(error).split())) from None
+        raise InputError(_readable(parser, " ".join(str(error).split()))) from None
 
 
-def _positionals(parser: Any, plain: Sequence[str]) -> dict[str, Any]:
-    """Stand-ins for required arguments, which a file need not repeat."""
-    return {
-        action.dest: plain[0] if plain else ""
-        for action in parser._actions
-        if not action.option_strings and action.required
-    }
+@contextlib.contextmanager
+def flags_named(names: Sequence[str] | None = None, prefix: str = "--") -> Iterator[None]:
+    """Makes "window is 0; ..." into "--policy.window is 0; ...": the word that was typed.
+
+    Args:
+      names: settings that a message may start with; None is any message.
+      prefix: what is put before them.
+    """
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        known = names is None or message.split(" ", 1)[0] in names
+        raise InputError(f"{prefix}{message}" if known else message) from None
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -97,36 +102,120 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return plain, fields
 
 
-def _take(arguments: list[str], name: str) -> tuple[list[str], str]:
-    for index, word in enumerate(arguments):
+def _take(arguments: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Takes `NAME VALUE` and `NAME=VALUE` out of a command line."""
+    plain: list[str] = []
+    values: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
         if word.startswith(f"{name}="):
-            return arguments[:index] + arguments[index + 1 :], word.partition("=")[2]
-        if word == name:
-            if index + 1 == len(arguments):
+            values.append(word.partition("=")[2])
+        elif word == name:
+            if not rest:
                 raise InputError(f"{name} needs a value")
-            return arguments[:index] + arguments[index + 2 :], arguments[index + 1]
-    raise AssertionError(name)
+            values.append(rest.pop(0))
+        else:
+            plain.append(word)
+    return plain, values
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a file, and those of its policy."""
     import yaml
 
-    if not path.is_file():
-        raise InputError(f"--config {path}: there is no such file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise InputError(f"--config {path} must hold names and their values")
-    settings, fields = dict(content), {}
+    settings = {key.replace("_", "-"): value for key, value in content.items()}
+    fields: dict[str, Any] = {}
     if isinstance(settings.get("policy"), Mapping):
-        fields |= settings.pop("policy")
+        fields |= {str(key).replace("-", "_"): x for key, x in settings.pop("policy").items()}
         if "name" in fields:
             settings["policy"] = fields.pop("name")
     for key in [key for key in settings if key.startswith("policy.")]:
-        fields[key.removeprefix("policy.")] = settings.pop(key)
+        fields[key.removeprefix("policy.").replace("-", "_")] = settings.pop(key)
     return settings, fields
+
+
+def _of_one_policy(
+    settings: Mapping[str, Any], plain: Sequence[str], fields: dict[str, Any]
+) -> dict[str, Any]:
+    """The file's fields, unless the command line names another policy: they are not its own."""
+    _, named = _take(plain, "--policy")
+    return {} if named and named[-1] != settings.get("policy", named[-1]) else fields
+
+
+def _words(parser: Any, settings: Mapping[str, Any], plain: Sequence[str]) -> list[str]:
+    """A file's settings as the words of a command line, less those that `plain` overrules.
+
+    So a value is checked, and a mistake reported, the same way wherever it stands.
+    """
+    actions = {
+        flag.removeprefix("--"): action
+        for action in parser._actions
+        for flag in action.option_strings
+        if flag.startswith("--") and flag not in ("--help", "--config", f"{PREFIX}FIELD")
+    }
+    given = {word.partition("=")[0].removeprefix("--") for word in plain if word.startswith("--")}
+    rivals = [
+        {name for name, action in actions.items() if action in group._group_actions}
+        for group in parser._mutually_exclusive_groups
+    ]
+    words = []
+    for name, value in settings.items():
+        if name not in actions:
+            close = difflib.get_close_matches(name, actions, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            allowed = ", ".join(sorted(actions))
+            raise InputError(f"--config has the unknown key {name!r}; {hint}it may have {allowed}")
+        overruled = name in given or any(name in group and given & group for group in rivals)
+        if value is not None and not overruled:
+            words += _said(name, actions[name], value)
+    return words
+
+
+def _said(name: str, action: argparse.Action, value: Any) -> list[str]:
+    """One setting as words; a list is repeated, or joined by commas if it may not be repeated."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise InputError(f"{name} in --config is {value!r}; it must be true or false")
+        return [f"--{name}"] if value else []
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(part, Mapping | list) for part in values):
+        raise InputError(f"{name} in --config is {value!r}; it must be one value or a list")
+    texts = [str(part).lower() if isinstance(part, bool) else str(part) for part in values]
+    # argparse has no public name for what `action="append"` makes.
+    if isinstance(action, argparse._AppendAction) or getattr(action, "_append", False):
+        return [f"--{name}={text}" for text in texts]
+    return [f"--{name}={','.join(texts)}"]
+
+
+def _readable(parser: Any, message: str) -> str:
+    """The parser's message in the words of the command line."""
+    unknown = re.match(r"(?i)unrecognized arguments: (\S+)", message)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(unknown[1].partition("=")[0], flags, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{unknown[1]} is unknown; {hint}--help lists what there is"
+    message = re.sub(r"^argument (--\S+?): ", r"\1: ", message)
+    wrong = re.match(r'Parser key "([\w.-]+)": (.*)', message)
+    if not wrong:
+        return message
+    flags = {action.dest: action.option_strings for action in parser._actions}
+    flag = (flags.get(wrong[1]) or [wrong[1]])[-1]
+    told = re.match(r"(.*?)(?: Given value type: .*?)? (?:Got|Given) value: (.*)", wrong[2])
+    kinds = re.findall(r"<class '(\w+)'>", told[1]) if told else []
+    allowed = " or ".join(dict.fromkeys(_TYPES[kind] for kind in kinds if kind in _TYPES))
+    if not (told and allowed):
+        return f"{flag}: {wrong[2]}"
+    return f"{flag} is {told[2]!r}; it must be {allowed}"
 
 
 def _scalar(text: str) -> Any:

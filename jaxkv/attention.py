@@ -7,10 +7,10 @@ from __future__ import annotations
 import math
 
 from jax import Array
-from pallas_kernels import decode_attention, prefill_attention
 
 from jaxkv.softmax import Partial
 from jaxkv.typing import NewKeys, Positions, Queries, SlotKeys, SlotPositions
+from pallas_kernels import decode_attention, prefill_attention
 
 
 def attend_one(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The message is one line: the value, and what is allowed."""
+    """What the user gave cannot be used. The message is one line: value and what is allowed."""
 
 
 @contextlib.contextmanager

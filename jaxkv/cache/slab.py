@@ -8,6 +8,8 @@ is valid, causal or in reach.
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax.numpy as jnp
 from jax import Array
@@ -51,7 +53,7 @@ def empty(
 
 
 def new_positions(slab: Slab, count: int, lengths: Lengths | None) -> Positions:
-    """Absolute positions of the next `count` tokens, int32 [B, T]; -1 at and past a row's length."""
+    """Positions of the next `count` tokens, int32 [B, T]; -1 at and past a row's length."""
     offset = jnp.arange(count, dtype=jnp.int32)[None]
     positions = slab.seen[:, None] + offset
     return positions if lengths is None else jnp.where(offset < lengths[:, None], positions, -1)
@@ -81,7 +83,8 @@ def append(slab: Slab, k: NewKeys, v: NewKeys, positions: Positions, slots: Posi
         positions = jnp.repeat(positions, 2, axis=1)
         slots = jnp.concatenate([slots, jnp.full_like(slots, slab.slots)], axis=1)
     row = jnp.arange(k.shape[0])[:, None]
-    return slab.replace(
+    return dataclasses.replace(
+        slab,
         k=slab.k.at[row, :, slots].set(k.astype(slab.k.dtype), mode="drop"),
         v=slab.v.at[row, :, slots].set(v.astype(slab.v.dtype), mode="drop"),
         pos=slab.pos.at[row, 0, slots].set(positions, mode="drop"),

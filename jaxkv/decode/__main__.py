@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxkv.decode.options import COMMAND, Options, parse_options
-from jaxkv.errors import one_line_errors
+from jaxkv.errors import InputError, one_line_errors
 from jaxkv.startup import prepare
 
 
@@ -23,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prepare()
         try:
             _run(options, began)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         except KeyboardInterrupt:
             print(f"\n{COMMAND}: interrupted", file=sys.stderr)
             raise SystemExit(130) from None
@@ -34,7 +39,7 @@ def _run(options: Options, began: float) -> None:
     from jaxkv.decode.interactive import chat
     from jaxkv.decode.once import answer_once
 
-    with bars() as progress:
+    with bars() as progress, _model_named(options.model):
         model = load(options.model, options.dtype, progress)
     load_s = time.perf_counter() - began
     if options.interactive:
@@ -45,6 +50,17 @@ def _run(options: Options, began: float) -> None:
         print(json.dumps(report(generation)))
     else:
         print(summary(generation), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _model_named(name: str) -> Iterator[None]:
+    """A model that cannot be used is reported with the flag that named it."""
+    try:
+        yield
+    except InputError as error:
+        known = str(error).startswith(("model ", "dtype "))
+        prefix = "--" if known else f"--model {name}: "
+        raise InputError(f"{prefix}{error}") from None
 
 
 def report(generation: Any) -> dict[str, Any]:

@@ -9,9 +9,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from jaxkv.convert.model import Model
+from jaxkv.decode.once import keep, resume
 from jaxkv.decode.options import Options
 from jaxkv.errors import InputError
 from jaxkv.generate.api import Session, prompt_ids
@@ -32,15 +31,21 @@ def chat(options: Options, model: Model, load_s: float) -> None:
     # A full cache is as long as the model's context; the others do not grow.
     length = settings.max_length or model.config.max_positions
     longest = length - settings.max_new_tokens if isinstance(settings.policy, Full) else 128
-    session = Session.begin(model, settings, 1, max(longest, 1), load_s=load_s)
+    if options.load_cache:
+        session = resume(options, model, load_s)
+        if session.state.cache.geometry.batch_size != 1:
+            raise InputError(f"--load-cache {options.load_cache} holds several streams, not one")
+    else:
+        session = Session.begin(model, settings, 1, max(longest, 1), load_s=load_s)
     print("Ctrl-C stops an answer, Ctrl-D ends the chat.", file=sys.stderr)
-    ended, first = False, True
+    first = not options.load_cache
     while (prompt := _ask()) is not None:
         if not prompt.strip():
             continue
         if first:
             ids = prompt_ids(model, prompt, chat=in_chat, answer_prefix=options.answer_prefix)
         else:
+            ended = bool(session.closed[0])
             ids = next_turn(
                 tokenizer, prompt, chat=in_chat, ended=ended, answer_prefix=options.answer_prefix
             )
@@ -50,8 +55,10 @@ def chat(options: Options, model: Model, load_s: float) -> None:
                 f"the full cache has room for {room} tokens and this turn needs {len(ids)}; "
                 "choose a policy that evicts for an endless chat"
             )
-        ended = _turn(session, ids)
+        _turn(session, ids)
         first = False
+    if options.save_cache and not first:
+        keep(options.save_cache, session)
 
 
 def _ask() -> str | None:
@@ -59,13 +66,15 @@ def _ask() -> str | None:
         return input(PROMPT if sys.stdin.isatty() else "")
     except EOFError:
         return None
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin is not UTF-8 text: {error.reason}") from None
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return ""
 
 
-def _turn(session: Session, ids: list[int]) -> bool:
-    """Answers one turn on stdout; whether the answer ended by itself."""
+def _turn(session: Session, ids: list[int]) -> None:
+    """Answers one turn on stdout."""
     row = Row(session.model.tokenizer, session.settings.stop)
     with _interrupt() as interrupted:
         session.feed([ids])
@@ -74,7 +83,6 @@ def _turn(session: Session, ids: list[int]) -> bool:
             if row.stopped or interrupted():
                 break
     print(row.finish(), flush=True)
-    return bool(np.asarray(session.state.done)[0])
 
 
 @contextlib.contextmanager

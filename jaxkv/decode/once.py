@@ -10,21 +10,23 @@ import sys
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
+from jaxkv.arguments import flags_named
 from jaxkv.convert.model import Model
 from jaxkv.decode.options import Options
 from jaxkv.errors import InputError
 from jaxkv.generate.api import Generation, Session, answer, prompt_ids
 from jaxkv.generate.chat import next_turn
 from jaxkv.generate.saved import load_with_extras, save_cache
-from jaxkv.generate.state import State
+from jaxkv.generate.state import State, row_keys
 
 
 def answer_once(options: Options, model: Model, load_s: float) -> Generation:
     """Answers the prompts, streaming the text of a single one to stdout."""
     if options.load_cache:
-        session, ids = _resume(options, model, load_s)
+        session = resume(options, model, load_s)
+        ids = _next_turns(options, session)
     else:
         ids = [
             prompt_ids(model, prompt, chat=options.chat, answer_prefix=options.answer_prefix)
@@ -49,7 +51,7 @@ def answer_once(options: Options, model: Model, load_s: float) -> Generation:
             for index, text in enumerate(generation.texts):
                 print(f"--- {index + 1}\n{text}")
     if options.save_cache:
-        _save(options.save_cache, session, model)
+        keep(options.save_cache, session)
     return generation
 
 
@@ -65,40 +67,70 @@ def prefill_progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: draw("prompt", done, total)
 
 
-def _save(path: str, session: Session, model: Model) -> None:
-    state = session.state
+def keep(path: str, session: Session) -> None:
+    """Writes a session to a folder, whole or not at all; `resume` goes on from it."""
+    state, model = session.state, session.model
     extras = {
         "logits": state.logits,
         "keys": jax.random.key_data(state.keys),
-        "done": state.done,
+        "done": jnp.asarray(session.closed),
     }
     save_cache(path, state.cache, session.settings.policy, model=model.fingerprint, extras=extras)
 
 
-def _resume(options: Options, model: Model, load_s: float) -> tuple[Session, list[list[int]]]:
-    """The session of a kept cache, and what is fed to it first."""
-    path = options.load_cache or ""
-    cache, policy, extras = load_with_extras(path, options.policy, model=model.fingerprint)
-    batch = cache.geometry.batch_size
+def resume(options: Options, model: Model, load_s: float) -> Session:
+    """The session that `keep` wrote.
+
+    Raises:
+      InputError: it is missing, damaged, or was made for other settings than those given now.
+    """
+    path, settings = options.load_cache or "", options.settings
+    with flags_named(None, "--load-cache: "):
+        cache, policy, extras = load_with_extras(path, options.policy, model=model.fingerprint)
+    geometry = cache.geometry
+    for flag, asked, made in (
+        ("kv-dtype", settings.kv_dtype, geometry.dtype),
+        ("max-length", settings.max_length, geometry.max_length),
+    ):
+        if asked not in (None, made):
+            raise InputError(f"--{flag} is {asked}; --load-cache {path} was made with {made}")
+    batch = geometry.batch_size
     if options.prompts and len(options.prompts) != batch:
         raise InputError(
             f"--load-cache {path} holds {batch} streams and there are {len(options.prompts)} "
             "prompts; give one for each, or none to go on where they stopped"
         )
-    missing = [name for name in ("logits", "keys", "done") if name not in extras]
-    if missing:
-        raise InputError(f"--load-cache {path} was not made by --save-cache: no {missing[0]}")
-    done = np.asarray(extras["done"])
-    chat = model.tokenizer.chat_template is not None if options.chat is None else options.chat
-    ids = [
-        next_turn(
-            model.tokenizer, prompt, chat=chat, ended=bool(done[row]),
-            answer_prefix=options.answer_prefix,
-        )
-        for row, prompt in enumerate(options.prompts)
-    ] or [[] for _ in range(batch)]  # fmt: skip
-    keys = jax.random.wrap_key_data(extras["keys"])
+    fresh = row_keys(settings.seed, batch)
+    expected = {
+        "logits": jax.ShapeDtypeStruct((batch, model.config.vocab_size), jnp.float32),
+        "keys": jax.eval_shape(jax.random.key_data, fresh),
+        "done": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+    }
+    for name, shape in expected.items():
+        found = extras.get(name)
+        if found is None or (found.shape, found.dtype) != (shape.shape, shape.dtype):
+            raise InputError(
+                f"--load-cache {path} was not made by --save-cache: {name} is missing or has "
+                "another shape"
+            )
+    keys = fresh if options.reseed else jax.random.wrap_key_data(extras["keys"])
     state = State(cache=cache, logits=extras["logits"], keys=keys, done=extras["done"])
-    settings = dataclasses.replace(options.settings, policy=policy)
-    longest = max(map(len, ids))
-    return Session.begin(model, settings, batch, longest, state, load_s), ids
+    settings = dataclasses.replace(settings, policy=policy, max_length=None)
+    return Session.begin(model, settings, batch, settings.prefill_chunk or 512, state, load_s)
+
+
+def _next_turns(options: Options, session: Session) -> list[list[int]]:
+    """What is fed to a session that goes on: a further turn, or nothing."""
+    tokenizer, closed = session.model.tokenizer, session.closed
+    if not options.prompts:
+        rooms = session.rooms
+        if rooms is not None and rooms.max() <= 0:
+            raise InputError(f"--load-cache {options.load_cache} is full; no token fits in it")
+        return [[] for _ in closed]
+    chat = tokenizer.chat_template is not None if options.chat is None else options.chat
+    return [
+        next_turn(
+            tokenizer, prompt, chat=chat, ended=bool(ended), answer_prefix=options.answer_prefix
+        )
+        for prompt, ended in zip(options.prompts, closed, strict=True)
+    ]

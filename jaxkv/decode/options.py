@@ -11,14 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkv.arguments import make_parser, parse
+from jaxkv.arguments import flags_named, make_parser, parse
 from jaxkv.errors import InputError
 from jaxkv.generate.api import Settings
 from jaxkv.generate.sampling import make_sampler
+from jaxkv.generate.saved import check_target
 from jaxkv.policies.base import Policy
 from jaxkv.policies.registry import POLICIES, make_policy
 
 COMMAND = "jaxkv.decode"
+# What a message may start with that is a flag, spelt the same.
+_FLAGS = (
+    "max-new-tokens", "prefill-chunk", "max-length", "kv-dtype", "temperature", "top-k", "top-p",
+)  # fmt: skip
 
 _DESCRIPTION = """Answer a prompt with a KV cache that stays small.
 
@@ -41,7 +46,8 @@ examples:
 class Options:
     """What the command was asked to do.
 
-    `policy` is None when none was named, `chat` when neither --chat nor --raw was given.
+    `policy` is None when none was named, `chat` when neither --chat nor --raw was given; `reseed`
+    tells whether a seed was.
     """
 
     model: str
@@ -52,6 +58,7 @@ class Options:
     chat: bool | None
     answer_prefix: str
     interactive: bool
+    reseed: bool
     save_cache: str | None
     load_cache: str | None
     json: bool
@@ -73,18 +80,22 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         raise InputError(
             "there is no prompt; give --prompt TEXT, --prompt-file FILE or --interactive"
         )
-    if given.chat and given.raw:
-        raise InputError("--chat and --raw exclude each other")
-    settings = Settings(
-        policy=policy or make_policy("streaming"),
-        sampler=make_sampler(given.temperature, given.top_k, given.top_p),
-        max_new_tokens=given.max_new_tokens,
-        seed=given.seed,
-        stop=tuple(given.stop or ()),
-        prefill_chunk=given.prefill_chunk,
-        max_length=given.max_length,
-        kv_dtype=given.kv_dtype,
-    )
+    if "" in (given.stop or ()):
+        raise InputError("--stop is ''; it must have at least one character")
+    if given.save_cache:
+        with flags_named(None, "--save-cache: "):
+            check_target(given.save_cache)
+    with flags_named(_FLAGS):
+        settings = Settings(
+            policy=policy or make_policy("streaming"),
+            sampler=make_sampler(given.temperature, given.top_k, given.top_p),
+            max_new_tokens=given.max_new_tokens,
+            seed=given.seed or 0,
+            stop=tuple(given.stop or ()),
+            prefill_chunk=given.prefill_chunk,
+            max_length=given.max_length,
+            kv_dtype=given.kv_dtype,
+        )
     return Options(
         model=given.model,
         dtype=given.dtype,
@@ -94,6 +105,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         chat=True if given.chat else False if given.raw else None,
         answer_prefix=given.answer_prefix,
         interactive=given.interactive,
+        reseed=given.seed is not None,
         save_cache=given.save_cache,
         load_cache=given.load_cache,
         json=given.json,
@@ -103,17 +115,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
 def _policy(name: str | None, fields: dict[str, Any]) -> Policy | None:
     if name is None and not fields:
         return None
-    return make_policy(name or "streaming", fields)
+    name = name or "streaming"
+    own = [field.name for field in dataclasses.fields(POLICIES[name])] if name in POLICIES else []
+    with flags_named(["policy"]), flags_named(own, "--policy."):
+        return make_policy(name, fields)
 
 
 def _prompts(given: argparse.Namespace) -> tuple[str, ...]:
-    prompts = list(given.prompt or ())
-    for name in given.prompt_file or ():
-        prompts.append(_read(name))
-    for prompt in prompts:
-        if not prompt.strip():
-            raise InputError(f"a prompt is empty ({prompt!r:.40}); it must hold some text")
-    return tuple(prompts)
+    prompts = [("--prompt", text) for text in given.prompt or ()]
+    prompts += [(f"--prompt-file {name}", _read(name)) for name in given.prompt_file or ()]
+    for origin, text in prompts:
+        if not text.strip():
+            raise InputError(f"{origin} is empty ({text[:20]!r}); it must hold some text")
+    return tuple(text for _, text in prompts)
 
 
 def _read(name: str) -> str:
@@ -131,20 +145,21 @@ def _parser() -> Any:
     add = parser.add_argument
     add(
         "--model",
+        type=str,
         default="smollm2-135m-instruct",
         metavar="NAME",
         help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
     )
-    add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16, of the weights")
+    add("--dtype", type=str, default="float32", metavar="TYPE", help="float32 or bfloat16, of the weights")
     add(
         "--kv-dtype",
-        type=str | None,
+        type=str,
         metavar="TYPE",
         help="float32 or bfloat16, of keys and values (default: that of the weights)",
     )
     add(
         "--policy",
-        type=str | None,
+        type=str,
         metavar="NAME",
         help=f"{', '.join(POLICIES)} (default: streaming)",
     )
@@ -152,13 +167,13 @@ def _parser() -> Any:
         "--policy.FIELD",
         dest="policy_field",
         metavar="VALUE",
-        type=str | None,
+        type=str,
         help="a setting of the policy, such as --policy.sinks 4 --policy.window 1020",
     )
     add(
         "--config",
         metavar="FILE.yaml",
-        type=str | None,
+        type=str,
         help="the same names as keys; the command line wins",
     )
     add(
@@ -175,9 +190,12 @@ def _parser() -> Any:
         metavar="FILE",
         help="a prompt from a file; - is stdin",
     )
-    add("--chat", action="store_true", help="use the model's chat template (default if it has one)")
-    add("--raw", action="store_true", help="continue the text as it is")
-    add("--answer-prefix", default="", metavar="TEXT", help="start of the assistant's answer")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--chat", action="store_true", help="use the model's chat template (default if it has one)"
+    )
+    form.add_argument("--raw", action="store_true", help="continue the text as it is")
+    add("--answer-prefix", type=str, default="", metavar="TEXT", help="start of the assistant's answer")
     add(
         "--interactive",
         action="store_true",
@@ -192,7 +210,12 @@ def _parser() -> Any:
         metavar="P",
         help="draw from the likeliest tokens that reach P",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    add(
+        "--seed",
+        type=int | None,
+        metavar="N",
+        help="of the draws (default: 0, or where a kept cache stopped)",
+    )
     add(
         "--stop", action="append", type=str, metavar="TEXT", help="ends the answer; may be repeated"
     )
@@ -208,10 +231,10 @@ def _parser() -> Any:
         metavar="N",
         help="tokens a full cache can hold (default: what the prompt needs)",
     )
-    add("--save-cache", type=str | None, metavar="DIR", help="keep the cache after the answer")
+    add("--save-cache", type=str, metavar="DIR", help="keep the cache after the answer")
     add(
         "--load-cache",
-        type=str | None,
+        type=str,
         metavar="DIR",
         help="go on from a kept cache; with no prompt, with the text where it stopped",
     )

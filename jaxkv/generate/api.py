@@ -16,7 +16,7 @@ import numpy as np
 from jaxkv.cache.accounting import kept_tokens, nbytes
 from jaxkv.convert.model import Model
 from jaxkv.errors import InputError
-from jaxkv.generate.loop import Programs, compilations, decode, feed, programs
+from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
 from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
 from jaxkv.generate.text import Row
@@ -146,6 +146,7 @@ class Session:
     began: float
     compiled: dict[str, int]
     eos: jax.Array
+    cut: set[int] = dataclasses.field(default_factory=set)  # rows that were ended from outside
 
     @classmethod
     def begin(
@@ -168,50 +169,77 @@ class Session:
         return cls(model, settings, state, made, timing, began, new, eos)
 
     @property
-    def room(self) -> int | None:
-        """Tokens that still fit; None if the policy never fills up."""
+    def rooms(self) -> np.ndarray | None:
+        """Tokens that still fit in each row [B]; None if the policy never fills up."""
         if not isinstance(self.settings.policy, Full):
             return None
-        seen = np.asarray(self.state.cache.layers[0].seen).max()
-        return self.state.cache.geometry.max_length - int(seen)
+        return self.state.cache.geometry.max_length - np.asarray(self.state.cache.layers[0].seen)
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that still fit in every row; None if the policy never fills up."""
+        rooms = self.rooms
+        return None if rooms is None else int(rooms.min())
+
+    @property
+    def closed(self) -> np.ndarray:
+        """Rows [B] whose answer ended by itself: its end-of-sequence token is in the cache."""
+        closed = np.array(self.state.done)
+        closed[list(self.cut)] = False
+        return closed
 
     def feed(
         self, prompts: list[list[int]], progress: Callable[[int, int], None] | None = None
     ) -> None:
         """Takes prompts in, and wakes rows that had ended."""
-        longest = max(len(prompt) for prompt in prompts)
-        room = self.room
-        if room is not None and longest > room:
-            raise InputError(
-                f"the prompt has {longest} tokens and the full cache has room for {room}; raise "
-                "--max-length or choose a policy that evicts"
-            )
+        rooms = self.rooms
+        for row, prompt in enumerate(prompts):
+            if rooms is not None and len(prompt) >= rooms[row]:
+                raise InputError(
+                    f"the prompt has {len(prompt)} tokens and the full cache has room for "
+                    f"{rooms[row]} and the answer; raise --max-length or choose a policy that "
+                    "evicts"
+                )
+        self.cut.clear()
         began = time.perf_counter()
-        state = self.state.replace(done=jnp.zeros_like(self.state.done))
+        state = dataclasses.replace(self.state, done=jnp.zeros_like(self.state.done))
         self.state = feed(self.made, self.model.params, state, prompts, progress)
         jax.block_until_ready(self.state.logits)
         self.timing.prefill_s += time.perf_counter() - began
 
     def run(self, max_new_tokens: int) -> Iterator[np.ndarray]:
         """Yields new ids [B, n], -1 where a row has ended."""
-        room = self.room
-        limit = max_new_tokens if room is None else min(max_new_tokens, room)
-        began = time.perf_counter()
-        one_by_one = bool(self.settings.stop)
-        steps = decode(
-            self.made, self.model.params, self.state, self.eos, limit, one_by_one=one_by_one
-        )
-        for self.state, ids in steps:
+        made = 0
+        while made < max_new_tokens:
+            # The first dispatch is of one token, so that it is shown at once; a stop string may
+            # come with any.
+            most = 1 if made == 0 or self.settings.stop else DISPATCH
+            limit = min(most, max_new_tokens - made, self._end_full_rows())
+            if np.asarray(self.state.done).all():
+                return
+            began = time.perf_counter()
+            self.state, ids = dispatch(self.made, self.model.params, self.state, self.eos, limit)
             now = time.perf_counter()
             self.timing.decode_s += now - began
             if not self.timing.first_token_s:
                 self.timing.first_token_s = self.timing.load_s + now - self.began
+            made += limit
             yield ids
-            began = time.perf_counter()
+
+    def _end_full_rows(self) -> int:
+        """Ends rows whose cache is full, and gives how many tokens fit in all others."""
+        rooms = self.rooms
+        if rooms is None:
+            return DISPATCH
+        active = ~np.asarray(self.state.done)
+        for row in np.flatnonzero(active & (rooms <= 0)):
+            self.end_row(int(row))
+        return int(min(rooms[active & (rooms > 0)], default=0))
 
     def end_row(self, row: int) -> None:
-        """Ends a row from outside: a stop string, or an interrupt."""
-        self.state = self.state.replace(done=self.state.done.at[row].set(True))
+        """Ends a row from outside: a stop string, an interrupt, or a full cache."""
+        self.cut.add(row)
+        self.state = dataclasses.replace(self.state, done=self.state.done.at[row].set(True))
 
     def stats(self, new_tokens: int) -> dict[str, Any]:
         """The report of DESIGN: what was run, how long it took, what is held."""
@@ -305,6 +333,8 @@ def answer(
     """Runs a fed session to its end."""
     settings, tokenizer = session.settings, session.model.tokenizer
     rows = [Row(tokenizer, settings.stop) for _ in prompt_tokens]
+    for row, closed in zip(rows, session.closed, strict=True):
+        row.ended = bool(closed)  # a kept answer that had come to its end
 
     def emit(index: int, text: str) -> None:
         if on_text and text:

@@ -42,7 +42,7 @@ def prefill_chunk(
     """Takes one chunk [B, T] of the prompts, of which `lengths` [B] tokens a row are valid."""
     logits, cache = advance(params, config, policy, tokens, state.cache, lengths)
     logits = jnp.where((lengths > 0)[:, None], logits, state.logits)
-    return state.replace(cache=cache, logits=logits)
+    return dataclasses.replace(state, cache=cache, logits=logits)
 
 
 def decode_tokens(
@@ -111,7 +111,7 @@ class Program:
     call: Callable[..., Any]
     compile_s: float
     peak_bytes: int
-    text: Callable[[], str]
+    text: Callable[[], str | None]
 
 
 Statics = tuple[tuple[str, Any], ...]
@@ -228,6 +228,26 @@ def feed(
     return state
 
 
+def dispatch(
+    made: Programs, params: Params, state: State, eos: Array, limit: int
+) -> tuple[State, np.ndarray]:
+    """One call of the decode program.
+
+    Args:
+      made: the programs.
+      params: the model's.
+      state: the streams; donated.
+      eos: ids that end a row.
+      limit: of new tokens, at most `DISPATCH`.
+
+    Returns:
+      The state, and the ids [B, n], -1 where a row produced nothing; n < limit if all rows ended.
+    """
+    state, ids = made.decode.call(params, state, jnp.asarray(limit, jnp.int32), eos)
+    new = np.asarray(ids)
+    return state, new[:, : int((new >= 0).any(axis=0).sum())]
+
+
 def decode(
     made: Programs,
     params: Params,
@@ -253,9 +273,7 @@ def decode(
     done, first = 0, True
     while done < max_new_tokens:
         limit = 1 if first or one_by_one else min(DISPATCH, max_new_tokens - done)
-        state, ids = made.decode.call(params, state, jnp.asarray(limit, jnp.int32), eos)
-        new = np.asarray(ids)
-        new = new[:, : int((new >= 0).any(axis=0).sum())]
+        state, new = dispatch(made, params, state, eos, limit)
         first, done = False, done + limit
         yield state, new
         if new.shape[1] < limit or bool(np.asarray(state.done).all()):

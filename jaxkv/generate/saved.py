@@ -48,8 +48,7 @@ def save_cache(
     """
     from safetensors.numpy import save_file
 
-    if Path(path).exists() and not (Path(path) / _NOTE).is_file():
-        raise InputError(f"{os.fspath(path)} exists and is not a saved cache; it is left as it is")
+    check_target(path)
     arrays = {f"cache{name}": np.asarray(x) for name, x in _named(cache)}
     arrays |= {f"extra.{name}": np.asarray(x) for name, x in (extras or {}).items()}
     note = {
@@ -61,6 +60,17 @@ def save_cache(
     with whole_folder(path) as part:
         save_file(arrays, str(part / _ARRAYS))
         (part / _NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Refuses to replace what is no saved cache.
+
+    Raises:
+      InputError: something else is there.
+    """
+    target = Path(path)
+    if (target.exists() or target.is_symlink()) and not (target / _NOTE).is_file():
+        raise InputError(f"{os.fspath(path)} exists and is not a saved cache; it is left as it is")
 
 
 def load_cache(
@@ -91,15 +101,16 @@ def load_with_extras(
         note: Any = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
         arrays = load_file(str(folder / _ARRAYS))
         if note["format"] != _FORMAT:
-            raise InputError(f"{where} has format {note['format']!r}; this version reads {_FORMAT}")
+            raise InputError(f"it has format {note['format']!r}, and this version reads {_FORMAT}")
         kept = dict(note["policy"])
         stored = make_policy(kept.pop("name"), kept)
         geometry = Geometry(**note["geometry"])
         mark = str(note["model"])
-    except InputError:
-        raise
+        shapes = jax.eval_shape(lambda: init(stored, geometry))
     except FileNotFoundError as error:
         raise InputError(f"{where} is not a saved cache: {error.filename} is missing") from None
+    except InputError as error:
+        raise InputError(f"{where} cannot be used: {error}") from None
     except Exception as error:  # a damaged file shows itself in many ways
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where} is damaged: {type(error).__name__}: {reason}") from None
@@ -107,7 +118,7 @@ def load_with_extras(
         raise InputError(f"{where} was made for {describe(stored)}, not for {describe(policy)}")
     if model is not None and mark != model:
         raise InputError(f"{where} was made with another model: {mark!r}, not {model!r}")
-    cache = _restore(where, jax.eval_shape(lambda: init(stored, geometry)), arrays)
+    cache = _restore(where, shapes, arrays)
     extras = {
         name.removeprefix("extra."): jnp.asarray(x)
         for name, x in arrays.items()

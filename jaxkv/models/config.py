@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a decoder is made of: one frozen dataclass, hashable, so that it can be a static argument."""
+"""What a decoder is made of: a frozen dataclass, hashable, so that it can be static under jit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             if field.type == "int" and not 1 <= getattr(self, field.name) <= 2**31 - 1:
                 raise InputError(
-                    f"the model's {field.name} is {getattr(self, field.name)}; it must be at least 1"
+                    f"the model's {field.name} is {getattr(self, field.name)}; it must be above 0"
                 )
         if self.num_heads % self.num_kv_heads:
             raise InputError(

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from pallas_kernels.precision import einsum
 
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.layers import gated_mlp, project, rms_norm
@@ -24,6 +24,7 @@ from jaxkv.policies.base import (
     init_layers,
 )
 from jaxkv.typing import Hidden, Lengths, Logits, Params, Tokens
+from pallas_kernels.precision import einsum
 
 
 def init_cache(
@@ -86,7 +87,7 @@ def forward(
         cache, logits = jax.lax.scan(one, cache, (tokens.T, valid.astype(jnp.int32)))
         return logits.swapaxes(0, 1), cache
     x, layers = run_layers(params, config, policy, tokens, cache.layers, cache.geometry, lengths)
-    return head(params, config, x), cache.replace(layers=layers)
+    return head(params, config, x), dataclasses.replace(cache, layers=layers)
 
 
 def advance(
@@ -105,7 +106,9 @@ def advance(
         x, cache = _recomputed(params, config, policy, tokens, cache, lengths)
         return head(params, config, x)[:, 0], cache
     x, layers = run_layers(params, config, policy, tokens, cache.layers, cache.geometry, lengths)
-    return head(params, config, last_valid(x, lengths))[:, 0], cache.replace(layers=layers)
+    return head(params, config, last_valid(x, lengths))[:, 0], dataclasses.replace(
+        cache, layers=layers
+    )
 
 
 def run_layers(
@@ -174,4 +177,4 @@ def _recomputed(
     window, valid = policy.recall(memory)
     fresh = init_layers(policy, cache.geometry)
     x, _ = run_layers(params, config, policy, window, fresh, cache.geometry, valid)
-    return last_valid(x, valid), cache.replace(memory=memory)
+    return last_valid(x, valid), dataclasses.replace(cache, memory=memory)

@@ -7,9 +7,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
-from pallas_kernels.precision import einsum
 
 from jaxkv.typing import Hidden, Params
+from pallas_kernels.precision import einsum
 
 
 def rms_norm(x: Hidden, weight: Array, eps: float) -> Hidden:

@@ -59,6 +59,43 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
         raise InputError(f"--policy.{field.name} of {name!r} is {value!r}; it must be {allowed}")
 
 
+def make_policies(names: str, fields: Mapping[str, Any] | None = None) -> list[Policy]:
+    """Several policies from "full,streaming"; each takes those of the fields that it has.
+
+    Settings of one of them may follow its name: "streaming:sinks=1:window=1023,full".
+
+    Raises:
+      InputError: as `make_policy`, or a field that none of them has.
+    """
+    fields = dict(fields or {})
+    policies, taken = [], set()
+    for words in names.split(","):
+        name, *own = words.strip().split(":")
+        has = {f.name for f in dataclasses.fields(POLICIES[name])} if name in POLICIES else set()
+        given = {key: value for key, value in fields.items() if key in has}
+        taken |= set(given)
+        for word in own:
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise InputError(f"policy {words!r}: {word!r} must be FIELD=VALUE")
+            given[key] = plain_value(value)
+        policies.append(make_policy(name, given))
+    for key in fields:
+        if key not in taken:
+            raise InputError(f"none of the policies {names!r} has a field {key!r}")
+    return policies
+
+
+def plain_value(text: str) -> Any:
+    """A number, a truth value or None where the text looks like one, else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+
+
 def describe(policy: Policy) -> dict[str, Any]:
     """The name and settings of a policy, as `make_policy` takes them."""
     for name, cls in POLICIES.items():

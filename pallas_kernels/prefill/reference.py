@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What prefill attention is, in one softmax over all scores. T x S memory: for reading and tests."""
+"""What prefill attention is, in one softmax. It takes T x S memory: to be read, and for tests."""
 
 from __future__ import annotations
 

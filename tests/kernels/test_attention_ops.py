@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pallas_kernels import decode_attention, prefill_attention
 from pallas_kernels.dispatch import dispatch
 from pallas_kernels.prefill import xla

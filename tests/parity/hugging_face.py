@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""transformers on torch, loaded with the same weights. Imports torch: only where it is installed."""
+"""transformers with the same weights. Imports torch, so only for where that is installed."""
 
 from __future__ import annotations
 

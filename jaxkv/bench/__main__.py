@@ -1,0 +1,238 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m jaxkv.bench`: medians of several runs, beside what the device could do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxkv.arguments import make_parser, parse
+from jaxkv.errors import InputError, one_line_errors
+from jaxkv.policies.base import Policy
+from jaxkv.policies.registry import POLICIES, make_policies
+from jaxkv.startup import prepare
+
+COMMAND = "jaxkv.bench"
+_DESCRIPTION = """Time decoding, prefill or a long stream.
+
+`roofline` is the time in which the device reads the weights and the kept keys and values once, at
+the bandwidth of plain matrix-vector products measured in the same run, over the time of a step.
+
+examples:
+  python -m jaxkv.bench decode --policy full,streaming --contexts 1000,6000
+  python -m jaxkv.bench decode --policy streaming,recompute
+  python -m jaxkv.bench prefill --contexts 6000 --beside transformers
+  python -m jaxkv.bench stream --policy streaming --tokens 50000
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends it with one line on stderr and status 2."""
+    with one_line_errors(COMMAND):
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        options, fields = parse(_parser(), words)
+        _check(options)
+        policies = make_policies(options.policy, fields)
+        prepare()
+        try:
+            result = _run(options, policies)
+        except KeyboardInterrupt:
+            print(f"\n{COMMAND}: interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        result["command"] = f"python -m {COMMAND} " + " ".join(words)
+        if options.out:
+            from jaxkv.files import whole_file
+
+            with whole_file(options.out) as part:
+                part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result)) if options.json else _show(result)
+    failed = _failures(options, result)
+    for line in failed:
+        print(f"{COMMAND}: {line}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+def _run(options: argparse.Namespace, policies: list[Policy]) -> dict[str, Any]:
+    from jaxkv.bench.measure import matvec_bandwidth, where
+    from jaxkv.bench.runs import stream
+    from jaxkv.convert.progress import bars
+    from jaxkv.convert.sources import load
+
+    with bars() as progress:
+        model = load(options.model, options.dtype, progress)
+        result: dict[str, Any] = {"task": options.task, "model": options.model, **where()}
+        if options.task == "stream":
+            rows = [stream(model, policy, options.tokens, progress) for policy in policies]
+            return {**result, "rows": rows}
+        result["matvec_bytes_per_s"] = bandwidth = matvec_bandwidth()
+        return {**result, **_compare(options, policies, model, bandwidth, progress)}
+
+
+def _compare(
+    options: argparse.Namespace, policies: list[Policy], model: Any, bandwidth: float, progress: Any
+) -> dict[str, Any]:
+    """Every policy and the peer in turn, round after round, so that noise falls on all alike."""
+    from jaxkv.bench.peer import Peer
+    from jaxkv.bench.runs import Runner, random_prompt
+
+    peer = Peer(model) if options.beside else None
+    rows: list[dict[str, Any]] = []
+    decoding = options.task == "decode"
+    for context in _contexts(options):
+        prompt = random_prompt(model, context)
+        runners = [
+            Runner.make(model, policy, prompt, options.tokens, options.prefill_chunk)
+            for policy in policies
+        ]
+        for run in range(options.runs):
+            for runner in runners:
+                if not decoding or run:
+                    runner.prefill()
+                if decoding:
+                    runner.decode()
+            if peer:
+                peer.run(prompt, options.tokens if decoding else 1)
+            progress(f"{context} tokens of context", run + 1, options.runs)
+        for runner in runners:
+            row = runner.row(bandwidth)
+            if peer:
+                theirs = peer.row(context)
+                name = "step_ms" if decoding else "prefill_s"
+                row |= {"transformers": theirs, "speedup": theirs[name] / row[name]}
+            rows.append(row)
+    return {"rows": rows, **({"versions": peer.versions} if peer else {})}
+
+
+def _failures(options: argparse.Namespace, result: dict[str, Any]) -> list[str]:
+    """What falls short of the bars that were asked for."""
+    bars = {"speedup": options.min_speedup, "roofline": options.min_roofline}
+    return [
+        f"{name} {row[name]:.2f} of {row['policy']['name']} at {row['context']} tokens is below "
+        f"{least}"
+        for row in result["rows"]
+        for name, least in bars.items()
+        if least is not None and name in row and row[name] < least
+    ]
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    heads = {
+        "policy": lambda row: " ".join(str(x) for x in row["policy"].values()),
+        "context": lambda row: row.get("context"),
+        "step ms": lambda row: _number(row.get("step_ms")),
+        "tokens/s": lambda row: _number(row.get("tokens_per_s")),
+        "roofline": lambda row: f"{row['roofline']:.0%}" if "roofline" in row else None,
+        "prefill s": lambda row: _number(row.get("prefill_s"), 2),
+        "cache MB": lambda row: (
+            _number(row["cache"]["physical_bytes"] / 1e6) if "cache" in row else None
+        ),
+        "transformers": lambda row: (
+            _number(row["transformers"].get("step_ms", row["transformers"]["prefill_s"] * 1e3))
+            if "transformers" in row
+            else None
+        ),
+        "speedup": lambda row: _number(row.get("speedup"), 2),
+        "third 1000 ms": lambda row: _number(row.get("third_thousand_ms"), 2),
+        "last 1000 ms": lambda row: _number(row.get("last_thousand_ms"), 2),
+        "ratio": lambda row: _number(row.get("ratio"), 3),
+        "MB start/end": lambda row: (
+            f"{row['bytes_at_start'] / 1e6:.3f}/{row['bytes_at_end'] / 1e6:.3f}"
+            if "bytes_at_start" in row
+            else None
+        ),
+        "compiled": lambda row: row.get("backend_compilations_after_start"),
+    }
+    cells = [[get(row) for get in heads.values()] for row in result["rows"]]
+    used = [i for i in range(len(heads)) if any(row[i] is not None for row in cells)]
+    table = Table(title=f"{result['task']}, {result['model']}, {result['device']}")
+    for i in used:
+        table.add_column(list(heads)[i])
+    for row in cells:
+        table.add_row(*("" if row[i] is None else str(row[i]) for i in used))
+    Console().print(table)
+    if "matvec_bytes_per_s" in result:
+        print(f"matrix-vector bandwidth {result['matvec_bytes_per_s'] / 1e9:.1f} GB/s")
+
+
+def _number(value: float | None, digits: int = 1) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def _contexts(options: argparse.Namespace) -> list[int]:
+    try:
+        lengths = [int(word) for word in str(options.contexts).split(",")]
+    except ValueError:
+        lengths = [0]
+    if any(length < 1 for length in lengths):
+        raise InputError(
+            f"--contexts is {options.contexts!r}; it must be lengths such as 1000,6000"
+        )
+    return lengths
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.task not in ("decode", "prefill", "stream"):
+        raise InputError(f"TASK is {options.task!r}; it must be decode, prefill or stream")
+    for name in ("tokens", "runs"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    if options.task == "decode" and options.tokens < 17:
+        raise InputError(f"--tokens is {options.tokens}; decoding is timed over at least 17")
+    if options.task == "stream" and options.tokens < 4000:
+        raise InputError(f"--tokens is {options.tokens}; a stream takes at least 4000")
+    if options.beside not in (None, "transformers"):
+        raise InputError(f"--beside is {options.beside!r}; it must be transformers")
+    _contexts(options)
+    if options.out and Path(options.out).is_dir():
+        raise InputError(f"--out {options.out} is a folder; it must be a file")
+
+
+def _parser() -> Any:
+    parser = make_parser(COMMAND, _DESCRIPTION)
+    add = parser.add_argument
+    add("task", metavar="TASK", type=str, help="decode, prefill or stream")
+    add("--model", default="smollm2-135m-instruct", metavar="NAME", help="as for jaxkv.decode")
+    add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16")
+    add(
+        "--policy",
+        default="full",
+        metavar="NAMES",
+        help=f"one or more, with commas: {', '.join(POLICIES)} (default: full)",
+    )
+    add(
+        "--policy.FIELD",
+        dest="policy_field",
+        metavar="VALUE",
+        type=str | None,
+        help="a setting of every policy that has it",
+    )
+    add("--config", metavar="FILE.yaml", type=str | None, help="the same names as keys")
+    add(
+        "--contexts",
+        default="1000",
+        type=str | int,
+        metavar="LENGTHS",
+        help="tokens of prompt, with commas (default: 1000)",
+    )
+    add("--tokens", type=int, default=49, metavar="N", help="decoded in each run (default: 49)")
+    add("--runs", type=int, default=5, metavar="N", help="of each case (default: 5)")
+    add("--prefill-chunk", type=int | None, metavar="N", help="tokens per prefill call")
+    add("--beside", type=str | None, metavar="PEER", help="transformers: time its generate too")
+    add("--min-speedup", type=float | None, metavar="X", help="fail (status 1) below this")
+    add("--min-roofline", type=float | None, metavar="X", help="fail (status 1) below this")
+    add("--out", type=str | None, metavar="FILE", help="also write the JSON there")
+    add("--json", action="store_true", help="JSON on stdout instead of a table")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the device is, how fast it reads memory, and medians."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def where() -> dict[str, Any]:
+    """The device, the versions and the date of a measurement."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        name = f"{_processor()}, {_cores()} cores"
+    return {
+        "device": name,
+        "platform": device.platform,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def matvec_bandwidth(total_bytes: int = 2**29, runs: int = 9) -> float:
+    """Bytes per second at which matrix-vector products read float32 matrices.
+
+    The ceiling of a decode step, which reads every weight once for one row. The matrices together
+    are larger than a cache holds, and are of the shape of a small model's, summed in two halves
+    like the model's own products.
+    """
+    rows, columns = 1024, 4096
+    count = max(1, total_bytes // (rows * columns * 4))
+    rng = np.random.default_rng(0)
+    one = rng.standard_normal((2, rows // 2, columns), dtype=np.float32)
+    matrices = [jnp.asarray(one) + i for i in range(count)]
+
+    @jax.jit
+    def read(x: jax.Array, matrices: list[jax.Array]) -> jax.Array:
+        for matrix in matrices:
+            y = jnp.einsum("si,sio->so", x, matrix).sum(axis=0)
+            x = (y[:rows] * 1e-6).reshape(2, rows // 2)
+        return x
+
+    x = jnp.ones((2, rows // 2), jnp.float32)
+    seconds = median_seconds(lambda: jax.block_until_ready(read(x, matrices)), runs)
+    return count * rows * columns * 4 / seconds
+
+
+def median_seconds(call: Callable[[], Any], runs: int) -> float:
+    """The median over `runs` calls, after one that is not counted."""
+    call()
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    import os
+
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,159 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The timed runs: a prompt of random tokens, tokens after it, and a long stream."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkv.cache.accounting import nbytes
+from jaxkv.convert.model import Model
+from jaxkv.generate.api import Session, Settings
+from jaxkv.generate.loop import DISPATCH, compilations, decode
+from jaxkv.generate.state import start
+from jaxkv.policies.base import Policy, nominal_bytes
+from jaxkv.policies.registry import describe
+
+NEVER = jnp.asarray([-2], jnp.int32)  # no token ends a timed run
+
+
+@dataclasses.dataclass
+class Runner:
+    """One policy at one length of context, timed again and again with the same two programs."""
+
+    model: Model
+    policy: Policy
+    prompt: list[int]
+    settings: Settings
+    session: Session
+    prefills: list[float]
+    steps: list[float]
+
+    @classmethod
+    def make(
+        cls, model: Model, policy: Policy, prompt: list[int], new_tokens: int, chunk: int | None
+    ) -> Runner:
+        """Compiles, and takes the prompt once, which is not counted."""
+        settings = Settings(policy=policy, max_new_tokens=new_tokens, prefill_chunk=chunk)
+        session = Session.begin(model, settings, 1, len(prompt))
+        runner = cls(model, policy, prompt, settings, session, [], [])
+        runner.prefill()
+        runner.prefills.clear()
+        return runner
+
+    def prefill(self) -> None:
+        """Takes the prompt into an empty cache, and notes the seconds."""
+        g = self.session.state.cache.geometry
+        self.session.state = start(
+            self.model.config, self.policy, 1, g.max_length, g.dtype, self.settings.seed
+        )
+        jax.block_until_ready(self.session.state)
+        began = time.perf_counter()
+        self.session.feed([self.prompt])
+        self.prefills.append(time.perf_counter() - began)
+
+    def decode(self) -> None:
+        """Decodes after the prompt, and notes the seconds of each token."""
+        began = time.perf_counter()
+        steps = decode(
+            self.session.made, self.model.params, self.session.state, NEVER,
+            self.settings.max_new_tokens,
+        )  # fmt: skip
+        for self.session.state, ids in steps:
+            now = time.perf_counter()
+            if ids.shape[1] == DISPATCH:
+                self.steps.append((now - began) / DISPATCH)
+            began = time.perf_counter()
+
+    def row(self, bandwidth: float) -> dict[str, Any]:
+        """The medians, and how they stand to what must be read."""
+        cache = self.session.state.cache
+        weights = nbytes(self.model.params)
+        held = nbytes([[x for x in jax.tree.leaves(c) if x.ndim == 4] for c in cache.layers])
+        used = min(1.0, (len(self.prompt) + self.settings.max_new_tokens / 2) / _slots(cache))
+        read = weights + held * used
+        row: dict[str, Any] = {
+            "policy": describe(self.policy),
+            "context": len(self.prompt),
+            "cache": {
+                "nominal_bytes": nominal_bytes(self.policy, cache.geometry),
+                "physical_bytes": nbytes(cache),
+                "peak_bytes": max(
+                    self.session.made.prefill.peak_bytes, self.session.made.decode.peak_bytes
+                ),
+            },
+            "compile_s": self.session.timing.compile_s,
+        }
+        if self.prefills:
+            seconds = statistics.median(self.prefills)
+            row |= {"prefill_s": seconds, "prefill_tokens_per_s": len(self.prompt) / seconds}
+        if self.steps:
+            seconds = statistics.median(self.steps)
+            row |= {"step_ms": seconds * 1e3, "tokens_per_s": 1 / seconds}
+            if cache.layers:
+                row |= {"bytes_read": read, "roofline": read / bandwidth / seconds}
+        return row
+
+
+def _slots(cache: Any) -> int:
+    return max((x.shape[2] for x in jax.tree.leaves(cache.layers) if x.ndim == 4), default=1)
+
+
+def random_prompt(model: Model, length: int, seed: int = 0) -> list[int]:
+    """Token ids without meaning: speed does not depend on them."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, model.config.vocab_size, length).tolist()
+
+
+def stream(
+    model: Model, policy: Policy, tokens: int, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Decodes a stream of `tokens` and holds its end against its beginning.
+
+    Returns:
+      The medians of the third and the last thousand steps and their ratio, the bytes at both ends,
+      and what was compiled after the first step.
+    """
+    settings = Settings(policy=policy, max_new_tokens=tokens)
+    session = Session.begin(model, settings, 1, 64)
+    session.feed([random_prompt(model, 8)])
+    compiled, first_bytes = compilations(), nbytes(session.state.cache)
+    backend: list[str] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs, kwargs
+        if event.endswith("backend_compile_duration"):
+            backend.append(event)
+
+    steps: list[float] = []
+    done = 0
+    began = time.perf_counter()
+    dispatches = decode(session.made, model.params, session.state, NEVER, tokens)
+    for session.state, ids in dispatches:
+        now = time.perf_counter()
+        steps += [(now - began) / ids.shape[1]] * ids.shape[1]
+        done += ids.shape[1]
+        if done == DISPATCH + 1:  # two dispatches: what the host itself compiles is behind us
+            jax.monitoring.register_event_duration_secs_listener(listen)
+        progress("streaming", done, tokens)
+        began = time.perf_counter()
+    third, last = statistics.median(steps[2000:3000]), statistics.median(steps[-1000:])
+    return {
+        "policy": describe(policy),
+        "tokens": done,
+        "third_thousand_ms": third * 1e3,
+        "last_thousand_ms": last * 1e3,
+        "ratio": last / third,
+        "bytes_at_start": first_bytes,
+        "bytes_at_end": nbytes(session.state.cache),
+        "programs_after_start": sum(compilations().values()) - sum(compiled.values()),
+        "backend_compilations_after_start": len(backend),
+    }

@@ -1,0 +1,50 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m jaxkv.eval`: what a small cache costs in quality."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jaxkv.errors import one_line_errors
+from jaxkv.eval.options import COMMAND, parse_options
+from jaxkv.eval.result import print_table
+from jaxkv.eval.task import Common, Task
+from jaxkv.startup import prepare
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends it with one line on stderr and status 2."""
+    with one_line_errors(COMMAND):
+        task, common, own = parse_options(sys.argv[1:] if arguments is None else list(arguments))
+        prepare()
+        try:
+            _run(task, common, own)
+        except KeyboardInterrupt:
+            print(f"\n{COMMAND}: interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def _run(task: Task, common: Common, own: Any) -> None:
+    from jaxkv.convert.progress import bars
+    from jaxkv.convert.sources import load
+
+    with bars() as progress:
+        model = load(common.model, common.dtype, progress)
+        results = task.evaluate(model, common, own, progress)
+    if common.json:
+        objects = [result.as_json() for result in results]
+        print(json.dumps(objects if len(objects) > 1 else objects[0]))
+    else:
+        print_table(results)
+    if common.plot is not None:
+        from jaxkv.eval.plot import save
+
+        save(common.plot, lambda figure: task.draw(figure, results))
+
+
+if __name__ == "__main__":
+    main()

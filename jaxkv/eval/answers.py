@@ -1,0 +1,240 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about contexts, answered under a policy and scored: what most tasks are made of."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxkv.convert.model import Model
+from jaxkv.convert.table import Progress
+from jaxkv.errors import InputError
+from jaxkv.eval.plot import bars, heat_maps
+from jaxkv.eval.result import Result, cache_bytes, policy_label
+from jaxkv.eval.task import Common
+from jaxkv.generate.api import ROUND, Session, Settings, answer, prompt_ids
+from jaxkv.policies.base import Policy
+from jaxkv.policies.registry import describe
+
+QUERY_AWARE = """Without --query-aware the context alone is read first, so that whatever the policy evicts, it evicts
+without knowing the question; then follow the question and the start of the answer. With it, all of
+them are one prompt."""  # noqa: E501
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One question; the fields of kvpress' rows.
+
+    Attributes:
+      context: what the answer is in.
+      question: follows the context directly.
+      answer_prefix: start of the assistant's answer, given to the model.
+      answers: references, all of which a right answer contains.
+      max_new_tokens: of the answer.
+      task, length, depth: what results are grouped by, or None.
+    """
+
+    context: str
+    question: str
+    answer_prefix: str
+    answers: tuple[str, ...]
+    max_new_tokens: int
+    task: str | None = None
+    length: int | None = None
+    depth: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+    """How rows are put to the model.
+
+    Attributes:
+      query_aware: whether the question is seen before anything is evicted.
+      batch_size: rows at once.
+    """
+
+    query_aware: bool
+    batch_size: int
+
+
+def pieces(model: Model, row: Row) -> tuple[list[int], list[int]]:
+    """A row's prompt in two: up to the end of the context, and the rest.
+
+    Together they are exactly the ids of the whole prompt. A token that spans the boundary, or that
+    only the question makes what it is, belongs to the second.
+    """
+    tokenizer = model.tokenizer
+    whole = prompt_ids(model, row.context + row.question, answer_prefix=row.answer_prefix)
+    if tokenizer.chat_template is None:
+        first = [*tokenizer.bos_ids, *tokenizer.encode(row.context)]
+    else:
+        # Templates trim and wrap what they are given. Two conversations that differ only after the
+        # context show where in the rendered text it ends.
+        ours, other = (
+            tokenizer.render([{"role": "user", "content": row.context + rest}])
+            for rest in (row.question, "\0")
+        )
+        first = tokenizer.encode(ours[: shared_prefix(ours, other)], special=True)
+    at = shared_prefix(first, whole)
+    return whole[:at], whole[at:]
+
+
+def shared_prefix(a: Sequence, b: Sequence) -> int:
+    """How many first items two sequences have in common."""
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index
+    return min(len(a), len(b))
+
+
+def contained(text: str, answers: Sequence[str]) -> float:
+    """Percentage of the references that a text contains, whatever their case."""
+    return 100.0 * sum(ref.lower() in text.lower() for ref in answers) / len(answers)
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of at least one value."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def group_scores(rows: Sequence[Row], scores: Sequence[float]) -> dict[str, float | None]:
+    """Mean score by task, by length, and by depth, for those that the rows have."""
+    groups: dict[str, list[float]] = {}
+    names: tuple[Callable[[Row], str | None], ...] = (
+        lambda row: row.task,
+        lambda row: None if row.length is None else str(row.length),
+        lambda row: None if row.depth is None else f"depth {row.depth:g}",
+    )
+    for name in names:
+        for row, score in zip(rows, scores, strict=True):
+            if (key := name(row)) is not None:
+                groups.setdefault(key, []).append(score)
+    return {key: mean(values) for key, values in groups.items()}
+
+
+def cells(rows: Sequence[Row], scores: Sequence[float]) -> dict[str, dict[str, float]]:
+    """Mean score by length and depth: {length: {depth: score}}, of the rows that have both."""
+    found: dict[tuple[int, float], list[float]] = {}
+    for row, score in zip(rows, scores, strict=True):
+        if row.length is not None and row.depth is not None:
+            found.setdefault((row.length, row.depth), []).append(score)
+    table: dict[str, dict[str, float]] = {}
+    for length, depth in sorted(found):
+        table.setdefault(str(length), {})[f"{depth:g}"] = mean(found[length, depth])
+    return table
+
+
+def evaluate_rows(
+    task: str,
+    model: Model,
+    common: Common,
+    manner: Manner,
+    rows: Sequence[Row],
+    progress: Progress,
+) -> list[Result]:
+    """Puts the rows to the model under each policy."""
+    prompts = [pieces(model, row) for row in rows]
+    results = []
+    for policy in common.policies:
+        what = f"{task} {policy_label(policy)}"
+
+        def draw(done: int, total: int, what: str = what) -> None:
+            progress(what, done, total)
+
+        texts, cache = answer_rows(model, common, policy, manner, rows, prompts, draw)
+        scores = [contained(text, row.answers) for text, row in zip(texts, rows, strict=True)]
+        details: dict[str, Any] = {"query_aware": manner.query_aware}
+        if table := cells(rows, scores):
+            details["cells"] = table
+        results.append(
+            Result(
+                task=task,
+                score=mean(scores),
+                n=len(rows),
+                by=group_scores(rows, scores),
+                policy=describe(policy),
+                cache=cache,
+                details=details,
+            )
+        )
+    return results
+
+
+def answer_rows(
+    model: Model,
+    common: Common,
+    policy: Policy,
+    manner: Manner,
+    rows: Sequence[Row],
+    prompts: Sequence[tuple[list[int], list[int]]],
+    progress: Callable[[int, int], None],
+) -> tuple[list[str], Mapping[str, int]]:
+    """The text of each answer, and the bytes of the cache.
+
+    Every batch starts from an empty cache of the same shape, so all of them share two programs.
+    Rows of similar length go together.
+    """
+    longest = max(len(first) + len(rest) for first, rest in prompts)
+    most_new = max(row.max_new_tokens for row in rows)
+    settings = Settings(
+        policy=policy,
+        max_new_tokens=most_new,
+        seed=common.seed,
+        prefill_chunk=common.prefill_chunk,
+        max_length=common.max_length or -(-(longest + most_new) // ROUND) * ROUND,
+        kv_dtype=common.kv_dtype,
+    )
+    size = min(manner.batch_size, len(rows))
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, prompts[i])))
+    texts = [""] * len(rows)
+    cache: Mapping[str, int] = {}
+    for begin in range(0, len(order), size):
+        batch = order[begin : begin + size]
+        # A last batch that is short is filled up: another shape would be another program.
+        padded = batch + batch[-1:] * (size - len(batch))
+        new = max(rows[i].max_new_tokens for i in batch)
+        session = Session.begin(
+            model, dataclasses.replace(settings, max_new_tokens=new), size, longest
+        )
+        if manner.query_aware:
+            session.feed([[*prompts[i][0], *prompts[i][1]] for i in padded])
+        else:
+            for part in (0, 1):
+                session.feed([prompts[i][part] for i in padded])
+        generation = answer(session, [sum(map(len, prompts[i])) for i in padded])
+        for i, ids in zip(batch, generation.token_ids, strict=False):
+            texts[i] = model.tokenizer.decode(ids[: rows[i].max_new_tokens])
+        made = session.made
+        peak = max(made.prefill.peak_bytes, made.decode.peak_bytes)
+        cache = cache_bytes(policy, generation.state.cache, peak)
+        progress(begin + len(batch), len(order))
+    return texts, cache
+
+
+def draw(figure: Any, results: Sequence[Result]) -> None:
+    """Maps of length by depth where there are both, else bars."""
+    if all("cells" in result.details for result in results):
+        heat_maps(figure, results)
+    else:
+        bars(figure, results)
+
+
+def add_manner(add: Callable[..., Any]) -> None:
+    """The flags of `Manner`."""
+    add(
+        "--query-aware",
+        action="store_true",
+        help="the question is read with the context, before anything is evicted",
+    )
+    add("--batch-size", type=int, default=1, metavar="N", help="rows at once (default: 1)")
+
+
+def check_manner(given: argparse.Namespace) -> Manner:
+    """The flags of `Manner`, checked."""
+    if given.batch_size < 1:
+        raise InputError(f"--batch-size is {given.batch_size}; it must be at least 1")
+    return Manner(given.query_aware, given.batch_size)

@@ -1,0 +1,221 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Negative log-likelihood of a stream of tokens under a policy, on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxkv.convert.model import Model
+from jaxkv.eval.result import cache_bytes
+from jaxkv.generate.loop import Program, Signature
+from jaxkv.generate.loop import _compile as compile_program
+from jaxkv.models.config import ModelConfig
+from jaxkv.models.decoder import advance, forward, init_cache
+from jaxkv.policies.base import Cache, Geometry, Policy, TokenPolicy
+from jaxkv.typing import Lengths, Params, Tokens
+
+CHUNK = 256  # tokens a call; its logits over a large vocabulary are what takes memory
+_UNBOUNDED = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How a policy predicted a stream.
+
+    Attributes:
+      positions: int [n], which tokens of the stream were predicted, in order.
+      nll: float32 [n], negative log-likelihood of each.
+      cache: bytes: nominal, physical, peak.
+      compile_s: seconds to compile the program.
+      run_s: seconds to run it.
+    """
+
+    positions: np.ndarray
+    nll: np.ndarray
+    cache: dict[str, int]
+    compile_s: float
+    run_s: float
+
+
+def score_chunk(
+    params: Params,
+    cache: Cache,
+    tokens: Tokens,
+    targets: Tokens,
+    lengths: Lengths,
+    *,
+    config: ModelConfig,
+    policy: Policy,
+) -> tuple[Cache, Array]:
+    """Takes tokens [B, T] in, and scores the token after each.
+
+    The logits [B, T, V] stay on the device.
+
+    Returns:
+      The cache after the chunk, and the NLL of `targets`, [B, T], undefined where padded.
+    """
+    logits, cache = forward(params, config, policy, tokens, cache, lengths)
+    return cache, _nll(logits, targets)
+
+
+def score_last(
+    params: Params,
+    cache: Cache,
+    tokens: Tokens,
+    target: Tokens,
+    lengths: Lengths,
+    *,
+    config: ModelConfig,
+    policy: Policy,
+) -> tuple[Cache, Array]:
+    """As `score_chunk`, but only of the token after the last valid one: `target` [B, 1]."""
+    logits, cache = advance(params, config, policy, tokens, cache, lengths)
+    return cache, _nll(logits[:, None], target)
+
+
+def score_stream(
+    model: Model,
+    policy: Policy,
+    stream: np.ndarray,
+    max_length: int,
+    kv_dtype: str | None = None,
+    chunk: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Predicts every token of a stream but the first, from those before it.
+
+    Args:
+      model: the model.
+      policy: one whose chunked prefill is token-exact.
+      stream: int32 [S].
+      max_length: where a policy whose cache grows with the stream stops.
+      kv_dtype: of keys and values; None is that of the model.
+      chunk: tokens a call.
+      progress: called with (tokens done, all of them).
+    """
+    if bounded_tokens(model, policy) is None:
+        stream = stream[: max(2, max_length)]
+    inputs, targets = stream[:-1], stream[1:]
+    chunk = chunk or CHUNK
+    cache = _cache(model, policy, len(inputs), kv_dtype)
+    program = _program(score_chunk, model, policy, cache, chunk, chunk)
+    cost = cache_bytes(policy, cache, program.peak_bytes)
+    began, parts = time.perf_counter(), []
+    for begin in range(0, len(inputs), chunk):
+        count = min(chunk, len(inputs) - begin)
+        padding = (0, chunk - count)
+        cache, nll = program.call(
+            model.params,
+            cache,
+            jnp.asarray(np.pad(inputs[begin : begin + count], padding)[None]),
+            jnp.asarray(np.pad(targets[begin : begin + count], padding)[None]),
+            jnp.asarray([count], jnp.int32),
+        )
+        parts.append(np.asarray(nll)[0, :count])
+        if progress:
+            progress(begin + count, len(inputs))
+    run_s = time.perf_counter() - began
+    positions = np.arange(1, len(stream))
+    return Scores(positions, np.concatenate(parts), cost, program.compile_s, run_s)
+
+
+def score_sampled(
+    model: Model,
+    policy: TokenPolicy,
+    stream: np.ndarray,
+    positions: np.ndarray,
+    kv_dtype: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Predicts the tokens at some positions, each by one run over all that is recalled there.
+
+    Args:
+      model: the model.
+      policy: one that re-computes.
+      stream: int32 [S].
+      positions: int [n], ascending, each at least `recall_span`.
+      kv_dtype: of keys and values within a run; None is that of the model.
+      progress: called with (positions done, all of them).
+    """
+    span = recall_span(model, policy)
+    cache = _cache(model, policy, span, kv_dtype)
+    program = _program(score_last, model, policy, cache, span, 1)
+    cost = cache_bytes(policy, cache, program.peak_bytes)
+    began, values = time.perf_counter(), []
+    lengths = jnp.asarray([span], jnp.int32)
+    for index, at in enumerate(positions):
+        # As many tokens as the memory holds replace all that the last position left in it.
+        cache, nll = program.call(
+            model.params,
+            cache,
+            jnp.asarray(stream[None, at - span : at]),
+            jnp.asarray(stream[None, at : at + 1]),
+            lengths,
+        )
+        values.append(float(nll[0, 0]))
+        if progress:
+            progress(index + 1, len(positions))
+    run_s = time.perf_counter() - began
+    return Scores(positions, np.asarray(values, np.float32), cost, program.compile_s, run_s)
+
+
+def recall_span(model: Model, policy: TokenPolicy) -> int:
+    """Tokens of one run of a policy that re-computes, the newest among them."""
+    geometry = _geometry(model, 1)
+    tokens, _ = jax.eval_shape(lambda: policy.recall(policy.empty_memory(geometry)))
+    return tokens.shape[1]
+
+
+def bounded_tokens(model: Model, policy: Policy) -> int | None:
+    """The most tokens that any head keeps, or None if a head's cache grows with the stream."""
+    if isinstance(policy, TokenPolicy):
+        return recall_span(model, policy) - 1
+    geometry = _geometry(model, _UNBOUNDED)
+    kept = [
+        count
+        for layer in range(geometry.num_layers)
+        for count in policy.at(layer, geometry).kept(2**31 - 1)
+    ]
+    most = max(kept, default=0)
+    return None if most >= _UNBOUNDED else most
+
+
+def _geometry(model: Model, max_length: int) -> Geometry:
+    config = model.config
+    return Geometry(
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        batch_size=1,
+        max_length=max_length,
+    )
+
+
+def _cache(model: Model, policy: Policy, max_length: int, kv_dtype: str | None) -> Cache:
+    dtype = kv_dtype or str(model.params["embed"].dtype)
+    return init_cache(model.config, policy, 1, max_length, dtype)
+
+
+def _program(
+    function: Callable, model: Model, policy: Policy, cache: Cache, tokens: int, targets: int
+) -> Program:
+    """Compiled for `tokens` tokens and `targets` targets a call; the cache is donated."""
+    shapes = [jax.ShapeDtypeStruct((1, count), jnp.int32) for count in (tokens, targets)]
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    signature = Signature.of((model.params, cache, *shapes, lengths))
+    return compile_program(function, signature, (("config", model.config), ("policy", policy)))
+
+
+def _nll(logits: Array, targets: Tokens) -> Array:
+    """[B, T, V] and [B, T] -> [B, T]."""
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen

@@ -1,0 +1,201 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of `python -m jaxkv.eval`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxkv.arguments import _scalar as scalar
+from jaxkv.arguments import make_parser, parse
+from jaxkv.errors import InputError
+from jaxkv.eval.task import Common, Task
+from jaxkv.eval.tasks import TASKS
+from jaxkv.policies.base import Policy
+from jaxkv.policies.registry import POLICIES, make_policy
+
+COMMAND = "jaxkv.eval"
+PLOT_FORMATS = ("png", "pdf", "svg")
+
+_DESCRIPTION = """Measure what a small KV cache costs in quality.
+
+tasks (python -m jaxkv.eval TASK --help has each one's flags):
+{tasks}
+
+Several policies, separated by commas, give one row each and one plot. Settings of one of them follow
+its name after colons; --policy.FIELD VALUE is for every listed policy that has the field.
+
+examples:
+  python -m jaxkv.eval ppl --policy full,streaming --tokens 4000 --plot ppl.png
+  python -m jaxkv.eval ppl --text-file book.txt --policy window:window=1024,streaming:sinks=1:window=1023
+  python -m jaxkv.eval passkey --lengths 512,1024 --depths 5 --policy full,streaming --json
+  python -m jaxkv.eval rows --rows rows.jsonl --query-aware
+"""  # noqa: E501
+
+
+def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
+    """Reads the command line, and the config file it names.
+
+    Args:
+      arguments: without the program's name; the task comes first.
+
+    Returns:
+      The task, what every task is told, and the task's own options.
+
+    Raises:
+      InputError: in one line, what is wrong and what is allowed.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        if arguments:
+            _overview().print_help()
+            raise SystemExit(0)
+        raise InputError(f"there is no task; choose one of {', '.join(TASKS)}")
+    name = arguments[0]
+    if name.startswith("-"):
+        raise InputError(f"the task comes first, before {name}; choose one of {', '.join(TASKS)}")
+    if name not in TASKS:
+        raise InputError(f"task {name!r} is unknown; choose one of {', '.join(TASKS)}")
+    task = TASKS[name]
+    given, fields = parse(_parser(task), arguments[1:])
+    return task, _common(given, fields), task.check(given)
+
+
+def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
+    """Policies from a list such as "full,streaming:sinks=1:window=1023".
+
+    Args:
+      text: names separated by commas; settings of one follow after colons.
+      shared: settings for every listed policy that has them; a policy's own win.
+
+    Raises:
+      InputError: an unknown name or setting, or a shared setting that no listed policy has.
+    """
+    named = [_named(part) for part in text.split(",")]
+    policies, used = [], set()
+    for name, own in named:
+        cls = POLICIES.get(name)
+        known = {field.name for field in dataclasses.fields(cls)} if cls else set()
+        mine = {key: value for key, value in shared.items() if key in known}
+        used |= set(mine)
+        policies.append(make_policy(name, {**mine, **own}))
+    for key in shared:
+        if key not in used:
+            raise InputError(f"--policy.{key}: none of the policies {text} has a field {key!r}")
+    return tuple(policies)
+
+
+def _named(part: str) -> tuple[str, dict[str, Any]]:
+    name, *settings = part.strip().split(":")
+    if not name:
+        raise InputError("--policy has an empty name; give names separated by commas")
+    own = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (equals and key and value):
+            raise InputError(f"--policy {part.strip()}: {setting!r} must be FIELD=VALUE")
+        own[key.replace("-", "_")] = scalar(value)
+    return name, own
+
+
+def _common(given: argparse.Namespace, fields: Mapping[str, Any]) -> Common:
+    for name in ("prefill_chunk", "max_length"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    if given.kv_dtype not in (None, "float32", "bfloat16"):
+        raise InputError(f"--kv-dtype is {given.kv_dtype!r}; it must be float32 or bfloat16")
+    if given.seed < 0:
+        raise InputError(f"--seed is {given.seed}; it must be at least 0")
+    if given.plot is not None:
+        _check_plot(Path(given.plot))
+    return Common(
+        model=given.model,
+        dtype=given.dtype,
+        kv_dtype=given.kv_dtype,
+        policies=make_policies(given.policy, fields),
+        prefill_chunk=given.prefill_chunk,
+        max_length=given.max_length,
+        seed=given.seed,
+        json=given.json,
+        plot=given.plot,
+    )
+
+
+def _check_plot(path: Path) -> None:
+    """Before the work: a plot that cannot be written should not cost an hour first."""
+    if path.suffix.lower().lstrip(".") not in PLOT_FORMATS:
+        raise InputError(f"--plot {path} must end in {' or '.join('.' + f for f in PLOT_FORMATS)}")
+    if path.is_dir():
+        raise InputError(f"--plot {path} is a folder; it must be a file")
+
+
+def _overview() -> Any:
+    lines = "\n".join(f"  {task.name:10}{task.summary}" for task in TASKS.values())
+    parser = make_parser(COMMAND, _DESCRIPTION.format(tasks=lines))
+    parser.add_argument("task", metavar="TASK", help=", ".join(TASKS))
+    return parser
+
+
+def _parser(task: Task) -> Any:
+    parser = make_parser(f"{COMMAND} {task.name}", task.description)
+    add = parser.add_argument
+    task.add_arguments(add)
+    add(
+        "--model",
+        default="smollm2-135m-instruct",
+        metavar="NAME",
+        help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
+    )
+    add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16, of the weights")
+    add(
+        "--kv-dtype",
+        type=str | None,
+        metavar="TYPE",
+        help="float32 or bfloat16, of keys and values (default: that of the weights)",
+    )
+    add(
+        "--policy",
+        default="streaming",
+        metavar="NAMES",
+        help=f"one or several of {', '.join(POLICIES)}, separated by commas, such as "
+        "full,streaming:sinks=1:window=1023 (default: streaming)",
+    )
+    add(
+        "--policy.FIELD",
+        dest="policy_field",
+        metavar="VALUE",
+        type=str | None,
+        help="a setting of every listed policy that has it, such as --policy.window 1020",
+    )
+    add(
+        "--config",
+        metavar="FILE.yaml",
+        type=str | None,
+        help="the same names as keys; the command line wins",
+    )
+    add(
+        "--prefill-chunk",
+        type=int | None,
+        metavar="N",
+        help="tokens per call (default: by the task and the length)",
+    )
+    add(
+        "--max-length",
+        type=int | None,
+        metavar="N",
+        help="tokens a full cache can hold (default: for ppl the context that the model was "
+        "trained for, else what the rows need)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    add("--json", action="store_true", help="JSON on stdout and nothing else")
+    add(
+        "--plot",
+        type=str | None,
+        metavar="FILE.png",
+        help="draw the results to a .png, .pdf or .svg file",
+    )
+    return parser

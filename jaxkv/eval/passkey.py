@@ -1,0 +1,223 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A number hidden in noise: what is still in the cache, by length and by depth."""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxkv.convert.model import Model
+from jaxkv.convert.table import Progress
+from jaxkv.errors import InputError
+from jaxkv.eval.answers import (
+    QUERY_AWARE,
+    Manner,
+    Row,
+    add_manner,
+    check_manner,
+    draw,
+    evaluate_rows,
+)
+from jaxkv.eval.result import Result
+from jaxkv.eval.task import Common, Task
+from jaxkv.files import whole_file
+from jaxkv.generate.api import prompt_ids
+
+MAX_NEW_TOKENS = 16  # seven digits, for tokenizers that have one token a digit, and some room
+
+_NOISE = (
+    "The grass is green.",
+    "The sky is blue.",
+    "The sun is yellow.",
+    "Here we go.",
+    "There and back again.",
+)
+_WORDS = (
+    "anchor", "basket", "candle", "desert", "engine", "feather", "garden", "hammer", "island",
+    "jacket", "kettle", "ladder", "marble", "needle", "orchard", "pillow", "quarry", "ribbon",
+    "saddle", "temple", "umbrella", "velvet", "window", "yarn",
+)  # fmt: skip
+
+_DESCRIPTION = f"""Find a number that is hidden in repeated sentences, in the manner of RULER's niah_single_1.
+
+Each prompt, with its chat template, question and start of the answer, has as many tokens as fit in
+its length and never more. score is the percentage of numbers found; by has it for every length and
+every depth, cells for both together.
+
+{QUERY_AWARE}
+"""  # noqa: E501
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Attributes:
+    lengths: of the prompts, in tokens.
+    depths: how many, evenly from the start (0) to the end (100) of the noise.
+    rows_per_cell: rows of each length and depth.
+    save_rows: where to keep the rows, or None.
+    manner: how they are put to the model.
+    """
+
+    lengths: tuple[int, ...]
+    depths: int
+    rows_per_cell: int
+    save_rows: str | None
+    manner: Manner
+
+
+def depth_percents(count: int) -> tuple[float, ...]:
+    """Evenly from 0 to 100; one alone is in the middle."""
+    if count == 1:
+        return (50.0,)
+    return tuple(round(100 * i / (count - 1), 1) for i in range(count))
+
+
+def make_row(
+    word: str, number: int, sentences: int, depth: float, length: int | None = None
+) -> Row:
+    """A row with the needle after `depth` percent of the sentences."""
+    noise = list(itertools.islice(itertools.cycle(_NOISE), sentences))
+    at = round(sentences * depth / 100)
+    noise.insert(at, f"One of the special magic numbers for {word} is: {number}.")
+    return Row(
+        context="A special magic number is hidden within the following text. Make sure to memorize "
+        f"it. I will quiz you about the number afterwards.\n{' '.join(noise)}\n",
+        question=f"What is the special magic number for {word} mentioned in the provided text?",
+        answer_prefix=f"The special magic number for {word} mentioned in the provided text is",
+        answers=(str(number),),
+        max_new_tokens=MAX_NEW_TOKENS,
+        length=length,
+        depth=depth,
+    )
+
+
+def make_rows(
+    model: Model, lengths: Sequence[int], depths: int, rows_per_cell: int, seed: int
+) -> tuple[Row, ...]:
+    """Rows of every length and depth; each is the same whatever the others are.
+
+    Raises:
+      InputError: a length does not even hold the question.
+    """
+    cells = itertools.product(lengths, depth_percents(depths), range(rows_per_cell))
+    rows = []
+    for length, depth, index in cells:
+        draws = np.random.default_rng([seed, length, round(10 * depth), index])
+        word = _WORDS[draws.integers(len(_WORDS))]
+        number = int(draws.integers(10**6, 10**7))
+
+        def fitted(sentences: int) -> Row:
+            return make_row(word, number, sentences, depth, length)  # noqa: B023
+
+        bare = row_tokens(model, fitted(0))
+        if bare > length:
+            raise InputError(
+                f"--lengths has {length}; the question alone takes {bare} tokens, so it must be at "
+                f"least that"
+            )
+        # Every sentence is at least a token.
+        fit = bisect.bisect_right(
+            range(length), length, key=lambda count: row_tokens(model, fitted(count))
+        )
+        rows.append(fitted(fit - 1))
+    return tuple(rows)
+
+
+def row_tokens(model: Model, row: Row) -> int:
+    """Tokens of a row's whole prompt."""
+    return len(prompt_ids(model, row.context + row.question, answer_prefix=row.answer_prefix))
+
+
+def save_rows(path: str, rows: Sequence[Row]) -> None:
+    """Writes rows as JSONL, which `rows --rows` reads; whole or not at all."""
+    names = ("context", "question", "answer_prefix", "max_new_tokens", "task", "length", "depth")
+    with whole_file(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            values = {name: getattr(row, name) for name in names}
+            values = {name: value for name, value in values.items() if value is not None}
+            file.write(json.dumps(values | {"answer": list(row.answers)}) + "\n")
+
+
+def evaluate(model: Model, common: Common, options: Options, progress: Progress) -> list[Result]:
+    """One result for each policy."""
+    rows = make_rows(model, options.lengths, options.depths, options.rows_per_cell, common.seed)
+    if options.save_rows is not None:
+        save_rows(options.save_rows, rows)
+    return evaluate_rows(TASK.name, model, common, options.manner, rows, progress)
+
+
+def add_arguments(add: Callable[..., Any]) -> None:
+    """The task's own flags."""
+    add(
+        "--lengths",
+        type=str,
+        default="512,1024",
+        metavar="N,N",
+        help="tokens of the whole prompt, separated by commas (default: 512,1024)",
+    )
+    add(
+        "--depths",
+        type=int,
+        default=5,
+        metavar="N",
+        help="how many depths, evenly from start to end (default: 5)",
+    )
+    add(
+        "--rows-per-cell",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rows of each length and depth (default: 1)",
+    )
+    add(
+        "--save-rows",
+        type=str | None,
+        metavar="FILE",
+        help="keep the rows as JSONL, for the task rows",
+    )
+    add_manner(add)
+
+
+def check(given: argparse.Namespace) -> Options:
+    """The task's options."""
+    try:
+        lengths = tuple(int(part) for part in given.lengths.split(","))
+    except ValueError:
+        raise InputError(
+            f"--lengths is {given.lengths!r}; it must be integers separated by commas"
+        ) from None
+    if min(lengths) < 1:
+        raise InputError(f"--lengths has {min(lengths)}; each must be at least 1")
+    for name in ("depths", "rows_per_cell"):
+        value = getattr(given, name)
+        if value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    if given.save_rows is not None and Path(given.save_rows).is_dir():
+        raise InputError(f"--save-rows {given.save_rows} is a folder; it must be a file")
+    return Options(
+        tuple(dict.fromkeys(lengths)),
+        given.depths,
+        given.rows_per_cell,
+        given.save_rows,
+        check_manner(given),
+    )
+
+
+TASK = Task(
+    name="passkey",
+    summary="a number hidden in noise, by length and depth",
+    description=_DESCRIPTION,
+    add_arguments=add_arguments,
+    check=check,
+    evaluate=evaluate,
+    draw=draw,
+)

@@ -1,0 +1,253 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming perplexity: one long text, one cache that is never reset."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxkv.convert.model import Model
+from jaxkv.convert.table import Progress
+from jaxkv.convert.tokenizer import Tokenizer
+from jaxkv.errors import InputError
+from jaxkv.eval.nll import Scores, bounded_tokens, recall_span, score_sampled, score_stream
+from jaxkv.eval.result import Result, policy_label
+from jaxkv.eval.task import Common, Task
+from jaxkv.policies.base import TokenPolicy
+from jaxkv.policies.registry import describe
+
+_DESCRIPTION = """Streaming perplexity of a text: exp(mean negative log-likelihood) over its tokens.
+
+The text is one stream, batch 1, with a BOS token first if the model has one; the cache is never
+reset. The first tokens, which every cache still holds, are part of the score.
+
+  score         perplexity over all tokens that this row predicts; n is how many
+  by.all        the same
+  by.common     over the positions that every policy of the list predicts, so that rows compare
+                (full stops at --max-length; recompute does not count here)
+  by.after_cache  over positions after the largest bounded cache of the list is full
+                (cache_tokens in the report): what is left without the easy start
+  by.sampled    over the sampled positions of recompute; only if recompute is in the list
+
+recompute runs the model over its whole window for each prediction. So it is evaluated at --positions
+positions beyond the window, one drawn from each of as many equal stretches; every policy of the list
+also reports by.sampled, over the very same positions. null: the row does not reach all positions.
+"""  # noqa: E501
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Attributes:
+    text: to be predicted.
+    tokens: how much of it, at most.
+    positions: how many positions a policy that re-computes is evaluated at.
+    """
+
+    text: str
+    tokens: int
+    positions: int
+
+
+def builtin_text() -> str:
+    """English that is on every machine: the help texts that come with Python."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def token_stream(tokenizer: Tokenizer, text: str, tokens: int) -> np.ndarray:
+    """BOS, if there is one, and the first `tokens` tokens of a text: int32 [S].
+
+    Raises:
+      InputError: the text has too few tokens to predict any.
+    """
+    cut = 8 * tokens + 64
+    ids = tokenizer.encode(text[:cut])
+    # The last tokens of a text that is cut within a word are not those of the text.
+    if len(ids) < tokens + 16 and len(text) > cut:
+        ids = tokenizer.encode(text)
+    stream = [*tokenizer.bos_ids, *ids[:tokens]]
+    if len(stream) < 2:
+        raise InputError(f"the text has {len(ids)} tokens; it must have at least 2")
+    return np.asarray(stream, np.int32)
+
+
+def stratified(begin: int, end: int, count: int, seed: int) -> np.ndarray:
+    """Positions of [begin, end), one drawn from each of `count` equal stretches: int [count]."""
+    count = min(count, end - begin)
+    edges = begin + (end - begin) * np.arange(count + 1) // count
+    return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+
+
+def perplexity(scores: Scores, wanted: Callable[[np.ndarray], np.ndarray]) -> float | None:
+    """Over the positions that `wanted` marks; None if there is none."""
+    nll = scores.nll[wanted(scores.positions)]
+    if not nll.size:
+        return None
+    mean = float(nll.astype(np.float64).mean())
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def evaluate(model: Model, common: Common, options: Options, progress: Progress) -> list[Result]:
+    """One result for each policy."""
+    stream = token_stream(model.tokenizer, options.text, options.tokens)
+    sampled = _sampled_positions(model, common, options.positions, len(stream))
+    every = []
+    for policy in common.policies:
+        what = f"ppl {policy_label(policy)}"
+
+        def draw(done: int, total: int, what: str = what) -> None:
+            progress(what, done, total)
+
+        if isinstance(policy, TokenPolicy):
+            every.append(score_sampled(model, policy, stream, sampled, common.kv_dtype, draw))
+        else:
+            limit = common.max_length or model.config.max_positions
+            every.append(
+                score_stream(
+                    model, policy, stream, limit, common.kv_dtype, common.prefill_chunk, draw
+                )
+            )
+    return _results(model, common, every, sampled)
+
+
+def _sampled_positions(model: Model, common: Common, count: int, length: int) -> np.ndarray:
+    """Where policies that re-compute are evaluated: beyond the largest of their windows."""
+    spans = [recall_span(model, p) for p in common.policies if isinstance(p, TokenPolicy)]
+    if not spans:
+        return np.zeros(0, np.int64)
+    if max(spans) >= length:
+        raise InputError(
+            f"the stream has {length} tokens and re-computation with window {max(spans) - 1} is "
+            f"evaluated beyond its window; give --tokens above {max(spans)} or a smaller window"
+        )
+    return stratified(max(spans), length, count, common.seed)
+
+
+def _results(
+    model: Model, common: Common, every: Sequence[Scores], sampled: np.ndarray
+) -> list[Result]:
+    policies = common.policies
+    ends = [
+        int(scores.positions[-1])
+        for scores, policy in zip(every, policies, strict=True)
+        if not isinstance(policy, TokenPolicy)
+    ]
+    common_end = min(ends, default=0)
+    caches = [bounded_tokens(model, policy) for policy in policies]
+    cache_tokens = max((tokens for tokens in caches if tokens is not None), default=0)
+    results = []
+    for policy, scores in zip(policies, every, strict=True):
+        whole = not isinstance(policy, TokenPolicy)
+        everything = perplexity(scores, lambda at: at > 0)
+        by: dict[str, float | None] = {"all": everything if whole else None}
+        by["common"] = perplexity(scores, lambda at: at <= common_end) if whole else None
+        by["after_cache"] = perplexity(scores, lambda at: at > cache_tokens) if whole else None
+        if sampled.size:
+            reached = np.isin(sampled, scores.positions).all()
+            by["sampled"] = perplexity(scores, lambda at: np.isin(at, sampled)) if reached else None
+        n = len(scores.nll)
+        results.append(
+            Result(
+                task=TASK.name,
+                score=math.nan if everything is None else everything,
+                n=n,
+                by=by,
+                policy=describe(policy),
+                cache=scores.cache,
+                details={
+                    "tokens": n,
+                    "common_tokens": common_end,
+                    "cache_tokens": cache_tokens,
+                    "first_tokens_included": whole,
+                    "sampled_positions": len(sampled),
+                    "compile_s": scores.compile_s,
+                    "run_s": scores.run_s,
+                },
+                curve=scores,
+            )
+        )
+    return results
+
+
+def draw(figure: Any, results: Sequence[Result]) -> None:
+    """Running perplexity over the position, one line a policy."""
+    figure.set_size_inches(7.0, 4.5)
+    axis = figure.subplots()
+    for result in results:
+        scores: Scores = result.curve
+        running = np.cumsum(scores.nll, dtype=np.float64) / np.arange(1, len(scores.nll) + 1)
+        marker = "" if result.details["first_tokens_included"] else "."  # sampled positions
+        values = np.exp(np.minimum(running, 700.0))
+        axis.plot(scores.positions, values, marker=marker, label=result.label)
+    axis.set_yscale("log")
+    axis.set(xlabel="position (tokens)", ylabel="perplexity up to here", title="ppl")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+
+
+def add_arguments(add: Callable[..., Any]) -> None:
+    """The task's own flags."""
+    add(
+        "--text-file",
+        type=str | None,
+        metavar="FILE",
+        help="UTF-8 text (default: the help texts that come with Python)",
+    )
+    add(
+        "--tokens",
+        type=int,
+        default=20000,
+        metavar="N",
+        help="evaluate the first N tokens of the text, or all if it has fewer (default: 20000)",
+    )
+    add(
+        "--positions",
+        type=int,
+        default=200,
+        metavar="N",
+        help="positions at which recompute is evaluated (default: 200)",
+    )
+
+
+def check(given: argparse.Namespace) -> Options:
+    """The task's options, with the text read."""
+    if given.tokens < 2:
+        raise InputError(f"--tokens is {given.tokens}; it must be at least 2")
+    if given.positions < 1:
+        raise InputError(f"--positions is {given.positions}; it must be at least 1")
+    if given.text_file is None:
+        text = builtin_text()
+    else:
+        text = _read(given.text_file)
+    return Options(text, given.tokens, given.positions)
+
+
+def _read(name: str) -> str:
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--text-file {name} is not UTF-8 text: {error.reason}") from None
+    except OSError as error:
+        raise InputError(f"--text-file {name} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise InputError(f"--text-file {name} holds no text")
+    return text
+
+
+TASK = Task(
+    name="ppl",
+    summary="streaming perplexity of a text",
+    description=_DESCRIPTION,
+    add_arguments=add_arguments,
+    check=check,
+    evaluate=evaluate,
+    draw=draw,
+)

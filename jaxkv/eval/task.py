@@ -1,0 +1,65 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a task is: its flags, a check of them before any work, the work, and a plot of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxkv.convert.model import Model
+from jaxkv.convert.table import Progress
+from jaxkv.eval.result import Result
+from jaxkv.policies.base import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What every task is told.
+
+    Attributes:
+      model: its name.
+      dtype: of the weights.
+      kv_dtype: of keys and values; None is that of the weights.
+      policies: at least one; each gives one result.
+      prefill_chunk: tokens a call; None leaves it to the task.
+      max_length: tokens that a cache which keeps everything can hold; None leaves it to the task.
+      seed: of whatever is drawn.
+      json: whether the report is JSON.
+      plot: where to draw to, or None.
+    """
+
+    model: str
+    dtype: str
+    kv_dtype: str | None
+    policies: tuple[Policy, ...]
+    prefill_chunk: int | None
+    max_length: int | None
+    seed: int
+    json: bool
+    plot: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One evaluation.
+
+    Attributes:
+      name: what users type.
+      summary: one line of help.
+      description: the help of the task itself: what is measured, and what the report's names mean.
+      add_arguments: declares flags, given the parser's `add_argument`.
+      check: turns parsed flags into the task's own options; raises InputError.
+      evaluate: the work: one result for each policy.
+      draw: puts the results on a `matplotlib.figure.Figure`.
+    """
+
+    name: str
+    summary: str
+    description: str
+    add_arguments: Callable[[Callable[..., Any]], None]
+    check: Callable[[argparse.Namespace], Any]
+    evaluate: Callable[[Model, Common, Any, Progress], list[Result]]
+    draw: Callable[[Any, Sequence[Result]], None]

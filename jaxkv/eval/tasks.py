@@ -1,0 +1,12 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks by the names that users type. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxkv.eval import passkey, ppl, rows
+from jaxkv.eval.task import Task
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (ppl.TASK, passkey.TASK, rows.TASK)}
