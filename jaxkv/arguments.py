@@ -98,7 +98,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             if not rest:
                 raise InputError(f"{word} needs a value")
             value = rest.pop(0)
-        fields[name.replace("-", "_")] = _scalar(value)
+        fields[name.replace("-", "_")] = scalar(value)
     return plain, fields
 
 
@@ -218,7 +218,7 @@ def _readable(parser: Any, message: str) -> str:
     return f"{flag} is {told[2]!r}; it must be {allowed}"
 
 
-def _scalar(text: str) -> Any:
+def scalar(text: str) -> Any:
     """A number where it looks like one, else the text as it is."""
     for kind in (int, float):
         try:

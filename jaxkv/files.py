@@ -29,6 +29,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     os.close(handle)
     part = Path(name)
+    part.chmod(0o644)  # mkstemp makes it private
     try:
         yield part
         _sync(part)

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import start
 
 SLOTS = 1043  # a number that nothing else has
+CONFIG = dataclasses.replace(toys.CONFIG, num_layers=1)
 POLICIES = {
     "full": Full(),
     "window": Window(SLOTS - 1),
@@ -25,17 +28,20 @@ POLICIES = {
 
 def main() -> None:
     """One object for each policy and batch size."""
-    params, eos, found = toys.params(), jnp.asarray([2], jnp.int32), []
+    params, eos, found = toys.params(CONFIG), jnp.asarray([2], jnp.int32), []
+    weights = jax.tree.leaves(params)
     for name, policy in POLICIES.items():
         for batch in (1, 3):
-            state = start(toys.CONFIG, policy, batch, SLOTS, "float32", 0)
-            made = programs(params, toys.CONFIG, policy, Greedy(), state, eos, 8)
+            state = start(CONFIG, policy, batch, SLOTS, "float32", 0)
+            made = programs(params, CONFIG, policy, Greedy(), state, eos, 8)
             found.append(
                 {
                     "policy": name,
                     "batch": batch,
-                    "first": len(jax.tree.leaves(params)),
+                    "weights": [math.prod(x.shape) for x in weights if x.ndim > 1],
+                    "first": len(weights),
                     "leaves": len(jax.tree.leaves(state.cache)),
+                    "keys": math.prod(state.cache.layers[0].k.shape),
                     "text": made.decode.text(),
                 }
             )

@@ -21,6 +21,7 @@ from jaxkv.decode import interactive
 from jaxkv.decode.__main__ import main
 from jaxkv.generate.text import Row
 
+ROOT = Path(__file__).parent.parent
 SMALL = ["--model", "tiny-random", "--policy.window", "20", "--max-new-tokens", "6"]
 RAW = [*SMALL, "--raw"]
 DRAWN = [*RAW, "--temperature", "9", "--seed", "3"]
@@ -167,8 +168,9 @@ def test_no_prompt_is_refused(refused) -> None:
 
 def test_help_teaches() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "jaxkv.decode", "--help"], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-m", "jaxkv.decode", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     for words in ("--policy.FIELD VALUE", "--load-cache DIR", "examples:", "tiny-random", "Ctrl-C"):
         assert words in done.stdout
     assert done.stderr == ""
@@ -378,18 +380,20 @@ def test_ctrl_c_in_a_terminal_session(tmp_path: Path) -> None:
     words = [*DRAWN, "--max-new-tokens", "1000000", "--interactive", "--save-cache", str(kept)]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     with subprocess.Popen(
-        [sys.executable, "-m", "jaxkv.decode", *words], env=environment,
+        [sys.executable, "-m", "jaxkv.decode", *words], env=environment, cwd=ROOT,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stdin and process.stdout and process.stderr
         for turn in (b"one\n", b"two\n"):
             process.stdin.write(turn)
             process.stdin.flush()
-            assert len(os.read(process.stdout.fileno(), 1))
+            shown = b""
+            while len(shown) < 20:
+                shown += os.read(process.stdout.fileno(), 1)
             process.send_signal(signal.SIGINT)
             while select.select([process.stdout], [], [], 2)[0]:
                 os.read(process.stdout.fileno(), 4096)
         process.stdin.close()
         assert process.wait(60) == 0
         assert b"Traceback" not in process.stderr.read()
-    assert 8 < int(np.asarray(load_cache(kept).layers[0].seen)[0]) < 1000000
+    assert 15 < int(np.asarray(load_cache(kept).layers[0].seen)[0]) < 1000000

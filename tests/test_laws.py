@@ -71,8 +71,9 @@ def test_jit_changes_nothing(name) -> None:
     layer = CASES[name].policy.at(0, toys.geometry(2))
     q, k, v = toys.qkv(2, 6)
     with jax.disable_jit():
-        cache, out = prefill(layer, layer.init(), q, k, v, rope=ROPE)
-    jitted_cache, jitted = jit_prefill(layer, layer.init(), q, k, v, rope=ROPE)
+        cache, out = step(layer, layer.init(), *(x[:, :1] for x in (q, k, v)), rope=ROPE)
+    first = [x[:, :1] for x in (q, k, v)]
+    jitted_cache, jitted = jit_step(layer, layer.init(), *first, rope=ROPE)
     np.testing.assert_allclose(jitted, out, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jitted_cache, cache)
 

@@ -48,20 +48,24 @@ def stream(q, k, v, sinks: int, window: int, rotary: int, theta: float = 1e4) ->
     return out
 
 
+STEP = jax.jit(step, static_argnums=0, static_argnames="rope")
+PREFILL = jax.jit(prefill, static_argnums=0, static_argnames="rope")
+
+
 def run(policy, rope, q, k, v, chunk: int):
     """The policy over the same tokens, in chunks."""
     layer = policy.at(0, toys.geometry(q.shape[0], dim=q.shape[-1]))
     cache, outs = layer.init(), []
     for begin in range(0, q.shape[1], chunk):
         part = [x[:, begin : begin + chunk] for x in (q, k, v)]
-        call = step if part[0].shape[1] == 1 else prefill
+        call = STEP if part[0].shape[1] == 1 else PREFILL
         cache, out = call(layer, cache, *part, rope=rope)
         outs.append(out)
     return cache, jnp.concatenate(outs, axis=1)
 
 
 @pytest.mark.parametrize("rotary", [16, 8], ids=["rope", "partial-rope"])
-@pytest.mark.parametrize("chunk", [1, 4, 11, 50])
+@pytest.mark.parametrize("chunk", [1, 11, 50])
 @pytest.mark.parametrize(("sinks", "window"), [(4, 9), (1, 1), (0, 6), (2, 60)])
 def test_equals_the_re_rotating_oracle(rotary, chunk, sinks, window) -> None:
     q, k, v = toys.qkv(2, 50, dim=16)
@@ -72,8 +76,8 @@ def test_equals_the_re_rotating_oracle(rotary, chunk, sinks, window) -> None:
         np.testing.assert_allclose(out[row], expected, atol=2e-6)
 
 
-@settings(deadline=None, max_examples=12)
-@given(st.integers(0, 5), st.integers(1, 12), st.integers(1, 30), st.integers(1, 30))
+@settings(deadline=None, max_examples=6)
+@given(st.integers(0, 5), st.integers(1, 12), st.integers(1, 30), st.integers(2, 30))
 def test_any_chunking_is_token_exact(sinks: int, window: int, length: int, chunk: int) -> None:
     q, k, v = toys.qkv(1, length)
     policy, rope = StreamingLLM(sinks, window), Rope(8)
@@ -88,7 +92,7 @@ def test_the_papers_example_of_positions() -> None:
     cache, _ = run(StreamingLLM(4, 3), Rope(8), q[:, :9], k[:, :9], v[:, :9], 1)
     assert sorted(int(p) for p in cache.pos[0, 0]) == [0, 1, 2, 3, 5, 6, 7, 8]  # 5 goes next
     layer = StreamingLLM(4, 3).at(0, toys.geometry())
-    after, _ = step(layer, cache, q[:, 9:], k[:, 9:], v[:, 9:], rope=Rope(8))
+    after, _ = STEP(layer, cache, q[:, 9:], k[:, 9:], v[:, 9:], rope=Rope(8))
     assert sorted(int(p) for p in after.pos[0, 0]) == [0, 1, 2, 3, 6, 7, 8, 9]
 
 
@@ -101,15 +105,14 @@ def test_positions_stay_exact_in_an_endless_stream(start: int) -> None:
 
     def tail(offset: int):
         cache = layer.init()
-        cache, _ = prefill(layer, cache, q[:, :4], k[:, :4], v[:, :4], rope=rope)
+        cache, _ = PREFILL(layer, cache, q[:, :4], k[:, :4], v[:, :4], rope=rope)
         ring = 21  # skip whole turns of the ring, so that the slots are the same
         skipped = offset // ring * ring
         cache = cache.replace(seen=cache.seen + skipped)
         outs = []
         for t in range(4, 60):
-            cache, out = step(
-                layer, cache, q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], rope=rope
-            )
+            token = [x[:, t : t + 1] for x in (q, k, v)]
+            cache, out = STEP(layer, cache, *token, rope=rope)
             outs.append(out)
         return np.asarray(jnp.concatenate(outs, axis=1))[:, 24:]
 

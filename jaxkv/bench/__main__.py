@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def _run(options: argparse.Namespace, policies: list[Policy]) -> dict[str, Any]:
+def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str, Any]:
     from jaxkv.bench.measure import matvec_bandwidth, where
     from jaxkv.bench.runs import stream
     from jaxkv.convert.progress import bars
@@ -75,7 +75,11 @@ def _run(options: argparse.Namespace, policies: list[Policy]) -> dict[str, Any]:
 
 
 def _compare(
-    options: argparse.Namespace, policies: list[Policy], model: Any, bandwidth: float, progress: Any
+    options: argparse.Namespace,
+    policies: tuple[Policy, ...],
+    model: Any,
+    bandwidth: float,
+    progress: Any,
 ) -> dict[str, Any]:
     """Every policy and the peer in turn, round after round, so that noise falls on all alike."""
     from jaxkv.bench.peer import Peer

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkv.cache.grouped import Grouped
 from jaxkv.cache.slab import Slab
 
 
@@ -19,12 +20,28 @@ def nbytes(cache: Any) -> int:
 
 def kept_tokens(layers: tuple[Any, ...], row: int = 0) -> list[list[int]]:
     """Tokens in the slots of each KV head, per layer, in one row of the batch."""
-    return [[count for slab in _slabs(layer) for count in _per_head(slab, row)] for layer in layers]
+    return [_of_layer(layer, row) for layer in layers]
 
 
-def _slabs(layer: Any) -> list[Slab]:
-    is_slab = lambda x: isinstance(x, Slab)  # noqa: E731
-    return [x for x in jax.tree.leaves(layer, is_leaf=is_slab) if is_slab(x)]
+def _of_layer(layer: Any, row: int) -> list[int]:
+    """In the model's order of heads, however a cache groups them."""
+    counts: list[int] = []
+    for part in jax.tree.leaves(layer, is_leaf=_is_part):
+        if isinstance(part, Grouped):
+            grouped = [_of_layer(slab, row) for slab in part.slabs]
+            by_head = {
+                head: count
+                for heads, found in zip(part.heads, grouped, strict=True)
+                for head, count in zip(heads, found, strict=True)
+            }
+            counts += [by_head[head] for head in sorted(by_head)]
+        elif isinstance(part, Slab):
+            counts += _per_head(part, row)
+    return counts
+
+
+def _is_part(x: Any) -> bool:
+    return isinstance(x, Slab | Grouped)
 
 
 def _per_head(slab: Slab, row: int) -> list[int]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -20,6 +21,8 @@ from jaxkv.startup import prepare
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with one line on stderr and status 2."""
     began = time.perf_counter()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show all characters
     with one_line_errors(COMMAND):
         options = parse_options(arguments)
         prepare()

@@ -150,7 +150,13 @@ def _parser() -> Any:
         metavar="NAME",
         help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
     )
-    add("--dtype", type=str, default="float32", metavar="TYPE", help="float32 or bfloat16, of the weights")
+    add(
+        "--dtype",
+        type=str,
+        default="float32",
+        metavar="TYPE",
+        help="float32 or bfloat16, of the weights",
+    )
     add(
         "--kv-dtype",
         type=str,
@@ -195,7 +201,13 @@ def _parser() -> Any:
         "--chat", action="store_true", help="use the model's chat template (default if it has one)"
     )
     form.add_argument("--raw", action="store_true", help="continue the text as it is")
-    add("--answer-prefix", type=str, default="", metavar="TEXT", help="start of the assistant's answer")
+    add(
+        "--answer-prefix",
+        type=str,
+        default="",
+        metavar="TEXT",
+        help="start of the assistant's answer",
+    )
     add(
         "--interactive",
         action="store_true",

@@ -15,15 +15,13 @@ from jax import Array
 
 from jaxkv.convert.model import Model
 from jaxkv.eval.result import cache_bytes
-from jaxkv.generate.loop import Program, Signature
-from jaxkv.generate.loop import _compile as compile_program
+from jaxkv.generate.loop import Program, Signature, compile_program
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import advance, forward, init_cache
-from jaxkv.policies.base import Cache, Geometry, Policy, TokenPolicy
+from jaxkv.policies.base import Cache, Geometry, Policy, TokenPolicy, most_kept
 from jaxkv.typing import Lengths, Params, Tokens
 
 CHUNK = 256  # tokens a call; its logits over a large vocabulary are what takes memory
-_UNBOUNDED = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,14 +176,7 @@ def bounded_tokens(model: Model, policy: Policy) -> int | None:
     """The most tokens that any head keeps, or None if a head's cache grows with the stream."""
     if isinstance(policy, TokenPolicy):
         return recall_span(model, policy) - 1
-    geometry = _geometry(model, _UNBOUNDED)
-    kept = [
-        count
-        for layer in range(geometry.num_layers)
-        for count in policy.at(layer, geometry).kept(2**31 - 1)
-    ]
-    most = max(kept, default=0)
-    return None if most >= _UNBOUNDED else most
+    return most_kept(policy, _geometry(model, 1))
 
 
 def _geometry(model: Model, max_length: int) -> Geometry:

@@ -5,18 +5,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkv.arguments import _scalar as scalar
 from jaxkv.arguments import make_parser, parse
 from jaxkv.errors import InputError
 from jaxkv.eval.task import Common, Task
 from jaxkv.eval.tasks import TASKS
-from jaxkv.policies.base import Policy
-from jaxkv.policies.registry import POLICIES, make_policy
+from jaxkv.policies.registry import POLICIES, make_policies
 
 COMMAND = "jaxkv.eval"
 PLOT_FORMATS = ("png", "pdf", "svg")
@@ -62,43 +59,6 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
     task = TASKS[name]
     given, fields = parse(_parser(task), arguments[1:])
     return task, _common(given, fields), task.check(given)
-
-
-def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
-    """Policies from a list such as "full,streaming:sinks=1:window=1023".
-
-    Args:
-      text: names separated by commas; settings of one follow after colons.
-      shared: settings for every listed policy that has them; a policy's own win.
-
-    Raises:
-      InputError: an unknown name or setting, or a shared setting that no listed policy has.
-    """
-    named = [_named(part) for part in text.split(",")]
-    policies, used = [], set()
-    for name, own in named:
-        cls = POLICIES.get(name)
-        known = {field.name for field in dataclasses.fields(cls)} if cls else set()
-        mine = {key: value for key, value in shared.items() if key in known}
-        used |= set(mine)
-        policies.append(make_policy(name, {**mine, **own}))
-    for key in shared:
-        if key not in used:
-            raise InputError(f"--policy.{key}: none of the policies {text} has a field {key!r}")
-    return tuple(policies)
-
-
-def _named(part: str) -> tuple[str, dict[str, Any]]:
-    name, *settings = part.strip().split(":")
-    if not name:
-        raise InputError("--policy has an empty name; give names separated by commas")
-    own = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not (equals and key and value):
-            raise InputError(f"--policy {part.strip()}: {setting!r} must be FIELD=VALUE")
-        own[key.replace("-", "_")] = scalar(value)
-    return name, own
 
 
 def _common(given: argparse.Namespace, fields: Mapping[str, Any]) -> Common:

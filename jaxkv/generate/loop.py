@@ -131,7 +131,9 @@ class Signature:
         return cls(tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
 
 
-def _compile(function: Callable[..., Any], signature: Signature, statics: Statics) -> Program:
+def compile_program(
+    function: Callable[..., Any], signature: Signature, statics: Statics
+) -> Program:
     """Compiles `function(*args, **statics)`; its second argument is donated."""
     started = time.perf_counter()
     shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in signature.leaves]
@@ -150,12 +152,12 @@ def _compile(function: Callable[..., Any], signature: Signature, statics: Static
 
 @functools.lru_cache(maxsize=64)
 def _compile_prefill(signature: Signature, statics: Statics) -> Program:
-    return _compile(prefill_chunk, signature, statics)
+    return compile_program(prefill_chunk, signature, statics)
 
 
 @functools.lru_cache(maxsize=64)
 def _compile_decode(signature: Signature, statics: Statics) -> Program:
-    return _compile(decode_tokens, signature, statics)
+    return compile_program(decode_tokens, signature, statics)
 
 
 def compilations() -> dict[str, int]:

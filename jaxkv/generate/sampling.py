@@ -49,8 +49,10 @@ class Sample:
     top_p: float = 1.0
 
     def __call__(self, keys: Array, logits: Array) -> Array:
-        # From the largest, or a tiny temperature would make several of them infinite.
-        logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / self.temperature
+        # From the largest, or a tiny temperature would make several of them infinite; and float32
+        # takes the tiniest for 0.
+        logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+        logits = logits / max(self.temperature, 1e-30)
         if self.top_k is None and self.top_p == 1.0:
             return _draw(keys, logits).astype(jnp.int32)
         count = logits.shape[-1] if self.top_k is None else min(self.top_k, logits.shape[-1])

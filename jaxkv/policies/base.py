@@ -179,3 +179,19 @@ def nominal_bytes(policy: Policy, geometry: Geometry) -> int:
         sum(policy.at(layer, geometry).kept(for_ever)) for layer in range(geometry.num_layers)
     )
     return geometry.batch_size * tokens * geometry.bytes_per_token()
+
+
+def most_kept(policy: Policy, geometry: Geometry) -> int | None:
+    """The most tokens that any KV head ever keeps, or None if one of them keeps everything.
+
+    None means that a row is full after `geometry.max_length` tokens.
+    """
+    endless = 2**30
+    wide = dataclasses.replace(geometry, max_length=endless)
+    kept = [
+        count
+        for layer in range(geometry.num_layers)
+        for count in policy.at(layer, wide).kept(2**31 - 1)
+    ]
+    most = max(kept, default=0)
+    return None if most >= endless else most

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkv.arguments import scalar
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Policy
 from jaxkv.policies.full import Full
@@ -59,41 +60,41 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
         raise InputError(f"--policy.{field.name} of {name!r} is {value!r}; it must be {allowed}")
 
 
-def make_policies(names: str, fields: Mapping[str, Any] | None = None) -> list[Policy]:
-    """Several policies from "full,streaming"; each takes those of the fields that it has.
+def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
+    """Policies from a list such as "full,streaming:sinks=1:window=1023".
 
-    Settings of one of them may follow its name: "streaming:sinks=1:window=1023,full".
+    Args:
+      text: names separated by commas; settings of one follow after colons.
+      shared: settings for every listed policy that has them; a policy's own win.
 
     Raises:
-      InputError: as `make_policy`, or a field that none of them has.
+      InputError: an unknown name or setting, or a shared setting that no listed policy has.
     """
-    fields = dict(fields or {})
-    policies, taken = [], set()
-    for words in names.split(","):
-        name, *own = words.strip().split(":")
-        has = {f.name for f in dataclasses.fields(POLICIES[name])} if name in POLICIES else set()
-        given = {key: value for key, value in fields.items() if key in has}
-        taken |= set(given)
-        for word in own:
-            key, equals, value = word.partition("=")
-            if not equals:
-                raise InputError(f"policy {words!r}: {word!r} must be FIELD=VALUE")
-            given[key] = plain_value(value)
-        policies.append(make_policy(name, given))
-    for key in fields:
-        if key not in taken:
-            raise InputError(f"none of the policies {names!r} has a field {key!r}")
-    return policies
+    named = [_named(part) for part in text.split(",")]
+    policies, used = [], set()
+    for name, own in named:
+        cls = POLICIES.get(name)
+        known = {field.name for field in dataclasses.fields(cls)} if cls else set()
+        mine = {key: value for key, value in shared.items() if key in known}
+        used |= set(mine)
+        policies.append(make_policy(name, {**mine, **own}))
+    for key in shared:
+        if key not in used:
+            raise InputError(f"--policy.{key}: none of the policies {text} has a field {key!r}")
+    return tuple(policies)
 
 
-def plain_value(text: str) -> Any:
-    """A number, a truth value or None where the text looks like one, else the text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+def _named(part: str) -> tuple[str, dict[str, Any]]:
+    name, *settings = part.strip().split(":")
+    if not name:
+        raise InputError("--policy has an empty name; give names separated by commas")
+    own = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (equals and key and value):
+            raise InputError(f"--policy {part.strip()}: {setting!r} must be FIELD=VALUE")
+        own[key.replace("-", "_")] = scalar(value)
+    return name, own
 
 
 def describe(policy: Policy) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A layer whose KV heads fall into groups, each with a policy of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxkv.cache.grouped import Grouped
+from jaxkv.errors import InputError
+from jaxkv.policies.base import Geometry, LayerPolicy
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadGroups:
+    """Gives each group of KV heads, and the query heads that read them, its own layer policy.
+
+    The new q, k and v are brought to the groups' order, and the outputs back; a cache is never
+    moved. Heads that are in order already, as in an even split, are sliced and not taken.
+
+    Attributes:
+      geometry: of the whole layer.
+      groups: KV heads of each group, a partition; a group may be empty.
+      layers: the policy of each, made for `part(geometry, heads)`; an empty group's is not used.
+    """
+
+    geometry: Geometry
+    groups: tuple[tuple[int, ...], ...]
+    layers: tuple[LayerPolicy, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self._order) != list(range(self.geometry.num_kv_heads)):
+            raise InputError(
+                f"the head groups {self.groups} must hold each of the {self.geometry.num_kv_heads} "
+                "KV heads once"
+            )
+        if len(self.groups) != len(self.layers):
+            raise InputError(
+                f"there are {len(self.groups)} head groups and {len(self.layers)} policies; each "
+                "group needs one"
+            )
+
+    def init(self) -> Grouped:
+        """An empty cache for each group with heads."""
+        parts = self._parts()
+        return Grouped(
+            tuple(layer.init() for _, layer in parts), tuple(heads for heads, _ in parts)
+        )
+
+    def prefill(
+        self,
+        cache: Grouped,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Grouped, Queries]:
+        """Each group takes its heads of the chunk."""
+        return self._each("prefill", cache, q, k, v, rope, lengths)
+
+    def step(
+        self,
+        cache: Grouped,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Grouped, Queries]:
+        """Each group takes its heads of the token."""
+        return self._each("step", cache, q, k, v, rope, lengths)
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """What each group keeps, in the model's order of heads."""
+        kept = [0] * self.geometry.num_kv_heads
+        for heads, layer in self._parts():
+            for head, count in zip(heads, layer.kept(seen), strict=True):
+                kept[head] = count
+        return tuple(kept)
+
+    @property
+    def _order(self) -> list[int]:
+        """KV heads, group by group."""
+        return [head for heads in self.groups for head in heads]
+
+    def _parts(self) -> list[tuple[tuple[int, ...], LayerPolicy]]:
+        """The groups that have heads."""
+        return [(h, layer) for h, layer in zip(self.groups, self.layers, strict=True) if h]
+
+    def _each(self, call: str, cache, q, k, v, rope, lengths) -> tuple[Grouped, Queries]:
+        order = self._order
+        size = self.geometry.num_heads // self.geometry.num_kv_heads
+        q, k, v = _take(q, _queries(order, size)), _take(k, order), _take(v, order)
+        slabs, outs, begin = [], [], 0
+        for (heads, layer), slab in zip(self._parts(), cache.slabs, strict=True):
+            end = begin + len(heads)
+            slab, out = getattr(layer, call)(
+                slab, q[:, :, begin * size : end * size], k[:, :, begin:end], v[:, :, begin:end],
+                rope, lengths,
+            )  # fmt: skip
+            slabs.append(slab)
+            outs.append(out)
+            begin = end
+        out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
+        return Grouped(tuple(slabs), cache.heads), _take(out, _inverse(_queries(order, size)))
+
+
+def part(geometry: Geometry, heads: Sequence[int]) -> Geometry:
+    """The geometry of a group: these KV heads, and the query heads that read them."""
+    size = geometry.num_heads // geometry.num_kv_heads
+    return dataclasses.replace(geometry, num_heads=size * len(heads), num_kv_heads=len(heads))
+
+
+def _queries(order: Sequence[int], size: int) -> list[int]:
+    """The query heads of KV heads, `size` each."""
+    return [head * size + i for head in order for i in range(size)]
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """The order that undoes an order."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _take(x: Array, order: Sequence[int]) -> Array:
+    """Heads [B, T, N, H] in an order; as they are if that is their own."""
+    if list(order) == list(range(x.shape[2])):
+        return x
+    return jnp.take(x, jnp.asarray(order, jnp.int32), axis=2, mode="clip")

@@ -1,0 +1,126 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of the code: who may import whom, how long a file is, what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEADER = "# Copyright 2026 The jaxkv authors.\n# SPDX-License-Identifier: Apache-2.0\n"
+PACKAGES = ("jaxkv", "pallas_kernels")
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+FLOORS = {
+    "pallas_kernels": 0,
+    **dict.fromkeys(
+        [f"jaxkv.{x}" for x in "errors files arguments startup typing rope alibi softmax".split()],
+        1,
+    ),
+    "jaxkv.attention": 2,
+    "jaxkv.cache": 3,
+    "jaxkv.policies": 4,
+    "jaxkv.models": 5,
+    "jaxkv.layer": 5,
+    **dict.fromkeys([f"jaxkv.{x}" for x in "convert calibrate generate".split()], 6),
+    **dict.fromkeys([f"jaxkv.{x}" for x in "decode eval bench plan train integrations".split()], 7),
+    "jaxkv": 7,  # the names that users import
+}
+# Generation starts from a loaded model, and shows its progress.
+GENERATE_MAY = ("jaxkv.convert.model", "jaxkv.convert.tokenizer", "jaxkv.convert.progress")
+KERNELS_MAY = ("jax", "pallas_kernels")
+
+
+def part_of(module: str) -> str:
+    """The longest entry of `FLOORS` that a module is in."""
+    words = module.split(".")
+    names = [".".join(words[:size]) for size in range(len(words), 0, -1)]
+    found = next(
+        (name for name in names if name in FLOORS and (name != "jaxkv" or len(words) == 1)), ""
+    )
+    assert found, f"{module} has no floor: give it one here"
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, at its top or within a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path} has a relative import"
+            # What is imported from a package may itself be a module.
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (inner & MODULES.keys()) or {node.module}
+            if inner - MODULES.keys():
+                names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_lower_floors(module: str) -> None:
+    mine = part_of(module)
+    for name in imports(MODULES[module]):
+        if name.split(".")[0] not in PACKAGES or module == "jaxkv":
+            continue
+        if (name, module.split(".")[-1]) == ("jaxkv", "__main__"):
+            continue  # a command may tell its version
+        theirs = part_of(name)
+        assert theirs != "jaxkv.integrations" or mine == theirs, f"{module} imports {name}"
+        if mine == theirs:
+            continue
+        allowed = mine == "jaxkv.generate" and name in GENERATE_MAY
+        # Floor 1 has no order of its own, and the arrays' vocabulary is for everyone on it.
+        low = FLOORS[theirs] < FLOORS[mine] or FLOORS[mine] == FLOORS[theirs] == 1
+        assert low or allowed, f"{module} (floor {FLOORS[mine]}) imports {name}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("pallas_kernels")])
+def test_kernels_know_jax_and_nothing_else(module: str) -> None:
+    outside = {name.split(".")[0] for name in imports(MODULES[module])} - set(KERNELS_MAY)
+    assert outside <= set(sys.stdlib_module_names), f"{module} imports {outside}"
+
+
+def test_models_know_policies_by_their_protocol_only() -> None:
+    for module, path in MODULES.items():
+        if module.startswith("jaxkv.models"):
+            known = {name for name in imports(path) if name.startswith("jaxkv.policies")}
+            assert known <= {"jaxkv.policies.base"}, module
+
+
+def test_only_the_loop_compiles() -> None:
+    """Generation and the commands call what `generate/loop.py` compiled; models stay un-jitted."""
+    for module, path in MODULES.items():
+        if module.startswith(("jaxkv.generate", "jaxkv.decode", "jaxkv.models", "jaxkv.policies")):
+            text = path.read_text(encoding="utf-8")
+            assert "jax.jit(" not in text or module == "jaxkv.generate.loop", module
+
+
+def test_every_file_has_its_header_and_stays_small() -> None:
+    files = [*MODULES.values(), *sorted((ROOT / "tests").rglob("*.py"))]
+    assert len(files) > 80
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(HEADER), f"{path} has no licence header"
+        assert text.count("\n") <= 600, f"{path} is longer than 600 lines"
+
+
+@pytest.mark.parametrize(
+    "statement", ["import jaxkv", "import jaxkv.decode.__main__", "import pallas_kernels"]
+)
+def test_an_import_takes_nothing_heavy(statement: str) -> None:
+    heavy = ["torch", "transformers", "orbax", "gguf", "matplotlib", "huggingface_hub"]
+    script = f"import sys; {statement}; print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
