@@ -24,7 +24,7 @@ class Peer:
 
     def __init__(self, model: Model):
         try:
-            import torch
+            import torch  # pyright: ignore[reportMissingImports]
             import transformers
         except ImportError as error:
             raise InputError(

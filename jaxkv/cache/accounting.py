@@ -23,6 +23,12 @@ def kept_tokens(layers: tuple[Any, ...], row: int = 0) -> list[list[int]]:
     return [_of_layer(layer, row) for layer in layers]
 
 
+def tokens_seen(layers: tuple[Any, ...]) -> np.ndarray:
+    """Tokens that each row has ever taken in, int [B]."""
+    parts = jax.tree.leaves(layers, is_leaf=lambda x: isinstance(x, Slab))
+    return np.asarray(next(part.seen for part in parts if isinstance(part, Slab)))
+
+
 def _of_layer(layer: Any, row: int) -> list[int]:
     """In the model's order of heads, however a cache groups them."""
     counts: list[int] = []

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +17,9 @@ from jaxkv.errors import InputError
 from jaxkv.generate.api import Session, prompt_ids
 from jaxkv.generate.chat import next_turn
 from jaxkv.generate.text import Row
-from jaxkv.policies.full import Full
 
 PROMPT = "> "
+TURN = 128  # tokens that a turn is expected to have: the prefill chunk is chosen for it
 
 
 def chat(options: Options, model: Model, load_s: float) -> None:
@@ -30,13 +31,14 @@ def chat(options: Options, model: Model, load_s: float) -> None:
     in_chat = tokenizer.chat_template is not None if options.chat is None else options.chat
     # A full cache is as long as the model's context; the others do not grow.
     length = settings.max_length or model.config.max_positions
-    longest = length - settings.max_new_tokens if isinstance(settings.policy, Full) else 128
+    settings = dataclasses.replace(settings, max_length=length)
     if options.load_cache:
         session = resume(options, model, load_s)
         if session.state.cache.geometry.batch_size != 1:
             raise InputError(f"--load-cache {options.load_cache} holds several streams, not one")
     else:
-        session = Session.begin(model, settings, 1, max(longest, 1), load_s=load_s)
+        longest = max(1, min(TURN, length - 1))
+        session = Session.begin(model, settings, 1, longest, load_s=load_s)
     print("Ctrl-C stops an answer, Ctrl-D ends the chat.", file=sys.stderr)
     first = not options.load_cache
     while (prompt := _ask()) is not None:

@@ -17,8 +17,8 @@ from jaxkv.convert.model import Model
 from jaxkv.eval.result import cache_bytes
 from jaxkv.generate.loop import Program, Signature, compile_program
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import advance, forward, init_cache
-from jaxkv.policies.base import Cache, Geometry, Policy, TokenPolicy, most_kept
+from jaxkv.models.decoder import advance, forward, geometry, init_cache
+from jaxkv.policies.base import Cache, Policy, TokenPolicy, most_kept
 from jaxkv.typing import Lengths, Params, Tokens
 
 CHUNK = 256  # tokens a call; its logits over a large vocabulary are what takes memory
@@ -167,7 +167,7 @@ def score_sampled(
 
 def recall_span(model: Model, policy: TokenPolicy) -> int:
     """Tokens of one run of a policy that re-computes, the newest among them."""
-    geometry = _geometry(model, 1)
+    geometry = geometry(model.config, 1, 1)
     tokens, _ = jax.eval_shape(lambda: policy.recall(policy.empty_memory(geometry)))
     return tokens.shape[1]
 
@@ -176,19 +176,7 @@ def bounded_tokens(model: Model, policy: Policy) -> int | None:
     """The most tokens that any head keeps, or None if a head's cache grows with the stream."""
     if isinstance(policy, TokenPolicy):
         return recall_span(model, policy) - 1
-    return most_kept(policy, _geometry(model, 1))
-
-
-def _geometry(model: Model, max_length: int) -> Geometry:
-    config = model.config
-    return Geometry(
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        batch_size=1,
-        max_length=max_length,
-    )
+    return most_kept(policy, geometry(model.config, 1, 1))
 
 
 def _cache(model: Model, policy: Policy, max_length: int, kv_dtype: str | None) -> Cache:

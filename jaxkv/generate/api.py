@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkv.cache.accounting import kept_tokens, nbytes
+from jaxkv.cache.accounting import kept_tokens, nbytes, tokens_seen
 from jaxkv.convert.model import Model
 from jaxkv.errors import InputError
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
 from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
 from jaxkv.generate.text import Row
-from jaxkv.policies.base import Policy, nominal_bytes
+from jaxkv.models.decoder import geometry
+from jaxkv.policies.base import Policy, most_kept, nominal_bytes
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import describe
 
@@ -125,7 +126,7 @@ def capacity(settings: Settings, longest: int, new_tokens: int) -> int:
     """
     if settings.max_length is None:
         return -(-(longest + new_tokens) // ROUND) * ROUND
-    if longest >= settings.max_length and isinstance(settings.policy, Full):
+    if longest >= settings.max_length:
         raise InputError(
             f"the prompt has {longest} tokens; with max-length {settings.max_length} a full cache "
             f"holds at most {settings.max_length - 1} and the answer; raise --max-length or choose "
@@ -146,6 +147,7 @@ class Session:
     began: float
     compiled: dict[str, int]
     eos: jax.Array
+    fills: bool  # the cache holds `geometry.max_length` tokens and no more
     cut: set[int] = dataclasses.field(default_factory=set)  # rows that were ended from outside
 
     @classmethod
@@ -155,7 +157,9 @@ class Session:
     ) -> Session:  # fmt: skip
         """Allocates the caches and compiles the two programs."""
         began, before = time.perf_counter(), compilations()
-        length = capacity(settings, longest, settings.max_new_tokens)
+        # A cache that never fills up is the same for every prompt, and so are its programs.
+        fills = most_kept(settings.policy, geometry(model.config, 1, 1)) is None
+        length = capacity(settings, longest, settings.max_new_tokens) if fills else ROUND
         dtype = settings.kv_dtype or str(model.params["embed"].dtype)
         if state is None:
             state = start(model.config, settings.policy, batch_size, length, dtype, settings.seed)
@@ -166,14 +170,14 @@ class Session:
         )
         timing = Timing(load_s=load_s, compile_s=time.perf_counter() - began)
         new = {name: count - before[name] for name, count in compilations().items()}
-        return cls(model, settings, state, made, timing, began, new, eos)
+        return cls(model, settings, state, made, timing, began, new, eos, fills)
 
     @property
     def rooms(self) -> np.ndarray | None:
         """Tokens that still fit in each row [B]; None if the policy never fills up."""
-        if not isinstance(self.settings.policy, Full):
+        if not self.fills:
             return None
-        return self.state.cache.geometry.max_length - np.asarray(self.state.cache.layers[0].seen)
+        return self.state.cache.geometry.max_length - tokens_seen(self.state.cache.layers)
 
     @property
     def room(self) -> int | None:

@@ -39,7 +39,14 @@ def init_cache(
       max_length: tokens that a cache which keeps everything can hold; others ignore it.
       dtype: of keys and values.
     """
-    geometry = Geometry(
+    return init(policy, geometry(config, batch_size, max_length, dtype))
+
+
+def geometry(
+    config: ModelConfig, batch_size: int, max_length: int, dtype: str = "float32"
+) -> Geometry:
+    """The shapes of a cache for this model; see `init_cache`."""
+    return Geometry(
         num_layers=config.num_layers,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
@@ -48,7 +55,6 @@ def init_cache(
         max_length=max_length,
         dtype=dtype,
     )
-    return init(policy, geometry)
 
 
 def forward(
