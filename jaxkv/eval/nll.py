@@ -167,8 +167,8 @@ def score_sampled(
 
 def recall_span(model: Model, policy: TokenPolicy) -> int:
     """Tokens of one run of a policy that re-computes, the newest among them."""
-    geometry = geometry(model.config, 1, 1)
-    tokens, _ = jax.eval_shape(lambda: policy.recall(policy.empty_memory(geometry)))
+    shape = geometry(model.config, 1, 1)
+    tokens, _ = jax.eval_shape(lambda: policy.recall(policy.empty_memory(shape)))
     return tokens.shape[1]
 
 
