@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -149,6 +150,9 @@ def last_valid(x: Hidden, lengths: Lengths) -> Hidden:
     return jnp.take_along_axis(x, index, axis=1)
 
 
+# Layers of one kind are traced once and called many times: tracing each of them anew would take
+# longer than reading the compiled program from disk. XLA inlines the calls.
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _layer(
     layer: Params,
     config: ModelConfig,
