@@ -6,7 +6,7 @@ The usual `position * inv_freq` in float32 loses the angle long before a stream 
 0.008 rad at 128K tokens and 0.24 rad at 4M. Here an angle is counted in turns, as a 32-bit
 fraction: `phase = position * (frequency / 2 pi)` modulo one turn is integer multiplication that
 wraps, which loses nothing. Only the phase, at most half a turn, is turned into a float. The angle
-is good to 2e-7 rad at 10, at 4,000,000 and at 2,000,000,000, on every backend, with no tables.
+is good to 3e-7 rad at 10, at 4,000,000 and at 2,000,000,000, on every backend, with no tables.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 from jaxkv.cache.accounting import nbytes
 from jaxkv.convert.model import Model
 from jaxkv.generate.api import Session, Settings
-from jaxkv.generate.loop import DISPATCH, compilations, decode
+from jaxkv.generate.loop import DISPATCH, compilations
 from jaxkv.generate.state import start
 from jaxkv.policies.base import Policy, nominal_bytes
 from jaxkv.policies.registry import describe
@@ -44,6 +44,7 @@ class Runner:
         """Compiles, and takes the prompt once, which is not counted."""
         settings = Settings(policy=policy, max_new_tokens=new_tokens, prefill_chunk=chunk)
         session = Session.begin(model, settings, 1, len(prompt))
+        session.eos = NEVER
         runner = cls(model, policy, prompt, settings, session, [], [])
         runner.prefill()
         runner.prefills.clear()
@@ -63,11 +64,7 @@ class Runner:
     def decode(self) -> None:
         """Decodes after the prompt, and notes the seconds of each token."""
         began = time.perf_counter()
-        steps = decode(
-            self.session.made, self.model.params, self.session.state, NEVER,
-            self.settings.max_new_tokens,
-        )  # fmt: skip
-        for self.session.state, ids in steps:
+        for ids in self.session.run(self.settings.max_new_tokens):
             now = time.perf_counter()
             if ids.shape[1] == DISPATCH:
                 self.steps.append((now - began) / DISPATCH)
@@ -124,6 +121,7 @@ def stream(
     """
     settings = Settings(policy=policy, max_new_tokens=tokens)
     session = Session.begin(model, settings, 1, 64)
+    session.eos = NEVER
     session.feed([random_prompt(model, 8)])
     compiled, first_bytes = compilations(), nbytes(session.state.cache)
     backend: list[str] = []
@@ -136,8 +134,7 @@ def stream(
     steps: list[float] = []
     done = 0
     began = time.perf_counter()
-    dispatches = decode(session.made, model.params, session.state, NEVER, tokens)
-    for session.state, ids in dispatches:
+    for ids in session.run(tokens):
         now = time.perf_counter()
         steps += [(now - began) / ids.shape[1]] * ids.shape[1]
         done += ids.shape[1]

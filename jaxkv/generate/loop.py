@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -248,35 +248,3 @@ def dispatch(
     state, ids = made.decode.call(params, state, jnp.asarray(limit, jnp.int32), eos)
     new = np.asarray(ids)
     return state, new[:, : int((new >= 0).any(axis=0).sum())]
-
-
-def decode(
-    made: Programs,
-    params: Params,
-    state: State,
-    eos: Array,
-    max_new_tokens: int,
-    *,
-    one_by_one: bool = False,
-) -> Iterator[tuple[State, np.ndarray]]:
-    """Yields the state and the ids [B, n] of each dispatch, -1 where a row produced nothing.
-
-    The first dispatch is of one token, so that it is shown at once. The state handed out is
-    donated to the next dispatch: keep only the last.
-
-    Args:
-      made: the programs.
-      params: the model's.
-      state: the streams; donated.
-      eos: ids that end a row.
-      max_new_tokens: of each row.
-      one_by_one: a token per dispatch, for a caller that may stop at any of them.
-    """
-    done, first = 0, True
-    while done < max_new_tokens:
-        limit = 1 if first or one_by_one else min(DISPATCH, max_new_tokens - done)
-        state, new = dispatch(made, params, state, eos, limit)
-        first, done = False, done + limit
-        yield state, new
-        if new.shape[1] < limit or bool(np.asarray(state.done).all()):
-            return
