@@ -15,10 +15,15 @@ from jaxkv.layer import step as step
 from jaxkv.models.config import ModelConfig as ModelConfig
 from jaxkv.models.decoder import forward as forward
 from jaxkv.models.decoder import init_cache as init_cache
+from jaxkv.policies.adakv import AdaKV as AdaKV
 from jaxkv.policies.base import Geometry as Geometry
+from jaxkv.policies.duo import DuoAttention as DuoAttention
 from jaxkv.policies.full import Full as Full
+from jaxkv.policies.headkv import HeadKV as HeadKV
 from jaxkv.policies.recompute import SlidingRecompute as SlidingRecompute
 from jaxkv.policies.registry import make_policy as make_policy
+from jaxkv.policies.snapkv import PyramidKV as PyramidKV
+from jaxkv.policies.snapkv import SnapKV as SnapKV
 from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
 from jaxkv.policies.window import Window as Window
 from jaxkv.rope import Rope as Rope

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxkv.softmax import Partial
 from jaxkv.typing import NewKeys, Positions, Queries, SlotKeys, SlotPositions
-from pallas_kernels import decode_attention, prefill_attention
+from pallas_kernels import decode_attention, pool_attention, prefill_attention
 
 
 def attend_one(
@@ -23,17 +23,31 @@ def attend_one(
     window: int | None = None,
     sinks: int = 0,
     q_sink: Queries | None = None,
-) -> Queries:
-    """One decoded token per row over a slab: [B, 1, N, H] -> [B, 1, N, H].
+) -> Partial:
+    """One decoded token per row over a slab: out [B, 1, N, H] and lse [B, 1, N].
 
     `q_sink` is the query as rotated for slots [0, sinks); see `pallas_kernels.decode_attention`.
     """
     first = None if q_sink is None else q_sink[:, 0]
     scale = 1 / math.sqrt(q.shape[-1])
-    out, _ = decode_attention(
+    out, lse = decode_attention(
         q[:, 0], k, v, q_pos[:, 0], k_pos, scale=scale, window=window, sinks=sinks, q_sink=first
     )
-    return out[:, None]
+    return out[:, None], lse[:, None]
+
+
+def attend_pool(
+    q: Queries, k: Array, v: Array, q_pos: Positions, k_pos: Array, owner: Array, num_kv_heads: int
+) -> Partial:
+    """One decoded token per row over the blocks of each head: out [B, 1, N, H], lse [B, 1, N].
+
+    For the arguments see `pallas_kernels.pool_attention`.
+    """
+    out, lse = pool_attention(
+        q[:, 0], k, v, q_pos[:, 0], k_pos, owner,
+        num_kv_heads=num_kv_heads, scale=1 / math.sqrt(q.shape[-1]),
+    )  # fmt: skip
+    return out[:, None], lse[:, None]
 
 
 def attend_slots(

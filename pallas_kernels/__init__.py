@@ -3,4 +3,6 @@
 """Attention ops on plain arrays, with one implementation per backend behind one name."""
 
 from pallas_kernels.decode.api import decode_attention as decode_attention
+from pallas_kernels.mass.api import attention_mass as attention_mass
+from pallas_kernels.pool.api import pool_attention as pool_attention
 from pallas_kernels.prefill.api import prefill_attention as prefill_attention

@@ -12,18 +12,29 @@ import jax
 import jax.numpy as jnp
 import toys
 
-from jaxkv import Full, StreamingLLM, Window
+from policy_cases import GATES, SCORES
+
+from jaxkv import AdaKV, DuoAttention, Full, HeadKV, SnapKV, StreamingLLM, Window
 from jaxkv.generate.loop import programs
 from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import start
 
 SLOTS = 1043  # a number that nothing else has
-CONFIG = dataclasses.replace(toys.CONFIG, num_layers=1)
+CONFIG = dataclasses.replace(toys.CONFIG, num_layers=2)
 POLICIES = {
     "full": Full(),
     "window": Window(SLOTS - 1),
     "streaming": StreamingLLM(4, SLOTS - 5),
+    "duo": DuoAttention(GATES, 0.5, 4, SLOTS - 5),
+    "snapkv": SnapKV(900, 32, 7, 120),
+    "headkv": HeadKV(SCORES, 700, 1.2, 8, 7, 120),
+    "adakv": AdaKV(900, 32, 7, 0.2, 120),
 }
+
+
+def keys_of(cache) -> list[jax.Array]:
+    """Every array of keys or values in a cache."""
+    return [x for x in jax.tree.leaves(cache.layers) if x.ndim == 4]
 
 
 def main() -> None:
@@ -41,7 +52,8 @@ def main() -> None:
                     "weights": [math.prod(x.shape) for x in weights if x.ndim > 1],
                     "first": len(weights),
                     "leaves": len(jax.tree.leaves(state.cache)),
-                    "keys": math.prod(state.cache.layers[0].k.shape),
+                    "keys": sorted({math.prod(x.shape) for x in keys_of(state.cache)}),
+                    "dims": sorted({x.shape[-2] for x in keys_of(state.cache)}),
                     "text": made.decode.text(),
                 }
             )

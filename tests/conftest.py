@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Programs are tiny and many here: compiling them well would take most of the time.
@@ -30,6 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "real_model: needs the default model (98 MB, downloaded once)"
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Lets go of a module's programs: thousands at once exhaust a process' memory maps."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

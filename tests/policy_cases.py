@@ -5,12 +5,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.base import Policy
+from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.full import Full
+from jaxkv.policies.headkv import HeadKV
 from jaxkv.policies.recompute import SlidingRecompute
+from jaxkv.policies.snapkv import PyramidKV, SnapKV
 from jaxkv.policies.streaming import StreamingLLM
 from jaxkv.policies.window import Window
+
+GATES = str(Path(__file__).parent / "data" / "toy_gates.json")
+SCORES = str(Path(__file__).parent / "data" / "toy_scores.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +28,8 @@ class Case:
     Attributes:
       policy: the policy.
       roomy: the same with a budget that no test exceeds: it must equal `Full`.
-      token_exact: a prompt in chunks gives what token by token gives.
-      kept: positions that every head keeps after n tokens, by the paper; None for no slabs.
+      token_exact: a prompt in chunks gives what token by token gives. A policy that chooses after
+        a prompt cannot: its oracle is in a test file of its own.
     """
 
     policy: Policy
@@ -29,15 +37,22 @@ class Case:
     token_exact: bool = True
 
     def kept(self, seen: int) -> set[int] | None:
-        """Which positions are in the slots after `seen` tokens, the newest included."""
+        """Which positions are in the slots after `seen` tokens, the newest included.
+
+        By the paper; None where heads differ, or where it depends on the input.
+        """
         policy = self.policy
         if isinstance(policy, Full):
             return set(range(seen))
-        if isinstance(policy, SlidingRecompute):
+        if not isinstance(policy, Window | StreamingLLM):
             return None
         sinks = policy.sinks if isinstance(policy, StreamingLLM) else 0
-        window = policy.window  # type: ignore[attr-defined]
-        return set(range(min(sinks, seen))) | set(range(max(0, seen - window - 1), seen))
+        return set(range(min(sinks, seen))) | set(range(max(0, seen - policy.window - 1), seen))
+
+
+def selecting(policy: Policy, roomy: Policy) -> Case:
+    """A policy that chooses after a whole prompt."""
+    return Case(policy, roomy, token_exact=False)
 
 
 CASES = {
@@ -49,7 +64,24 @@ CASES = {
     "streaming-no-sinks": Case(StreamingLLM(0, 8), StreamingLLM(0, 64)),
     "streaming-all-sinks": Case(StreamingLLM(11, 1), StreamingLLM(64, 1)),
     "recompute": Case(SlidingRecompute(9), SlidingRecompute(64)),
+    "duo": Case(DuoAttention(GATES, 0.5, 2, 5), DuoAttention(GATES, 0.5, 2, 100)),
+    "duo-empty-groups": Case(DuoAttention(GATES, 1.0, 2, 5), DuoAttention(GATES, 0.0, 2, 5)),
+    "snapkv": selecting(SnapKV(8, 2, 3, 4), SnapKV(100, 2, 3, 4)),
+    "snapkv-window-only": selecting(SnapKV(3, 3, 1, 0), SnapKV(64, 3, 1, 64)),
+    "snapkv-share": selecting(SnapKV(0.2, 4, 5, 2), SnapKV(1.0, 4, 5, 2)),
+    "pyramidkv": selecting(PyramidKV(10, 2, 3, 4, 3), PyramidKV(100, 2, 3, 4, 3)),
+    "headkv": selecting(HeadKV(SCORES, 10, 1.2, 2, 3, 4), HeadKV(SCORES, 500, 1.2, 2, 3, 4)),
+    "headkv-all-pooled": selecting(HeadKV(SCORES, 6, 1.0, 2, 3, 0), HeadKV(SCORES, 500, 9, 2, 3)),
+    "adakv": selecting(AdaKV(9, 2, 3, 0.2, 4), AdaKV(100, 2, 3, 0.2, 4)),
+    "adakv-no-floor": selecting(AdaKV(20, 4, 3, 0.0, 0), AdaKV(64, 4, 3, 0.0, 64)),
 }
 SLAB_CASES = {
     name: case for name, case in CASES.items() if not isinstance(case.policy, SlidingRecompute)
 }
+# All heads of a layer are treated alike.
+UNIFORM_CASES = {
+    name: case
+    for name, case in SLAB_CASES.items()
+    if not isinstance(case.policy, DuoAttention | HeadKV)
+}
+KNOWN_CASES = {name: case for name, case in SLAB_CASES.items() if case.kept(1) is not None}

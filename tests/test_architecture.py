@@ -30,8 +30,10 @@ FLOORS = {
     "jaxkv.policies": 4,
     "jaxkv.models": 5,
     "jaxkv.layer": 5,
-    **dict.fromkeys([f"jaxkv.{x}" for x in "convert calibrate generate".split()], 6),
-    **dict.fromkeys([f"jaxkv.{x}" for x in "decode eval bench plan train integrations".split()], 7),
+    **dict.fromkeys([f"jaxkv.{x}" for x in "convert generate".split()], 6),
+    **dict.fromkeys(
+        [f"jaxkv.{x}" for x in "calibrate decode eval bench plan train integrations".split()], 7
+    ),
     "jaxkv": 7,  # the names that users import
 }
 # Generation starts from a loaded model, and shows its progress.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from policy_cases import CASES, SLAB_CASES
+from policy_cases import CASES, KNOWN_CASES, SLAB_CASES, UNIFORM_CASES
 
 from jaxkv import Full, Rope, forward, init_cache, make_policy, nbytes
 from jaxkv.cache.accounting import kept_tokens
@@ -21,8 +21,12 @@ from jaxkv.policies.base import nominal_bytes
 from jaxkv.policies.registry import describe
 
 ROPE = Rope(8)
+WIDTH = 13  # of a chunk: one for all tests, as every other is another program to compile
 every = pytest.mark.parametrize("name", CASES)
 every_slab = pytest.mark.parametrize("name", SLAB_CASES)
+every_uniform = pytest.mark.parametrize("name", UNIFORM_CASES)
+every_known = pytest.mark.parametrize("name", KNOWN_CASES)
+every_exact = pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.token_exact])
 run = jax.jit(forward, static_argnums=(1, 2))
 jit_step = jax.jit(step, static_argnums=0, static_argnames="rope")
 jit_prefill = jax.jit(prefill, static_argnums=0, static_argnames="rope")
@@ -33,7 +37,7 @@ def params():
     return toys.params()
 
 
-def feed(params, policy, tokens, chunk: int, max_length: int = 64):
+def feed(params, policy, tokens, chunk: int = WIDTH, max_length: int = 64):
     """Logits [B, T, V] and the cache, in chunks whose last one is padded."""
     cache = init_cache(toys.CONFIG, policy, tokens.shape[0], max_length)
     logits = []
@@ -50,16 +54,15 @@ def feed(params, policy, tokens, chunk: int, max_length: int = 64):
 @every
 def test_a_budget_that_is_never_reached_equals_full(name, params) -> None:
     tokens = toys.tokens(2, 30)
-    expected, _ = feed(params, Full(), tokens, 30)
-    got, _ = feed(params, CASES[name].roomy, tokens, 8)
+    expected, _ = feed(params, Full(), tokens)
+    got, _ = feed(params, CASES[name].roomy, tokens)
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-@every
-@pytest.mark.parametrize("chunk", [4, 13, 30])
+@every_exact
+@pytest.mark.parametrize("chunk", [4, WIDTH])
 def test_a_prompt_equals_its_tokens_one_by_one(name, chunk, params) -> None:
     case, tokens = CASES[name], toys.tokens(2, 30)
-    assert case.token_exact
     expected, one = feed(params, case.policy, tokens, 1)
     got, many = feed(params, case.policy, tokens, chunk)
     np.testing.assert_allclose(got, expected, atol=2e-5)
@@ -115,9 +118,8 @@ def test_one_trace_for_64_steps_and_the_old_cache_is_gone(name, params) -> None:
 
 @every
 def test_rows_are_independent_and_padding_never_matters(name, params) -> None:
-    policy, lengths = CASES[name].policy, [17, 1, 26, 9]
+    policy, lengths, width = CASES[name].policy, [17, 1, 26, 9], WIDTH
     rows = [toys.tokens(1, n, seed=n) for n in lengths]
-    width = 13
     cache = init_cache(toys.CONFIG, policy, len(rows), 64)
     last = np.zeros((len(rows), toys.CONFIG.vocab_size))
     for begin in range(0, max(lengths), width):
@@ -136,7 +138,7 @@ def test_rows_are_independent_and_padding_never_matters(name, params) -> None:
             if count:
                 last[i] = logits[i, count - 1]
     for i, row in enumerate(rows):
-        alone, _ = feed(params, policy, row, 1)
+        alone, _ = feed(params, policy, row)
         np.testing.assert_allclose(last[i], alone[0, -1], atol=2e-5)
     # A row that has ended stays as it is while the others go on.
     active = jnp.asarray([1, 0, 1, 0], jnp.int32)
@@ -145,7 +147,7 @@ def test_rows_are_independent_and_padding_never_matters(name, params) -> None:
         np.testing.assert_array_equal(np.asarray(old)[[1, 3]], np.asarray(new)[[1, 3]])
 
 
-@every_slab
+@every_uniform
 def test_kv_heads_may_be_reordered(name) -> None:
     layer = CASES[name].policy.at(0, toys.geometry(1, kv_heads=4, heads=8))
     q, k, v = toys.qkv(1, 20, heads=8, kv_heads=4)
@@ -158,10 +160,10 @@ def test_kv_heads_may_be_reordered(name) -> None:
     np.testing.assert_allclose(moved, out[:, :, queries], atol=1e-6)
 
 
-@every_slab
+@every_known
 @pytest.mark.parametrize("chunk", [1, 5, 40])
 def test_what_is_kept_is_what_the_paper_keeps(name, chunk) -> None:
-    case = SLAB_CASES[name]
+    case = KNOWN_CASES[name]
     layer = case.policy.at(0, toys.geometry())
     q, k, v = toys.qkv(1, 40)
     cache, seen = layer.init(), 0
@@ -182,9 +184,9 @@ def test_bytes_are_the_formulas(name) -> None:
     shapes = jax.eval_shape(lambda: init_cache(toys.CONFIG, policy, 3, 64))
     assert nbytes(cache) == nbytes(shapes) == sum(x.nbytes for x in jax.tree.leaves(cache))
     if name in SLAB_CASES:
-        layer = policy.at(0, cache.geometry)
-        budget = sum(layer.kept(2**31 - 1))
-        assert nominal_bytes(policy, cache.geometry) == 3 * 2 * budget * 2 * 8 * 4
+        layers = [policy.at(i, cache.geometry) for i in range(2)]
+        budget = sum(sum(layer.kept(2**31 - 1)) for layer in layers)
+        assert nominal_bytes(policy, cache.geometry) == 3 * budget * 2 * 8 * 4
 
 
 @pytest.mark.parametrize("budget", [1024, 4096])
@@ -209,7 +211,7 @@ def test_settings_survive_a_round_trip(name) -> None:
 @pytest.mark.parametrize("length", [1, 8, 9, 10, 11, 12])
 def test_finite_around_the_budget(name, length, params) -> None:
     policy = CASES[name].policy
-    logits, cache = feed(params, policy, toys.tokens(1, length), length)
+    logits, cache = feed(params, policy, toys.tokens(1, length))
     assert np.isfinite(np.asarray(logits)).all()
     logits, _ = run(params, toys.CONFIG, policy, toys.tokens(1, 1), cache)
     assert np.isfinite(np.asarray(logits)).all()
@@ -218,9 +220,9 @@ def test_finite_around_the_budget(name, length, params) -> None:
 @every
 def test_nothing_is_left_of_the_sample_before(name, params) -> None:
     policy, tokens = CASES[name].policy, toys.tokens(1, 25, seed=4)
-    first, _ = feed(params, policy, tokens, 5)
-    feed(params, policy, toys.tokens(1, 31, seed=5), 5)
-    again, _ = feed(params, policy, tokens, 5)
+    first, _ = feed(params, policy, tokens)
+    feed(params, policy, toys.tokens(1, 31, seed=5))
+    again, _ = feed(params, policy, tokens)
     np.testing.assert_array_equal(first, again)
 
 

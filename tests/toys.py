@@ -51,5 +51,5 @@ def qkv(batch: int, length: int, heads: int = 4, kv_heads: int = 2, dim: int = 8
 
 
 def geometry(batch: int = 1, max_length: int = 64, heads: int = 4, kv_heads: int = 2, dim: int = 8):
-    """Of one layer."""
-    return Geometry(1, heads, kv_heads, dim, batch, max_length)
+    """Of two layers."""
+    return Geometry(2, heads, kv_heads, dim, batch, max_length)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxkv.cache.grouped import Grouped
+from jaxkv.cache.pool import Pool
 from jaxkv.cache.slab import Slab
 
 
@@ -31,25 +32,23 @@ def tokens_seen(layers: tuple[Any, ...]) -> np.ndarray:
 
 def _of_layer(layer: Any, row: int) -> list[int]:
     """In the model's order of heads, however a cache groups them."""
-    counts: list[int] = []
-    for part in jax.tree.leaves(layer, is_leaf=_is_part):
-        if isinstance(part, Grouped):
-            grouped = [_of_layer(slab, row) for slab in part.slabs]
-            by_head = {
-                head: count
-                for heads, found in zip(part.heads, grouped, strict=True)
-                for head, count in zip(heads, found, strict=True)
-            }
-            counts += [by_head[head] for head in sorted(by_head)]
-        elif isinstance(part, Slab):
-            counts += _per_head(part, row)
-    return counts
+    if isinstance(layer, Grouped):
+        grouped = [_of_layer(slab, row) for slab in layer.slabs]
+        by_head = {
+            head: count
+            for heads, found in zip(layer.heads, grouped, strict=True)
+            for head, count in zip(heads, found, strict=True)
+        }
+        return [by_head[head] for head in sorted(by_head)]
+    # A layer may hold tokens of the same heads in several places.
+    parts = jax.tree.leaves(layer, is_leaf=lambda x: isinstance(x, Slab | Pool))
+    counts = [_per_head(part, row) for part in parts if isinstance(part, Slab | Pool)]
+    return [sum(of_head) for of_head in zip(*counts, strict=True)]
 
 
-def _is_part(x: Any) -> bool:
-    return isinstance(x, Slab | Grouped)
-
-
-def _per_head(slab: Slab, row: int) -> list[int]:
-    counts = (np.asarray(slab.pos[row]) >= 0).sum(axis=-1)
-    return [int(n) for n in np.broadcast_to(counts, (slab.k.shape[1],))]
+def _per_head(part: Slab | Pool, row: int) -> list[int]:
+    if isinstance(part, Pool):
+        held = (np.asarray(part.pos[row]) >= 0).sum(axis=-1)
+        return [int(held[np.asarray(part.owner[row]) == h].sum()) for h in range(part.heads)]
+    counts = (np.asarray(part.pos[row]) >= 0).sum(axis=-1)
+    return [int(n) for n in np.broadcast_to(counts, (part.k.shape[1],))]

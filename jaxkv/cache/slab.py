@@ -63,7 +63,7 @@ def append(slab: Slab, k: NewKeys, v: NewKeys, positions: Positions, slots: Posi
     """Writes new tokens into the given slots.
 
     Args:
-      slab: the slab, P = 1.
+      slab: the slab; where P is K, every head takes the token in the same slot.
       k: [B, T, K, H], rotated.
       v: [B, T, K, H].
       positions: int32 [B, T], -1 for padding, which is not written.
@@ -87,6 +87,6 @@ def append(slab: Slab, k: NewKeys, v: NewKeys, positions: Positions, slots: Posi
         slab,
         k=slab.k.at[row, :, slots].set(k.astype(slab.k.dtype), mode="drop"),
         v=slab.v.at[row, :, slots].set(v.astype(slab.v.dtype), mode="drop"),
-        pos=slab.pos.at[row, 0, slots].set(positions, mode="drop"),
+        pos=slab.pos.at[row, :, slots].set(positions[:, :, None], mode="drop"),
         seen=slab.seen + count,
     )

@@ -17,9 +17,12 @@ from jaxkv.errors import InputError
 from jaxkv.generate.api import Session, prompt_ids
 from jaxkv.generate.chat import next_turn
 from jaxkv.generate.text import Row
+from jaxkv.models.decoder import geometry
+from jaxkv.policies.base import reads_whole_prompt
 
 PROMPT = "> "
 TURN = 128  # tokens that a turn is expected to have: the prefill chunk is chosen for it
+LONG_TURN = 512  # the same for policies that choose after every call
 
 
 def chat(options: Options, model: Model, load_s: float) -> None:
@@ -37,7 +40,8 @@ def chat(options: Options, model: Model, load_s: float) -> None:
         if session.state.cache.geometry.batch_size != 1:
             raise InputError(f"--load-cache {options.load_cache} holds several streams, not one")
     else:
-        longest = max(1, min(TURN, length - 1))
+        whole = reads_whole_prompt(settings.policy, geometry(model.config, 1, 1))
+        longest = max(1, min(LONG_TURN if whole else TURN, length - 1))
         session = Session.begin(model, settings, 1, longest, load_s=load_s)
     print("Ctrl-C stops an answer, Ctrl-D ends the chat.", file=sys.stderr)
     first = not options.load_cache

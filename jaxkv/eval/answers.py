@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxkv.cache.accounting import kept_tokens
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
-from jaxkv.eval.plot import bars, heat_maps
+from jaxkv.eval.plot import bars, heat_maps, kept_maps, trade_off
 from jaxkv.eval.result import Result, cache_bytes, policy_label
 from jaxkv.eval.task import Common
 from jaxkv.generate.api import ROUND, Session, Settings, answer, prompt_ids
@@ -145,9 +146,9 @@ def evaluate_rows(
         def draw(done: int, total: int, what: str = what) -> None:
             progress(what, done, total)
 
-        texts, cache = answer_rows(model, common, policy, manner, rows, prompts, draw)
+        texts, cache, kept = answer_rows(model, common, policy, manner, rows, prompts, draw)
         scores = [contained(text, row.answers) for text, row in zip(texts, rows, strict=True)]
-        details: dict[str, Any] = {"query_aware": manner.query_aware}
+        details: dict[str, Any] = {"query_aware": manner.query_aware, "kept_tokens": kept}
         if table := cells(rows, scores):
             details["cells"] = table
         results.append(
@@ -172,8 +173,10 @@ def answer_rows(
     rows: Sequence[Row],
     prompts: Sequence[tuple[list[int], list[int]]],
     progress: Callable[[int, int], None],
-) -> tuple[list[str], Mapping[str, int]]:
-    """The text of each answer, and the bytes of the cache.
+) -> tuple[list[str], Mapping[str, int], list[list[int]]]:
+    """The text of each answer, the bytes of the cache, and the tokens kept per layer and head.
+
+    Those are of the last and longest prompt, after its answer.
 
     Every batch starts from an empty cache of the same shape, so all of them share two programs.
     Rows of similar length go together.
@@ -192,6 +195,7 @@ def answer_rows(
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, prompts[i])))
     texts = [""] * len(rows)
     cache: Mapping[str, int] = {}
+    kept: list[list[int]] = []
     for begin in range(0, len(order), size):
         batch = order[begin : begin + size]
         # A last batch that is short is filled up: another shape would be another program.
@@ -211,16 +215,30 @@ def answer_rows(
         made = session.made
         peak = max(made.prefill.peak_bytes, made.decode.peak_bytes)
         cache = cache_bytes(policy, generation.state.cache, peak)
+        kept = kept_tokens(generation.state.cache.layers, len(batch) - 1)
         progress(begin + len(batch), len(order))
-    return texts, cache
+    return texts, cache, kept
 
 
 def draw(figure: Any, results: Sequence[Result]) -> None:
-    """Maps of length by depth where there are both, else bars."""
-    if all("cells" in result.details for result in results):
-        heat_maps(figure, results)
+    """Scores, and below them what was kept.
+
+    Scores are maps of length by depth where there are both, else bars; several settings of one
+    policy are a curve of score over bytes.
+    """
+    names = [result.policy["name"] for result in results]
+    kept = [result for result in results if any(result.details["kept_tokens"])]
+    above, *below = figure.subfigures(2 if kept else 1, 1, squeeze=False)[:, 0]
+    if len(names) > len(set(names)):
+        width, height = trade_off(above, results)
+    elif all("cells" in result.details for result in results):
+        width, height = heat_maps(above, results)
     else:
-        bars(figure, results)
+        width, height = bars(above, results)
+    if kept:
+        more = kept_maps(below[0], kept)
+        width, height = max(width, more[0]), height + more[1]
+    figure.set_size_inches(width, height)
 
 
 def add_manner(add: Callable[..., Any]) -> None:

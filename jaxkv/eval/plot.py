@@ -24,9 +24,11 @@ def save(path: str, draw: Callable[[Any], None]) -> None:
         figure.savefig(part, format=Path(path).suffix.lower().lstrip("."), dpi=150)
 
 
-def heat_maps(figure: Any, results: Sequence[Result]) -> None:
+Size = tuple[float, float]  # width and height that a drawing wants, in inches
+
+
+def heat_maps(figure: Any, results: Sequence[Result]) -> Size:
     """A map of length by depth for each policy; `details["cells"]` holds {length: {depth: %}}."""
-    figure.set_size_inches(max(6.0, 4.5 * len(results)), 4.0)
     axes = np.atleast_1d(figure.subplots(1, len(results), sharey=True))
     image = None
     for axis, result in zip(axes, results, strict=True):
@@ -39,16 +41,16 @@ def heat_maps(figure: Any, results: Sequence[Result]) -> None:
             axis.text(column, row, f"{values[row, column]:.0f}", ha="center", va="center")
         axis.set_xticks(range(len(lengths)), lengths)
         axis.set_yticks(range(len(depths)), depths)
-        axis.set(title=result.label, xlabel="prompt length (tokens)")
-        axis.title.set_fontsize(9)
+        axis.set(title=_title(result), xlabel="prompt length (tokens)")
+        axis.title.set_fontsize(8)
     axes[0].set_ylabel("depth of the needle (%)")
     figure.colorbar(image, ax=list(axes), label=f"{results[0].task}: answers found (%)")
+    return max(6.0, 3.5 * len(results)), 4.0
 
 
-def bars(figure: Any, results: Sequence[Result]) -> None:
+def bars(figure: Any, results: Sequence[Result]) -> Size:
     """A bar for each policy in each group, and for the score over all."""
     groups = ["all", *dict.fromkeys(name for result in results for name in result.by)]
-    figure.set_size_inches(max(5.0, 1.2 * len(groups) + 2.0), 4.0)
     axis = figure.subplots()
     width = 0.8 / len(results)
     for index, result in enumerate(results):
@@ -59,3 +61,58 @@ def bars(figure: Any, results: Sequence[Result]) -> None:
     axis.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
     axis.set(ylabel="answers found (%)", ylim=(0, 105), title=results[0].task)
     axis.legend(fontsize=8)
+    return max(5.0, 1.2 * len(groups) + 2.0), 4.0
+
+
+def trade_off(figure: Any, results: Sequence[Result]) -> Size:
+    """Score over physical bytes: a line for each policy, a point for each of its settings."""
+    axis = figure.subplots()
+    for name in dict.fromkeys(result.policy["name"] for result in results):
+        mine = [result for result in results if result.policy["name"] == name]
+        mine.sort(key=lambda result: result.cache["physical_bytes"])
+        sizes = [result.cache["physical_bytes"] / 1e6 for result in mine]
+        axis.plot(sizes, [result.score for result in mine], marker="o", label=name)
+        for size, result in zip(sizes, mine, strict=True):
+            if varied := _varied(result, mine):
+                axis.annotate(
+                    varied, (size, result.score), textcoords="offset points", xytext=(4, -10),
+                    fontsize=7,
+                )  # fmt: skip
+    axis.set(
+        xlabel="cache (MB)", ylabel="answers found (%)", ylim=(-5, 105), xscale="log",
+        title=f"{results[0].task}, n = {results[0].n}",
+    )  # fmt: skip
+    axis.legend(fontsize=8)
+    return 7.0, 4.5
+
+
+def kept_maps(figure: Any, results: Sequence[Result]) -> Size:
+    """Tokens kept in each layer and KV head; `details["kept_tokens"]` holds them by layer."""
+    columns = min(len(results), 4)
+    rows = -(-len(results) // columns)
+    axes = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).reshape(-1)
+    for axis in axes[len(results) :]:
+        axis.set_visible(False)
+    most = max(max(map(max, result.details["kept_tokens"])) for result in results)
+    image = None
+    for axis, result in zip(axes, results, strict=False):
+        kept = np.array(result.details["kept_tokens"])
+        image = axis.imshow(kept, vmin=0, vmax=most, cmap="viridis", aspect="auto")
+        axis.set_xticks(range(kept.shape[1]) if kept.shape[1] <= 16 else [0, kept.shape[1] - 1])
+        axis.set(title=_title(result), xlabel="KV head")
+        axis.title.set_fontsize(7)
+    axes[0].set_ylabel("layer")
+    figure.colorbar(image, ax=list(axes), label="tokens kept")
+    return 3.0 * columns + 2.0, 4.0 * rows
+
+
+def _title(result: Result) -> str:
+    """The policy over two lines: its name, and what is set."""
+    name, *fields = result.label.split(" ")
+    return f"{name}\n{' '.join(field for field in fields if not field.endswith('=None'))}"
+
+
+def _varied(result: Result, among: Sequence[Result]) -> str:
+    """The settings in which results of one policy differ."""
+    names = [n for n in result.policy if len({str(other.policy[n]) for other in among}) > 1]
+    return " ".join(f"{name}={result.policy[name]}" for name in names)

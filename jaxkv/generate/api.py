@@ -21,7 +21,13 @@ from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
 from jaxkv.generate.text import Row
 from jaxkv.models.decoder import geometry
-from jaxkv.policies.base import Policy, most_kept, nominal_bytes
+from jaxkv.policies.base import (
+    Policy,
+    most_kept,
+    nominal_bytes,
+    reads_whole_prompt,
+    sized_by_length,
+)
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import describe
 
@@ -110,23 +116,26 @@ def prompt_ids(
     return tokenizer.encode(text, special=True)
 
 
-def default_chunk(longest: int) -> int:
-    """Tokens per prefill chunk: large ones run faster, a short prompt should not pay for them."""
+def default_chunk(longest: int, whole: bool = False) -> int:
+    """Tokens per prefill call: large ones run faster, a short prompt should not pay for them.
+
+    `whole` is for policies that choose after the prompt, which must come in one call.
+    """
     chunk = 64
     while chunk < min(longest, 512):
         chunk *= 2
-    return chunk
+    return -(-longest // chunk) * chunk if whole else chunk
 
 
-def capacity(settings: Settings, longest: int, new_tokens: int) -> int:
-    """Tokens that a cache which keeps everything must hold.
+def capacity(settings: Settings, longest: int, new_tokens: int, fills: bool) -> int:
+    """Tokens that a cache which keeps everything must hold, if this one `fills`.
 
     Raises:
       InputError: `max_length` was set and is too small for the prompt.
     """
     if settings.max_length is None:
         return -(-(longest + new_tokens) // ROUND) * ROUND
-    if longest >= settings.max_length:
+    if fills and longest >= settings.max_length:
         raise InputError(
             f"the prompt has {longest} tokens; with max-length {settings.max_length} a full cache "
             f"holds at most {settings.max_length - 1} and the answer; raise --max-length or choose "
@@ -157,13 +166,17 @@ class Session:
     ) -> Session:  # fmt: skip
         """Allocates the caches and compiles the two programs."""
         began, before = time.perf_counter(), compilations()
-        # A cache that never fills up is the same for every prompt, and so are its programs.
-        fills = most_kept(settings.policy, geometry(model.config, 1, 1)) is None
-        length = capacity(settings, longest, settings.max_new_tokens) if fills else ROUND
+        shapes = geometry(model.config, 1, 1)
+        fills = most_kept(settings.policy, shapes) is None
+        length = ROUND
+        # Most caches that never fill up are the same for every prompt, and so are their programs.
+        if fills or sized_by_length(settings.policy, shapes):
+            length = capacity(settings, longest, settings.max_new_tokens, fills)
         dtype = settings.kv_dtype or str(model.params["embed"].dtype)
         if state is None:
             state = start(model.config, settings.policy, batch_size, length, dtype, settings.seed)
-        chunk = settings.prefill_chunk or default_chunk(longest)
+        whole = reads_whole_prompt(settings.policy, shapes)
+        chunk = settings.prefill_chunk or default_chunk(longest, whole)
         eos = jnp.asarray(model.tokenizer.eos_ids or (-2,), jnp.int32)
         made = programs(
             model.params, model.config, settings.policy, settings.sampler, state, eos, chunk

@@ -66,6 +66,18 @@ class ModelConfig:
         """G: query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def identity(self) -> str:
+        """Tells one architecture from another, whatever file it was read from.
+
+        A model and its fine-tunes share it: their heads do the same things.
+        """
+        return (
+            f"layers{self.num_layers}-heads{self.num_heads}-kv{self.num_kv_heads}"
+            f"-dim{self.head_dim}-width{self.hidden_size}-mlp{self.intermediate_size}"
+            f"-vocab{self.vocab_size}"
+        )
+
 
 def parameter_shapes(config: ModelConfig) -> dict:
     """The tree of parameters, with a shape tuple in place of every array.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,11 +22,14 @@ from jaxkv.policies.base import (
     LayerPolicy,
     Policy,
     TokenPolicy,
+    WholePrompt,
     init,
     init_layers,
 )
-from jaxkv.typing import Hidden, Lengths, Logits, Params, Tokens
+from jaxkv.typing import Hidden, Lengths, Logits, NewKeys, Params, Queries, Tokens
 from pallas_kernels.precision import einsum
+
+CHUNK = 512  # tokens of a whole prompt that go through a layer at once
 
 
 def init_cache(
@@ -55,6 +59,7 @@ def geometry(
         batch_size=batch_size,
         max_length=max_length,
         dtype=dtype,
+        model=config.identity,
     )
 
 
@@ -131,8 +136,10 @@ def run_layers(
     x = params["embed"][tokens]
     caches = []
     for index, (layer, cache) in enumerate(zip(params["layers"], layers, strict=True)):
+        mine = policy.at(index, geometry)
+        run = _whole_prompt if tokens.shape[1] > 1 and isinstance(mine, WholePrompt) else _layer
         with jax.named_scope(f"layer_{index}"):
-            x, cache = _layer(layer, config, policy.at(index, geometry), x, cache, lengths)
+            x, cache = run(layer, config, mine, x, cache, lengths)
         caches.append(cache)
     return x, tuple(caches)
 
@@ -161,17 +168,61 @@ def _layer(
     cache: LayerCache,
     lengths: Lengths | None,
 ) -> tuple[Hidden, LayerCache]:
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """A layer over a decoded token, or over a chunk of a prompt."""
+    attend = policy.step if x.shape[1] == 1 else policy.prefill
+    return _block(layer, config, x, lambda q, k, v: attend(cache, q, k, v, config.rope, lengths))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _whole_prompt(
+    layer: Params,
+    config: ModelConfig,
+    policy: WholePrompt,
+    x: Hidden,
+    cache: LayerCache,
+    lengths: Lengths | None,
+) -> tuple[Hidden, LayerCache]:
+    """A layer over a whole prompt, chunk by chunk, and only as many as the longest row has."""
+    batch, count, width = x.shape
+    chunk = min(CHUNK, count)
+    if lengths is None:
+        lengths = jnp.full((batch,), count, jnp.int32)
+    padded = -(-count // chunk) * chunk
+    x = jnp.pad(x, ((0, 0), (0, padded - count), (0, 0)))
+
+    def body(index: Array, carry: tuple[Hidden, Any]) -> tuple[Hidden, Any]:
+        x, draft = carry
+        start = index * chunk
+        valid = jnp.clip(lengths - start, 0, chunk)
+        some, draft = _block(
+            layer,
+            config,
+            jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1),
+            lambda q, k, v: policy.take(draft, start, padded, q, k, v, config.rope, valid),
+        )
+        return jax.lax.dynamic_update_slice_in_dim(x, some, start, axis=1), draft
+
+    chunks = (jnp.max(lengths) + chunk - 1) // chunk
+    x, draft = jax.lax.fori_loop(0, chunks, body, (x, policy.open(cache, padded)))
+    return x[:, :count], policy.close(draft, cache)
+
+
+def _block(
+    layer: Params,
+    config: ModelConfig,
+    x: Hidden,
+    attend: Callable[[Queries, NewKeys, NewKeys], tuple[Any, Queries]],
+) -> tuple[Hidden, Any]:
+    """Pre-norm attention and MLP, each added to the residual stream; and what `attend` keeps."""
     y = rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
     qkv = project(y, layer["wqkv"], layer.get("bqkv"))  # [B, T, K, G + 2, H]
     q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
     q = q.reshape(*q.shape[:2], config.num_heads, config.head_dim)
-    attend = policy.step if x.shape[1] == 1 else policy.prefill
-    cache, out = attend(cache, q, k, v, config.rope, lengths)
+    kept, out = attend(q, k, v)
     out = out.reshape(*out.shape[:2], config.num_heads * config.head_dim)
     x = x + project(out, layer["wo"], layer.get("bo"))
     y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
-    return x + gated_mlp(y, layer), cache
+    return x + gated_mlp(y, layer), kept
 
 
 def _recomputed(

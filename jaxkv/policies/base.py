@@ -35,6 +35,8 @@ class Geometry:
       batch_size: B.
       max_length: the most tokens a row will ever hold or see, for caches that grow with it.
       dtype: of keys and values, a numpy name.
+      model: which model it is, as `ModelConfig.identity` tells; empty if that is not known. What
+        was calibrated for one model's heads is refused by another.
     """
 
     num_layers: int
@@ -44,6 +46,7 @@ class Geometry:
     batch_size: int
     max_length: int
     dtype: str = "float32"
+    model: str = ""
 
     def bytes_per_token(self) -> int:
         """Of one KV head of one layer: key and value."""
@@ -98,6 +101,49 @@ class LayerPolicy(Protocol):
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """Tokens that each KV head keeps after `seen` tokens, by the policy's own formula."""
+        ...
+
+
+@runtime_checkable
+class WholePrompt(Protocol):
+    """A layer policy that chooses what to keep when it has seen the whole prompt.
+
+    A model runs the prompt through such a layer chunk by chunk, before it goes on to the next
+    layer, so that only one layer's keys are there in full. All else is as for `LayerPolicy`, whose
+    `prefill` does the same with the prompt as one chunk.
+    """
+
+    def open(self, cache: LayerCache, count: int) -> Any:
+        """A draft for a prompt of up to `count` tokens, on top of what is kept."""
+        ...
+
+    def take(
+        self,
+        draft: Any,
+        start: Array,
+        count: int,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Any, Queries]:
+        """Takes the chunk that begins at token `start` (a traced scalar) of the prompt.
+
+        Args:
+          draft: from `open`.
+          start: int32 scalar.
+          count: what the draft was opened for.
+          q: [B, T, N, H], un-rotated.
+          k: [B, T, K, H], un-rotated.
+          v: [B, T, K, H].
+          rope: as for `LayerPolicy.prefill`.
+          lengths: int32 [B], valid tokens of this chunk in each row; None if all are.
+        """
+        ...
+
+    def close(self, draft: Any, cache: LayerCache) -> LayerCache:
+        """The cache after the prompt; `cache` is the one that the draft was opened on."""
         ...
 
 
@@ -179,6 +225,25 @@ def nominal_bytes(policy: Policy, geometry: Geometry) -> int:
         sum(policy.at(layer, geometry).kept(for_ever)) for layer in range(geometry.num_layers)
     )
     return geometry.batch_size * tokens * geometry.bytes_per_token()
+
+
+def reads_whole_prompt(policy: Policy, geometry: Geometry) -> bool:
+    """Whether a prompt must come in one call, because the policy chooses after it."""
+    if isinstance(policy, TokenPolicy):
+        return False
+    return isinstance(policy.at(0, geometry), WholePrompt)
+
+
+def sized_by_length(policy: Policy, geometry: Geometry) -> bool:
+    """Whether what is kept depends on `geometry.max_length`."""
+    if isinstance(policy, TokenPolicy):
+        return False
+
+    def kept(max_length: int) -> list[tuple[int, ...]]:
+        g = dataclasses.replace(geometry, max_length=max_length)
+        return [policy.at(layer, g).kept(2**31 - 1) for layer in range(g.num_layers)]
+
+    return kept(2**10) != kept(2**20)
 
 
 def most_kept(policy: Policy, geometry: Geometry) -> int | None:

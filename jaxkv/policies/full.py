@@ -65,7 +65,7 @@ class FullLayer:
     ) -> tuple[Slab, Queries]:
         """Writes the token, then attends over all slots."""
         cache, q, at = _write(cache, q, k, v, rope, lengths)
-        out = attend_one(q, cache.k, cache.v, at, cache.pos)
+        out, _ = attend_one(q, cache.k, cache.v, at, cache.pos)
         return cache, _poison(out, at, cache.slots)
 
     def kept(self, seen: int) -> tuple[int, ...]:

@@ -34,7 +34,9 @@ class HeadGroups:
     layers: tuple[LayerPolicy, ...]
 
     def __post_init__(self) -> None:
-        if sorted(self._order) != list(range(self.geometry.num_kv_heads)):
+        if sorted(head for heads in self.groups for head in heads) != list(
+            range(self.geometry.num_kv_heads)
+        ):
             raise InputError(
                 f"the head groups {self.groups} must hold each of the {self.geometry.num_kv_heads} "
                 "KV heads once"
@@ -84,19 +86,15 @@ class HeadGroups:
                 kept[head] = count
         return tuple(kept)
 
-    @property
-    def _order(self) -> list[int]:
-        """KV heads, group by group."""
-        return [head for heads in self.groups for head in heads]
-
     def _parts(self) -> list[tuple[tuple[int, ...], LayerPolicy]]:
         """The groups that have heads."""
         return [(h, layer) for h, layer in zip(self.groups, self.layers, strict=True) if h]
 
     def _each(self, call: str, cache, q, k, v, rope, lengths) -> tuple[Grouped, Queries]:
-        order = self._order
+        order = head_order(self.groups, self.geometry)
         size = self.geometry.num_heads // self.geometry.num_kv_heads
-        q, k, v = _take(q, _queries(order, size)), _take(k, order), _take(v, order)
+        q = take_heads(q, order.queries)
+        k, v = take_heads(k, order.keys), take_heads(v, order.keys)
         slabs, outs, begin = [], [], 0
         for (heads, layer), slab in zip(self._parts(), cache.slabs, strict=True):
             end = begin + len(heads)
@@ -108,7 +106,7 @@ class HeadGroups:
             outs.append(out)
             begin = end
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
-        return Grouped(tuple(slabs), cache.heads), _take(out, _inverse(_queries(order, size)))
+        return Grouped(tuple(slabs), cache.heads), take_heads(out, order.undo)
 
 
 def part(geometry: Geometry, heads: Sequence[int]) -> Geometry:
@@ -117,17 +115,31 @@ def part(geometry: Geometry, heads: Sequence[int]) -> Geometry:
     return dataclasses.replace(geometry, num_heads=size * len(heads), num_kv_heads=len(heads))
 
 
-def _queries(order: Sequence[int], size: int) -> list[int]:
-    """The query heads of KV heads, `size` each."""
-    return [head * size + i for head in order for i in range(size)]
+@dataclasses.dataclass(frozen=True)
+class HeadOrder:
+    """Heads group by group.
+
+    Attributes:
+      keys: KV heads.
+      queries: the query heads that read them.
+      undo: the order that brings query heads back.
+    """
+
+    keys: tuple[int, ...]
+    queries: tuple[int, ...]
+    undo: tuple[int, ...]
 
 
-def _inverse(order: Sequence[int]) -> list[int]:
-    """The order that undoes an order."""
-    return sorted(range(len(order)), key=order.__getitem__)
+def head_order(groups: Sequence[Sequence[int]], geometry: Geometry) -> HeadOrder:
+    """The order in which grouped caches hold a layer's heads."""
+    size = geometry.num_heads // geometry.num_kv_heads
+    keys = tuple(head for heads in groups for head in heads)
+    queries = tuple(head * size + i for head in keys for i in range(size))
+    undo = tuple(sorted(range(len(queries)), key=queries.__getitem__))
+    return HeadOrder(keys, queries, undo)
 
 
-def _take(x: Array, order: Sequence[int]) -> Array:
+def take_heads(x: Array, order: Sequence[int]) -> Array:
     """Heads [B, T, N, H] in an order; as they are if that is their own."""
     if list(order) == list(range(x.shape[2])):
         return x

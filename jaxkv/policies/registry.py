@@ -10,9 +10,13 @@ from typing import Any
 
 from jaxkv.arguments import scalar
 from jaxkv.errors import InputError
+from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.base import Policy
+from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.full import Full
+from jaxkv.policies.headkv import HeadKV
 from jaxkv.policies.recompute import SlidingRecompute
+from jaxkv.policies.snapkv import PyramidKV, SnapKV
 from jaxkv.policies.streaming import StreamingLLM
 from jaxkv.policies.window import Window
 
@@ -21,6 +25,11 @@ POLICIES: Mapping[str, type] = {
     "window": Window,
     "streaming": StreamingLLM,
     "recompute": SlidingRecompute,
+    "duo": DuoAttention,
+    "headkv": HeadKV,
+    "snapkv": SnapKV,
+    "pyramidkv": PyramidKV,
+    "adakv": AdaKV,
 }
 
 

@@ -67,12 +67,14 @@ class RingLayer:
       sinks: first tokens kept.
       window: past tokens kept.
       in_cache: sinks at their distance inside the cache; False leaves it absolute.
+      dense_chunks: queries of a chunk see all of it, and of the rest what was kept at its start.
     """
 
     geometry: Geometry
     sinks: int
     window: int
     in_cache: bool
+    dense_chunks: bool = False
 
     def init(self) -> Slab:
         """An empty slab of sinks + window + 1 slots."""
@@ -99,11 +101,13 @@ class RingLayer:
         window_q, sink_q = self._rotate_query(rope, q, at)
         after = append(cache, k, v, at, self._slots(at, last_of=at))
         ring = cache.k[:, :, self.sinks :], cache.v[:, :, self.sinks :]
+        held, reach = cache.pos[:, :, self.sinks :], self.window
+        if self.dense_chunks:
+            # The slot for the newest token is no part of what is kept.
+            held, reach = jnp.where(held >= cache.seen[:, None, None] - reach, held, -1), None
         parts = [
-            attend_slots(window_q, *ring, at, cache.pos[:, :, self.sinks :], window=self.window),
-            attend_chunk(
-                window_q, k, v, at, jnp.where(at < self.sinks, -1, at), window=self.window
-            ),
+            attend_slots(window_q, *ring, at, held, window=reach),
+            attend_chunk(window_q, k, v, at, jnp.where(at < self.sinks, -1, at), window=reach),
         ]
         if self.sinks:
             first = after.k[:, :, : self.sinks], after.v[:, :, : self.sinks]
@@ -124,7 +128,7 @@ class RingLayer:
         at = new_positions(cache, 1, lengths)
         window_q, sink_q = self._rotate_query(rope, q, at)
         cache = append(cache, rotate(rope, k, at), v, at, self._slots(at, last_of=None))
-        out = attend_one(
+        out, _ = attend_one(
             window_q, cache.k, cache.v, at, cache.pos,
             window=self.window, sinks=self.sinks, q_sink=sink_q,
         )  # fmt: skip

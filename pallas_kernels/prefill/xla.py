@@ -3,14 +3,14 @@
 """Prefill attention in blocks of slots with an online softmax: no T x S matrix, no repeated head.
 
 How many blocks are visited is traced, so one compiled program serves every fill of a cache and
-pays only for the slots in use.
+pays only for the slots in use. Leading blocks that every query sees whole, as most are in a cache
+that keeps everything, are taken without a mask: a sixth less time on a CPU.
 """
 
 from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -34,10 +34,15 @@ def prefill_attention(
     # [B, K, T G, H]: the G query heads of a KV head are more rows of the same product.
     rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).swapaxes(1, 2)
     rows = rows.reshape(b, heads, t * group, h).astype(k.dtype)
-    used = jnp.int32(slots) if num_slots is None else jnp.minimum(num_slots, slots)
-    batched = functools.partial(_visit_blocks, window=window, sinks=sinks, split=False)
-    split = functools.partial(_visit_blocks, window=window, sinks=sinks, split=True)
-    args = rows, k, v, q_pos, k_pos, used
+    # A static count of blocks keeps the loop open to reverse-mode differentiation.
+    used = slots if num_slots is None else jnp.minimum(num_slots, slots)
+    block = min(BLOCK, slots)
+    blocks = (used + block - 1) // block
+    # Where the number of blocks is static so is the loop, or it could not be differentiated.
+    whole = 0 if isinstance(blocks, int) else _seen_whole(q_pos, k_pos, block, window)
+    visit = functools.partial(_visit_blocks, whole=whole, blocks=blocks, window=window, sinks=sinks)
+    batched, split = (functools.partial(visit, split=split) for split in (False, True))
+    args = rows, k, v, q_pos, k_pos
     if b * heads <= UNROLLED:
         out, top, total = lax.platform_dependent(*args, cpu=split, default=batched)
     else:
@@ -50,35 +55,41 @@ def prefill_attention(
 
 
 def _visit_blocks(
-    rows: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, used: Array,
-    *, window: int | None, sinks: int, split: bool,
+    rows: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    *, whole: int | Array, blocks: int | Array, window: int | None, sinks: int, split: bool,
 ) -> Running:  # fmt: skip
     """Folds block after block into the running result, [B, K, T G, ..].
 
-    `split` takes the B K matrices one by one: XLA's CPU backend runs a plain product faster than
-    a batch of them, and the scores of one head stay in the processor's cache.
+    The first `whole` of them are seen whole. `split` takes the B K matrices one by one: XLA's CPU
+    backend runs a plain product faster than a batch of them, and the scores of one head stay in the
+    processor's cache.
     """
     b, heads, count, h = rows.shape
     t, slots = q_pos.shape[1], k.shape[2]
     block = min(BLOCK, slots)
 
-    def visit(index: Array, running: list[Running]) -> list[Running]:
+    def visit(index: Array, running: list[Running], masked: bool) -> list[Running]:
         # The last block starts early enough to be whole, and hides the slots already seen.
         start = jnp.minimum(index * block, slots - block)
         keys, values, at = (lax.dynamic_slice_in_dim(x, start, block, 2) for x in (k, v, k_pos))
-        fresh = start + jnp.arange(block) >= index * block
-        at = jnp.where(fresh[None, None], at, -1)
-        seen = visible(q_pos[:, None, :, None], at[:, :, None, :], sinks, window)
-        p = seen.shape[1]
-        seen = jnp.broadcast_to(seen[:, :, :, None], (b, p, t, count // t, block))
-        seen = seen.reshape(b, p, count, block)
+        seen = None
+        if masked:
+            fresh = start + jnp.arange(block) >= index * block
+            at = jnp.where(fresh[None, None], at, -1)
+            seen = visible(q_pos[:, None, :, None], at[:, :, None, :], sinks, window)
+            p = seen.shape[1]
+            seen = jnp.broadcast_to(seen[:, :, :, None], (b, p, t, count // t, block))
+            seen = seen.reshape(b, p, count, block)
         if not split:
             return [_fold(running[0], rows, keys, values, seen)]
         return [
-            _fold(running[i * heads + j], rows[i, j], keys[i, j], values[i, j], seen[i, j % p])
+            _fold(
+                running[i * heads + j], rows[i, j], keys[i, j], values[i, j],
+                None if seen is None else seen[i, j % seen.shape[1]],
+            )
             for i in range(b)
             for j in range(heads)
-        ]
+        ]  # fmt: skip
 
     lead = () if split else (b, heads)
     empty = (
@@ -87,7 +98,13 @@ def _visit_blocks(
         jnp.zeros((*lead, count, 1), jnp.float32),
     )
     running = [empty] * (b * heads if split else 1)
-    running = jax.lax.fori_loop(0, (used + block - 1) // block, visit, running)
+    if not isinstance(whole, int):
+        running = lax.fori_loop(0, whole, functools.partial(visit, masked=False), running)
+        # Padding saw keys that it should not have seen.
+        valid = jnp.repeat(q_pos >= 0, count // t, axis=1)[..., None]
+        running = [_forget(r, valid[i // heads] if split else valid[:, None])
+                   for i, r in enumerate(running)]  # fmt: skip
+    running = lax.fori_loop(whole, blocks, functools.partial(visit, masked=True), running)
     if not split:
         return running[0]
     out, top, total = (
@@ -96,10 +113,29 @@ def _visit_blocks(
     return out, top, total
 
 
-def _fold(running: Running, rows: Array, keys: Array, values: Array, seen: Array) -> Running:
-    """One step of the online softmax: [.., R, H] rows over [.., S, H] keys."""
+def _seen_whole(q_pos: Array, k_pos: Array, block: int, window: int | None) -> int | Array:
+    """How many leading blocks of slots every query sees whole, in all rows."""
+    if window is not None:
+        return 0
+    blocks = k_pos.shape[-1] // block
+    at = k_pos[..., : blocks * block].reshape(*k_pos.shape[:2], blocks, block)
+    earliest = jnp.min(jnp.where(q_pos >= 0, q_pos, jnp.iinfo(jnp.int32).max), axis=1)
+    seen = (at.min(axis=-1) >= 0) & (at.max(axis=-1) <= earliest[:, None, None])
+    return jnp.sum(jnp.cumprod(jnp.all(seen, axis=(0, 1)).astype(jnp.int32)))
+
+
+def _forget(running: Running, valid: Array) -> Running:
+    """What has been seen, where bool [.., R, 1] says so; nothing elsewhere."""
     out, top, total = running
-    scores = jnp.where(seen, einsum("...rh,...sh->...rs", rows, keys), -jnp.inf)
+    return jnp.where(valid, out, 0.0), jnp.where(valid, top, -jnp.inf), jnp.where(valid, total, 0.0)
+
+
+def _fold(running: Running, rows: Array, keys: Array, values: Array, seen: Array | None) -> Running:
+    """One step of the online softmax: [.., R, H] rows over [.., S, H] keys, all seen if None."""
+    out, top, total = running
+    scores = einsum("...rh,...sh->...rs", rows, keys)
+    if seen is not None:
+        scores = jnp.where(seen, scores, -jnp.inf)
     new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
     safe = jnp.where(jnp.isneginf(new_top), 0.0, new_top)
     weights = jnp.exp(scores - safe)

@@ -1,0 +1,94 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values of heads whose budgets are only known with the input: blocks of one pool."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax.numpy as jnp
+from jax import Array
+
+from jaxkv.cache.slab import Slab
+
+
+@flax.struct.dataclass
+class Pool:
+    """M blocks of C slots; each belongs to one KV head, and which it is is data.
+
+    Attributes:
+      k: [B, M, C, H], rotated at write.
+      v: [B, M, C, H].
+      pos: int32 [B, M, C], absolute position of the token in each slot, -1 for an empty one.
+      owner: int32 [B, M], the KV head of each block.
+      heads: K.
+    """
+
+    k: Array
+    v: Array
+    pos: Array
+    owner: Array
+    heads: int = flax.struct.field(pytree_node=False)
+
+
+def empty_pool(batch: int, heads: int, blocks: int, size: int, head_dim: int, dtype: str) -> Pool:
+    """A pool with no tokens, whose blocks belong to the first head."""
+    shape = batch, blocks, size
+    return Pool(
+        k=jnp.zeros((*shape, head_dim), dtype),
+        v=jnp.zeros((*shape, head_dim), dtype),
+        pos=jnp.full(shape, -1, jnp.int32),
+        owner=jnp.zeros(shape[:2], jnp.int32),
+        heads=heads,
+    )
+
+
+def owned_positions(pool: Pool) -> Array:
+    """Positions as each head sees the pool: int32 [B, K, M C], -1 in blocks of other heads."""
+    mine = pool.owner[:, None] == jnp.arange(pool.heads)[None, :, None]
+    pos = jnp.where(mine[..., None], pool.pos[:, None], -1)
+    return pos.reshape(pos.shape[0], pool.heads, -1)
+
+
+def as_slab(pool: Pool, seen: Array) -> Slab:
+    """The pool as a slab in which every head has room for all of it: K times the memory."""
+
+    def spread(x: Array) -> Array:
+        flat = x.reshape(x.shape[0], 1, -1, x.shape[-1])
+        return jnp.broadcast_to(flat, (flat.shape[0], pool.heads, *flat.shape[2:]))
+
+    return Slab(spread(pool.k), spread(pool.v), owned_positions(pool), seen)
+
+
+def fill(k: Array, v: Array, pos: Array, order: Array, caps: Array, blocks: int, size: int) -> Pool:
+    """Packs the first `caps` slots of each head, by `order`, into blocks.
+
+    Args:
+      k: [B, K, S, H].
+      v: [B, K, S, H].
+      pos: int32 [B, K, S].
+      order: int32 [B, K, R], slots, best first.
+      caps: int32 [B, K], how many of them each head keeps, at most R; their blocks must fit.
+      blocks: M.
+      size: C.
+    """
+    batch, heads, slots, head_dim = k.shape
+    ends = jnp.cumsum(-(-caps // size), axis=1)  # blocks up to and with each head
+    block = jnp.arange(blocks)
+    owner = jnp.sum(block[None, None] >= ends[:, :, None], axis=1)  # [B, M]; K where none
+    begins = jnp.pad(ends, ((0, 0), (1, 0)))
+    first = jnp.take_along_axis(begins, owner, axis=1)
+    rank = (block[None] - first)[..., None] * size + jnp.arange(size)[None, None]
+    owner, used = jnp.minimum(owner, heads - 1), owner < heads
+    held = used[..., None] & (rank < jnp.take_along_axis(caps, owner, axis=1)[..., None])
+    # Which slot of which head each slot of the pool takes, among all slots of all heads.
+    rank = jnp.clip(rank, 0, order.shape[-1] - 1) + owner[..., None] * order.shape[-1]
+    index = jnp.take_along_axis(order.reshape(batch, -1), rank.reshape(batch, -1), axis=1)
+    index = index + jnp.repeat(owner, size, axis=1) * slots
+
+    def packed(x: Array) -> Array:
+        taken = jnp.take_along_axis(x.reshape(batch, -1, head_dim), index[..., None], axis=1)
+        taken = taken.reshape(batch, blocks, size, head_dim)
+        return jnp.where(held[..., None], taken, 0)
+
+    at = jnp.take_along_axis(pos.reshape(batch, -1), index, axis=1).reshape(held.shape)
+    return Pool(packed(k), packed(v), jnp.where(held, at, -1), owner.astype(jnp.int32), heads)

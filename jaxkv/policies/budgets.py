@@ -1,0 +1,158 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How many tokens each head may keep, and into which groups of one capacity the heads fall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxkv.errors import InputError
+
+MOST_GROUPS = 4
+
+
+def in_tokens(budget: int | float, max_length: int) -> int:
+    """A budget in tokens: as it is, or as a share of `max_length` where it is a float."""
+    return round(budget * max_length) if isinstance(budget, float) else budget
+
+
+def check_budget(budget: int | float, window: int, kernel: int, decode_room: int) -> None:
+    """Refuses settings that no prompt can be selected by.
+
+    Raises:
+      InputError: names the field and what is allowed.
+    """
+    if isinstance(budget, float):
+        if not 0 < budget <= 1:
+            raise InputError(f"budget is {budget}; a share must be above 0 and at most 1")
+    elif budget < window:
+        raise InputError(
+            f"budget is {budget}; it must be at least the window of {window} tokens, which is "
+            "always kept"
+        )
+    if window < 1:
+        raise InputError(f"window is {window}; it must be at least 1")
+    if kernel < 1 or kernel % 2 == 0:
+        raise InputError(f"kernel is {kernel}; it must be odd and at least 1")
+    if decode_room < 0:
+        raise InputError(f"decode_room is {decode_room}; it must be at least 0")
+
+
+def round_up(slots: int) -> int:
+    """A capacity that suits tiles of memory: a multiple of 8, 32 or 128, within 6 % where large."""
+    unit = 8 if slots < 512 else 32 if slots < 4096 else 128
+    return -(-slots // unit) * unit
+
+
+def split_heads(capacities: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Groups of heads that share one capacity, at least memory: the best split into at most 4.
+
+    Some optimal groups are runs of the heads sorted by capacity, as moving a small head out of a
+    group of large ones never costs anything; a dynamic programme over where runs end finds them.
+    Fewer groups are taken where they cost no more.
+
+    Args:
+      capacities: tokens of each head.
+
+    Returns:
+      The heads of each group, largest capacity first; heads in order within a group.
+    """
+    order = sorted(range(len(capacities)), key=lambda head: (-capacities[head], head))
+    sizes = [round_up(capacities[head]) for head in order]
+    count = len(order)
+    # best[g][end]: memory of the first `end` heads in g groups, and where the last one begins.
+    best = [[(0 if end == 0 else float("inf"), 0) for end in range(count + 1)]]
+    for groups in range(1, min(MOST_GROUPS, count) + 1):
+        before = best[groups - 1]
+        best.append(
+            [(float("inf"), 0)]
+            + [
+                min(
+                    (before[begin][0] + (end - begin) * sizes[begin], begin) for begin in range(end)
+                )
+                for end in range(1, count + 1)
+            ]
+        )
+    groups = min(range(1, len(best)), key=lambda g: (best[g][count][0], g))
+    runs, end = [], count
+    while end:
+        begin = best[groups][end][1]
+        runs.append(tuple(sorted(order[begin:end])))
+        end, groups = begin, groups - 1
+    return tuple(reversed(runs))
+
+
+def pyramid(budget: int, window: int, beta: int, num_layers: int, longest: int) -> list[int]:
+    """PyramidKV's budgets of the layers (arXiv 2406.02069, section 4.2), without the window.
+
+    Falls from layer to layer in equal steps, from `2 base - base // beta` to `base // beta`. The
+    reference code floors the step, which leaves the mean above the budget, by 4 % at 128 tokens;
+    here it is not floored, and the layers sum to the budget.
+
+    Args:
+      budget: mean tokens of a head, the window included.
+      window: of which are always kept.
+      beta: the last layer gets base // beta.
+      num_layers: L.
+      longest: prompt that the first layer could fill.
+    """
+    base = budget - window
+    least = base // beta
+    most = 2 * base - least
+    if most >= longest - window > 0:
+        most = max(base, longest - window)
+        least = 2 * base - most
+    steps = max(num_layers - 1, 1)
+    ends = [round((layer + 1) * most - (most - least) * layer * (layer + 1) / 2 / steps)
+            for layer in range(num_layers)]  # fmt: skip
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def headkv(scores: np.ndarray, budget: int, beta: float, window: int) -> np.ndarray:
+    """HeadKV's budgets (arXiv 2410.19258, equation 4), without the window; int64 [L, heads].
+
+    A share `1 / beta` of every head's budget goes to a pool that is dealt out by score: the
+    smaller beta, the less even. Python's float floor-division, as in the reference code.
+
+    Args:
+      scores: [L, heads], summing to 1.
+      budget: mean tokens of a head, the window included.
+      beta: at least 1.
+      window: of which are always kept.
+    """
+    own = budget - window
+    pooled = own // beta
+    return np.round(scores * (pooled * scores.size) + (own - pooled)).astype(np.int64)
+
+
+def redistribute(caps: np.ndarray, longest: int) -> np.ndarray:
+    """Gives what is beyond the longest prompt to the heads that can still use it, in proportion.
+
+    Args:
+      caps: int [L, heads].
+      longest: tokens that a head can fill.
+
+    Returns:
+      int64, the shape of `caps`, none above `longest`; the sum is kept unless all are full.
+    """
+    caps = caps.astype(np.int64)
+    total = min(int(caps.sum()), longest * caps.size)
+    low, high = 1.0, 1.0
+    while np.minimum(np.maximum(caps, 1) * high, longest).sum() < total:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if np.minimum(caps * middle, longest).sum() < total else (low, middle)
+        )
+    grown = np.minimum(np.floor(caps * low).astype(np.int64), longest)
+    grown = np.maximum(grown, np.minimum(caps, longest))
+    # What flooring left goes, a token each, to the heads with room, in order.
+    left = total - int(grown.sum())
+    flat = grown.reshape(-1)
+    while left > 0 and (room := np.flatnonzero(flat < longest)).size:
+        flat[room[:left]] += 1
+        left -= min(left, room.size)
+    return flat.reshape(caps.shape)

@@ -1,0 +1,133 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""More tokens for the heads that retrieve and reason, fewer for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxkv.errors import InputError
+from jaxkv.policies.base import Geometry
+from jaxkv.policies.budgets import check_budget, headkv, in_tokens, redistribute
+from jaxkv.policies.draft import Draft
+from jaxkv.policies.patterns import head_scores
+from jaxkv.policies.selected import SelectedLayer, take_whole
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadKV:
+    """HeadKV (arXiv 2410.19258): as `SnapKV`, with a budget for each head from its importance.
+
+    Budgets follow the paper's equation 4 over all heads of the model; a KV head's is the mean of
+    those of its query heads, so that the model's stays what was asked for. What a head's budget has
+    beyond `max_length`, which no prompt can fill, goes to the other heads.
+
+    Attributes:
+      scores: importance of the heads: HeadKV's JSON, a file of `jaxkv.calibrate headkv`, or None
+        for the one that is shipped for the model.
+      budget: tokens of a prompt that a head keeps on average, the window included; as a float, a
+        share of `max_length`.
+      beta: a `1 / beta` of every budget is dealt out by importance; close to 1 all of it.
+      window: last tokens of the prompt, always kept, whose queries choose.
+      kernel: neighbours over which scores are max-pooled, odd.
+      decode_room: as for `SnapKV`.
+      query_heads: a cache for each query head instead of each KV head, as the reference code has:
+        more memory by the factor by which KV heads are shared. To compare with it, not to be used.
+
+    Memory: `budget + decode_room` tokens per KV head on average, and one slot for the newest token.
+    """
+
+    scores: str | None = None
+    budget: int | float = 128
+    beta: float = 1.2
+    window: int = 8
+    kernel: int = 7
+    decode_room: int = 128
+    query_heads: bool = False
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget, self.window, self.kernel, self.decode_room)
+        if not self.beta >= 1:
+            raise InputError(f"beta is {self.beta}; it must be at least 1")
+
+    def at(self, layer: int, geometry: Geometry) -> SelectedLayer | PerQueryHead:
+        """By the layer's heads."""
+        caps = tuple(int(cap) for cap in _caps(self, geometry)[layer])
+        settings = self.window, self.kernel, self.decode_room
+        if not self.query_heads:
+            return SelectedLayer(geometry, caps, *settings)
+        wide = dataclasses.replace(geometry, num_kv_heads=geometry.num_heads)
+        return PerQueryHead(geometry, SelectedLayer(wide, caps, *settings))
+
+
+@functools.lru_cache(maxsize=8)
+def _caps(policy: HeadKV, geometry: Geometry) -> np.ndarray:
+    """Chosen tokens of each head, [L, heads]."""
+    scores = head_scores(policy.scores, geometry)
+    budget = max(in_tokens(policy.budget, geometry.max_length), policy.window)
+    caps = headkv(scores, budget, policy.beta, policy.window)
+    longest = max(geometry.max_length - policy.window, 1)
+    if not policy.query_heads:
+        of_group = scores.shape[0], geometry.num_kv_heads, -1
+        caps = np.round(caps.reshape(of_group).mean(axis=-1)).astype(np.int64)
+    return redistribute(caps, longest)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerQueryHead:
+    """A layer that keeps keys for every query head: KV heads are repeated before they are cached.
+
+    Attributes:
+      geometry: of the model's layer.
+      layer: made for as many KV heads as query heads.
+    """
+
+    geometry: Geometry
+    layer: SelectedLayer
+
+    def init(self):
+        """An empty cache, of every query head."""
+        return self.layer.init()
+
+    def prefill(
+        self, cache, q: Queries, k: NewKeys, v: NewKeys, rope: Rotation | None,
+        lengths: Lengths | None,
+    ):  # fmt: skip
+        """A whole prompt at once."""
+        return take_whole(self, cache, q, k, v, rope, lengths)
+
+    def step(
+        self, cache, q: Queries, k: NewKeys, v: NewKeys, rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ):  # fmt: skip
+        """Each query head takes the token."""
+        return self.layer.step(cache, q, self._repeat(k), self._repeat(v), rope, lengths)
+
+    def open(self, cache, count: int) -> Draft:
+        """See `WholePrompt`."""
+        return self.layer.open(cache, count)
+
+    def take(
+        self, draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
+        rope: Rotation | None, lengths: Lengths | None,
+    ) -> tuple[Draft, Queries]:  # fmt: skip
+        """See `WholePrompt`."""
+        k, v = self._repeat(k), self._repeat(v)
+        return self.layer.take(draft, start, count, q, k, v, rope, lengths)
+
+    def close(self, draft: Draft, cache):
+        """See `WholePrompt`."""
+        return self.layer.close(draft, cache)
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """Of every query head."""
+        return self.layer.kept(seen)
+
+    def _repeat(self, x: NewKeys) -> Array:
+        return jnp.repeat(x, self.geometry.num_heads // self.geometry.num_kv_heads, axis=2)

@@ -1,0 +1,221 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A layer that reads a whole prompt, then keeps the best tokens of each head and the last ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxkv.attention import attend_one
+from jaxkv.cache.grouped import Grouped
+from jaxkv.cache.slab import Slab, append, empty, new_positions
+from jaxkv.policies import draft as drafts
+from jaxkv.policies.base import Geometry, WholePrompt, rotate
+from jaxkv.policies.budgets import round_up, split_heads
+from jaxkv.policies.draft import Draft
+from jaxkv.policies.grouped import HeadGroups, head_order, part, take_heads
+from jaxkv.policies.scores import best_slots, pooled_scores
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixRing:
+    """Heads of one capacity: what was chosen of the prompt, then a ring of the newest tokens.
+
+    The ring holds the last `window` tokens of the prompt and `decode_room` more; the token after
+    that takes the slot of the oldest, so the cache never grows. It has one slot more than tokens
+    that it keeps, for the newest.
+
+    Attributes:
+      geometry: of these heads.
+      caps: chosen tokens of each head.
+      ring: tokens that the ring keeps.
+    """
+
+    geometry: Geometry
+    caps: tuple[int, ...]
+    ring: int
+
+    @property
+    def prefix(self) -> int:
+        """Slots for chosen tokens: of the head that has most, rounded up with the ring."""
+        return round_up(max(self.caps) + self.ring + 1) - self.ring - 1
+
+    def init(self) -> Slab:
+        """An empty slab."""
+        g = self.geometry
+        slots = self.prefix + self.ring + 1
+        heads = g.num_kv_heads
+        return empty(g.batch_size, heads, slots, g.head_dim, g.dtype, pos_heads=heads)
+
+    def prefill(
+        self, cache: Slab, q: Queries, k: NewKeys, v: NewKeys, rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Slab, Queries]:  # fmt: skip
+        """A prompt is taken by the layer as a whole; see `SelectedLayer`."""
+        raise TypeError("the heads of a selecting layer do not take a prompt by themselves")
+
+    def step(
+        self,
+        cache: Slab,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Slab, Queries]:
+        """Writes the token into the ring, over the oldest if it is full, then attends."""
+        at = new_positions(cache, 1, lengths)
+        cache = append(cache, rotate(rope, k, at), v, at, self.slots(at))
+        out, _ = attend_one(rotate(rope, q, at), cache.k, cache.v, at, cache.pos)
+        return cache, out
+
+    def slots(self, at: Array) -> Array:
+        """Where the ring holds a position."""
+        return self.prefix + at % (self.ring + 1)
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """The chosen and the newest, once there are as many."""
+        return tuple(min(seen, cap + self.ring) for cap in self.caps)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectedLayer:
+    """Keeps, of each KV head, the `caps[head]` best tokens of the prompt and its last `window`.
+
+    Scores are SnapKV's, from the last `window` queries of the prompt. A later prompt (the next turn
+    of a chat) attends to all that is kept and to itself, then it is all chosen from again.
+
+    Attributes:
+      geometry: of the layer.
+      caps: chosen tokens of each KV head.
+      window: last tokens of the prompt, always kept, whose queries choose.
+      kernel: neighbours that are pooled.
+      decode_room: decoded tokens that are kept before the oldest are overwritten.
+    """
+
+    geometry: Geometry
+    caps: tuple[int, ...]
+    window: int
+    kernel: int
+    decode_room: int
+
+    def init(self) -> Grouped:
+        """An empty cache."""
+        return self._groups.init()
+
+    def step(
+        self,
+        cache: Grouped,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Grouped, Queries]:
+        """Each group of heads takes the token."""
+        return self._groups.step(cache, q, k, v, rope, lengths)
+
+    def prefill(
+        self,
+        cache: Grouped,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Grouped, Queries]:
+        """A whole prompt at once."""
+        return take_whole(self, cache, q, k, v, rope, lengths)
+
+    def open(self, cache: Grouped, count: int) -> Draft:
+        """See `WholePrompt`."""
+        return drafts.open_draft(cache.slabs, count, self.geometry.num_heads, self.window)
+
+    def take(
+        self, draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
+        rope: Rotation | None, lengths: Lengths | None,
+    ) -> tuple[Draft, Queries]:  # fmt: skip
+        """See `WholePrompt`."""
+        order = head_order(self._groups.groups, self.geometry)
+        taken = (
+            take_heads(x, o)
+            for x, o in zip((q, k, v), (order.queries, order.keys, order.keys), strict=True)
+        )
+        draft, out = drafts.take(draft, start, count, *taken, rope, lengths)
+        return draft, take_heads(out, order.undo)
+
+    def close(self, draft: Draft, cache: Grouped) -> Grouped:
+        """Chooses what is kept; a row that took no token keeps what it had."""
+        slab = draft.slab
+        protected = slab.pos >= (slab.seen - self.window)[:, None, None]
+        choice = (slab.pos >= 0) & jnp.logical_not(protected)
+        scores = pooled_scores(drafts.mass(draft), slab.pos, choice, self.kernel)
+        recent = drafts.newest(slab, self.window)
+        slabs, begin = [], 0
+        for group, old in zip(self._groups.layers, cache.slabs, strict=True):
+            assert isinstance(group, PrefixRing)
+            heads = slice(begin, begin + len(group.caps))
+            mine = jax.tree.map(lambda x, heads=heads: x[:, heads], (slab.k, slab.v, slab.pos))
+            new = self._fill(group, Slab(*mine, slab.seen), scores[:, heads], recent, heads)
+            slabs.append(keep_rows(draft.fed, new, old))
+            begin = heads.stop
+        return Grouped(tuple(slabs), cache.heads)
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """What each head keeps, in the model's order of heads."""
+        return self._groups.kept(seen)
+
+    @property
+    def _groups(self) -> HeadGroups:
+        """Heads of like capacity together."""
+        groups = split_heads(self.caps)
+        layers = tuple(
+            PrefixRing(
+                part(self.geometry, heads),
+                tuple(self.caps[head] for head in heads),
+                self.window + self.decode_room,
+            )
+            for heads in groups
+        )
+        return HeadGroups(self.geometry, groups, layers)
+
+    def _fill(self, group: PrefixRing, slab: Slab, scores: Array, recent, heads: slice) -> Slab:
+        """The cache of a group from its heads of the draft."""
+        index, valid = best_slots(scores, group.prefix)
+        valid &= jnp.arange(group.prefix)[None, None] < jnp.asarray(group.caps)[None, :, None]
+        chosen = drafts.gather(slab, index, valid)
+        ring = [(0, 0), (0, 0), (0, group.ring + 1)]
+        k, v, pos = (
+            jnp.pad(x, ring + [(0, 0)] * (x.ndim - 3), constant_values=-(x.ndim == 3))
+            for x in chosen
+        )
+        k_new, v_new, at = recent
+        new = append(
+            Slab(k, v, pos, slab.seen), k_new[:, :, heads], v_new[:, :, heads], at, group.slots(at)
+        )
+        return dataclasses.replace(new, seen=slab.seen)
+
+
+def take_whole(
+    layer: WholePrompt, cache, q: Queries, k: NewKeys, v: NewKeys, rope: Rotation | None,
+    lengths: Lengths | None,
+):  # fmt: skip
+    """A whole prompt in one call: what `prefill` is for a layer that chooses after it."""
+    count = q.shape[1]
+    draft = layer.open(cache, count)
+    draft, out = layer.take(draft, jnp.int32(0), count, q, k, v, rope, lengths)
+    return layer.close(draft, cache), out
+
+
+def keep_rows(active: Array, new, old):
+    """Rows of `new` where bool [B] says so, of `old` elsewhere; of every array of a pytree."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(active.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, new, old)

@@ -1,0 +1,60 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Attention mass in blocks of queries by slots; blocks that no query sees are not computed."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from pallas_kernels.precision import einsum
+from pallas_kernels.visibility import visible
+
+BLOCK = 512  # queries, and slots, a block
+
+
+def attention_mass(
+    q: Array, lse: Array, k: Array, q_pos: Array, k_pos: Array,
+    *, scale: float, num_slots: Array | None,
+) -> Array:  # fmt: skip
+    """See `api.attention_mass`."""
+    b, t, n, h = q.shape
+    heads, slots = k.shape[1], k.shape[2]
+    group = n // heads
+    rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).astype(k.dtype)
+    rows = jnp.moveaxis(rows, 1, 3)  # [B, K, G, T, H]
+    # A query that saw no key has lse -inf, and would make exp(score - lse) infinite.
+    lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse).reshape(b, t, heads, group)
+    lse = jnp.moveaxis(lse, 1, 3)  # [B, K, G, T]
+    used = slots if num_slots is None else jnp.minimum(num_slots, slots)
+    wide, tall = min(BLOCK, slots), min(BLOCK, t)
+
+    def of_block(column: Array, row: Array, mass: Array) -> Array:
+        """Adds what queries [row, row + tall) give to slots [column, column + wide)."""
+        # The last blocks start early enough to be whole; what they had before counts once.
+        first, top = jnp.minimum(column, slots - wide), jnp.minimum(row, t - tall)
+        keys = lax.dynamic_slice_in_dim(k, first, wide, 2)
+        at = lax.dynamic_slice_in_dim(k_pos, first, wide, 2)
+        queries = lax.dynamic_slice_in_dim(rows, top, tall, 3)
+        level = lax.dynamic_slice_in_dim(lse, top, tall, 3)
+        asked = lax.dynamic_slice_in_dim(q_pos, top, tall, 1)
+        asked = jnp.where((top + jnp.arange(tall) >= row)[None], asked, -1)
+        at = jnp.where((first + jnp.arange(wide) >= column)[None, None], at, -1)
+        seen = visible(asked[:, None, :, None], at[:, :, None, :], 0, None)
+
+        def add(mass: Array) -> Array:
+            scores = einsum("bkgth,bksh->bkgts", queries, keys)
+            weights = jnp.where(seen[:, :, None], jnp.exp(scores - level[..., None]), 0.0)
+            old = lax.dynamic_slice_in_dim(mass, first, wide, 3)
+            return lax.dynamic_update_slice_in_dim(mass, old + weights.sum(axis=3), first, 3)
+
+        return lax.cond(jnp.any(seen), add, lambda mass: mass, mass)
+
+    def of_slots(index: Array, mass: Array) -> Array:
+        def of_queries(step: Array, mass: Array) -> Array:
+            return of_block(index * wide, step * tall, mass)
+
+        return lax.fori_loop(0, -(-t // tall), of_queries, mass)
+
+    mass = jnp.zeros((b, heads, group, slots), jnp.float32)
+    return lax.fori_loop(0, (used + wide - 1) // wide, of_slots, mass).reshape(b, n, slots)

@@ -1,0 +1,50 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of one new token per row over a pool of blocks that belong to different heads."""
+
+from __future__ import annotations
+
+from jax import Array
+
+from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.pool import reference, xla
+
+IMPLEMENTATIONS = {"xla": xla.pool_attention, "reference": reference.pool_attention}
+
+
+def pool_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_pos: Array,
+    k_pos: Array,
+    owner: Array,
+    *,
+    num_kv_heads: int,
+    scale: float,
+    implementation: Implementation = None,
+) -> tuple[Array, Array]:
+    """One query token per row, whose heads read as many blocks as each has, of one pool.
+
+    Which head has how many blocks is data: budgets may change from prompt to prompt without a new
+    program. A block is read once, by the G query heads of the KV head that it belongs to.
+
+    Args:
+      q: [B, N, H], rotated; N = G K, query head n uses KV head n // G.
+      k: [B, M, C, H], M blocks of C slots, rotated.
+      v: [B, M, C, H].
+      q_pos: int32 [B].
+      k_pos: int32 [B, M, C], -1 is empty.
+      owner: int32 [B, M], the KV head of each block.
+      num_kv_heads: K.
+      scale: multiplies the scores.
+      implementation: see `dispatch`.
+
+    Returns:
+      out [B, N, H] in the dtype of `q`, and lse [B, N] float32. A head that sees no key gives zeros
+      and -inf.
+    """
+    return dispatch(
+        IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos, owner,
+        num_kv_heads=num_kv_heads, scale=scale,
+    )  # fmt: skip

@@ -1,0 +1,38 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pool attention as XLA runs it: queries go to the blocks, a softmax in each, then one per head."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from pallas_kernels.precision import einsum
+from pallas_kernels.visibility import visible
+
+
+def pool_attention(
+    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, owner: Array,
+    *, num_kv_heads: int, scale: float,
+) -> tuple[Array, Array]:  # fmt: skip
+    """See `api.pool_attention`."""
+    b, n, h = q.shape
+    group = n // num_kv_heads
+    rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, num_kv_heads, group, h).astype(k.dtype)
+    # Queries are few: they are brought to the blocks, and no block is moved.
+    rows = jnp.take_along_axis(rows, owner[:, :, None, None], axis=1)  # [B, M, G, H]
+    scores = einsum("bmgh,bmch->bmgc", rows, k)
+    seen = visible(q_pos[:, None, None], k_pos, 0, None)[:, :, None]
+    scores = jnp.where(seen, scores, -jnp.inf)
+    top = jnp.max(scores, axis=-1)
+    mine = (owner[:, None] == jnp.arange(num_kv_heads)[None, :, None])[..., None]  # [B, K, M, 1]
+    level = jnp.max(jnp.where(mine, top[:, None], -jnp.inf), axis=2)  # [B, K, G]
+    level = jnp.where(jnp.isneginf(level), 0.0, level)
+    weights = jnp.exp(scores - jnp.take_along_axis(level, owner[:, :, None], axis=1)[..., None])
+    sums = einsum("bmgc,bmch->bmgh", weights.astype(v.dtype), v)
+    share = mine[..., 0].astype(jnp.float32)
+    out = einsum("bkm,bmgh->bkgh", share, sums)
+    total = einsum("bkm,bmg->bkg", share, jnp.sum(weights, axis=-1))
+    out = out / jnp.where(total == 0, 1.0, total)[..., None]
+    lse = jnp.log(total) + level
+    return out.reshape(b, n, h).astype(q.dtype), lse.reshape(b, n)
