@@ -19,12 +19,15 @@ from jaxkv.policies.adakv import AdaKV as AdaKV
 from jaxkv.policies.base import Geometry as Geometry
 from jaxkv.policies.duo import DuoAttention as DuoAttention
 from jaxkv.policies.full import Full as Full
+from jaxkv.policies.h2o import H2O as H2O
 from jaxkv.policies.headkv import HeadKV as HeadKV
 from jaxkv.policies.recompute import SlidingRecompute as SlidingRecompute
+from jaxkv.policies.recycled import RecycledAttention as RecycledAttention
 from jaxkv.policies.registry import make_policy as make_policy
 from jaxkv.policies.snapkv import PyramidKV as PyramidKV
 from jaxkv.policies.snapkv import SnapKV as SnapKV
 from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
+from jaxkv.policies.tova import TOVA as TOVA
 from jaxkv.policies.window import Window as Window
 from jaxkv.rope import Rope as Rope
 

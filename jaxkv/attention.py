@@ -36,6 +36,16 @@ def attend_one(
     return out[:, None], lse[:, None]
 
 
+def attend_one_mass(
+    q: Queries, k: SlotKeys, v: SlotKeys, q_pos: Positions, k_pos: SlotPositions
+) -> tuple[Queries, Array]:
+    """As `attend_one`, with the attention of each slot: out [B, 1, N, H], mass [B, N, S]."""
+    out, _, mass = decode_attention(
+        q[:, 0], k, v, q_pos[:, 0], k_pos, scale=1 / math.sqrt(q.shape[-1]), with_mass=True
+    )
+    return out[:, None], mass
+
+
 def attend_pool(
     q: Queries, k: Array, v: Array, q_pos: Positions, k_pos: Array, owner: Array, num_kv_heads: int
 ) -> Partial:

@@ -11,7 +11,6 @@ import math
 import jax
 import jax.numpy as jnp
 import toys
-
 from policy_cases import GATES, SCORES
 
 from jaxkv import AdaKV, DuoAttention, Full, HeadKV, SnapKV, StreamingLLM, Window

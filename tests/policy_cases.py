@@ -11,10 +11,13 @@ from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.base import Policy
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.full import Full
+from jaxkv.policies.h2o import H2O
 from jaxkv.policies.headkv import HeadKV
 from jaxkv.policies.recompute import SlidingRecompute
+from jaxkv.policies.recycled import RecycledAttention
 from jaxkv.policies.snapkv import PyramidKV, SnapKV
 from jaxkv.policies.streaming import StreamingLLM
+from jaxkv.policies.tova import TOVA
 from jaxkv.policies.window import Window
 
 GATES = str(Path(__file__).parent / "data" / "toy_gates.json")
@@ -74,6 +77,10 @@ CASES = {
     "headkv-all-pooled": selecting(HeadKV(SCORES, 6, 1.0, 2, 3, 0), HeadKV(SCORES, 500, 9, 2, 3)),
     "adakv": selecting(AdaKV(9, 2, 3, 0.2, 4), AdaKV(100, 2, 3, 0.2, 4)),
     "adakv-no-floor": selecting(AdaKV(20, 4, 3, 0.0, 0), AdaKV(64, 4, 3, 0.0, 64)),
+    "recycled": selecting(RecycledAttention(5, 3), RecycledAttention(1.0, 3)),
+    "recycled-dynamic": selecting(RecycledAttention(0.1, 2, 0.5), RecycledAttention(64, 2, 0.5)),
+    "h2o": selecting(H2O(8), H2O(64)),
+    "tova": selecting(TOVA(8), TOVA(64)),
 }
 SLAB_CASES = {
     name: case for name, case in CASES.items() if not isinstance(case.policy, SlidingRecompute)

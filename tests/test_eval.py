@@ -17,12 +17,13 @@ from jaxkv.convert import toy
 from jaxkv.convert.model import Model
 from jaxkv.eval import answers, passkey, ppl, rows
 from jaxkv.eval.__main__ import main
-from jaxkv.eval.nll import bounded_tokens, score_sampled, score_stream
+from jaxkv.eval.nll import bounded_tokens, score_decoded, score_sampled, score_stream
 from jaxkv.eval.options import make_policies, parse_options
 from jaxkv.eval.result import Result
 from jaxkv.models.decoder import forward, init_cache
 from jaxkv.policies.full import Full
 from jaxkv.policies.recompute import SlidingRecompute
+from jaxkv.policies.snapkv import SnapKV
 from jaxkv.policies.streaming import StreamingLLM
 from jaxkv.policies.window import Window
 
@@ -84,6 +85,13 @@ class TestPerplexity:
             score_stream(model, policy, stream[:30], 4096, chunk=chunk).nll for chunk in (32, 1)
         )
         np.testing.assert_allclose(large, small, rtol=1e-4, atol=1e-3)
+
+    def test_after_a_prompt_it_is_that_of_decoding(self, model, stream):
+        expected = numpy_nll(model, stream[None])[0][19:]
+        for policy in (Full(), SnapKV(budget=60, window=4)):
+            scores = score_decoded(model, policy, stream, 20)
+            np.testing.assert_array_equal(scores.positions, np.arange(20, 60))
+            np.testing.assert_allclose(scores.nll, expected, rtol=1e-4, atol=1e-3)
 
     def test_recompute_is_a_forward_over_the_window(self, model, stream):
         policy = SlidingRecompute(window=7)
@@ -315,6 +323,9 @@ class TestOptions:
             (["ppl", "--tokens", "0"], "at least 2"),
             (["ppl", "--tokens", "many"], "many"),
             (["ppl", "--positions", "0"], "at least 1"),
+            (["ppl", "--prompt-tokens", "-1"], "at least 0"),
+            (["ppl", "--model", "tiny-random", "--policy", "snapkv"], "--prompt-tokens"),
+            (["ppl", "--model", "tiny-random", "--prompt-tokens", "9", "--tokens", "8"], "below"),
             (["ppl", "--prefill-chunk", "0"], "at least 1"),
             (["ppl", "--kv-dtype", "int3"], "float32"),
             (["ppl", "--seed", "-1"], "at least 0"),

@@ -220,3 +220,19 @@ def test_kept_tokens_are_told_in_the_models_order() -> None:
     policy = DuoAttention(str(DATA / "toy_gates.json"), 0.5, 1, 3)
     layers = init_layers(policy, TOY)
     assert kept_tokens(layers) == [[0, 0], [0, 0]]
+
+
+def test_what_is_shipped_fits_the_default_model() -> None:
+    name = "layers30-heads9-kv3-dim64-width576-mlp1536-vocab49152"
+    geometry = Geometry(30, 9, 3, 64, 1, 1024, model=name)
+    heads = full_heads(None, 0.5, geometry)
+    assert sum(map(len, heads)) == 45
+    # Both methods look for what retrieves: their heads are not strangers.
+    scores = head_scores(None, geometry).reshape(30, 3, 3).sum(axis=-1)
+    full = np.array([[head in layer for head in range(3)] for layer in heads])
+    assert scores[full].mean() > 1.5 * scores[~full].mean()
+
+
+@pytest.mark.real_model
+def test_the_default_model_is_what_they_are_for(smollm2) -> None:
+    assert smollm2.config.identity == "layers30-heads9-kv3-dim64-width576-mlp1536-vocab49152"

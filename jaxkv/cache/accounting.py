@@ -30,6 +30,38 @@ def tokens_seen(layers: tuple[Any, ...]) -> np.ndarray:
     return np.asarray(next(part.seen for part in parts if isinstance(part, Slab)))
 
 
+def steps_taken(layers: tuple[Any, ...], row: int = 0) -> dict[str, Any] | None:
+    """How a row was decoded, where a policy counts full and partial steps; None elsewhere.
+
+    Returns:
+      `decoded` steps since the prompt; `full` ones of each layer; `effective_stride`, decoded steps
+      for one full step of a layer on average (None if there was none); and `key_bytes_per_step`, of
+      keys and values that a step read on average, at the present length.
+    """
+    counted = [layer for layer in layers if hasattr(layer, "full_steps")]
+    if not counted:
+        return None
+    decoded = int(counted[0].steps[row])
+    full = [int(layer.full_steps[row]) for layer in counted]
+    read = 0.0
+    for layer, often in zip(counted, full, strict=True):
+        part, everything = _row_bytes(layer.part), _row_bytes(layer.full)
+        share = often / decoded if decoded else 1.0
+        filled = min(int(layer.full.seen[row]), layer.full.slots) / layer.full.slots
+        read += share * everything * filled + (1 - share) * part
+    return {
+        "decoded": decoded,
+        "full": full,
+        "effective_stride": decoded * len(full) / sum(full) if sum(full) else None,
+        "key_bytes_per_step": round(read),
+    }
+
+
+def _row_bytes(slab: Slab) -> int:
+    """Of keys and values, of one row."""
+    return nbytes((slab.k, slab.v)) // slab.k.shape[0]
+
+
 def _of_layer(layer: Any, row: int) -> list[int]:
     """In the model's order of heads, however a cache groups them."""
     if isinstance(layer, Grouped):

@@ -90,3 +90,25 @@ def append(slab: Slab, k: NewKeys, v: NewKeys, positions: Positions, slots: Posi
         pos=slab.pos.at[row, :, slots].set(positions[:, :, None], mode="drop"),
         seen=slab.seen + count,
     )
+
+
+def append_per_head(slab: Slab, k: NewKeys, v: NewKeys, at: Positions, slots: Array) -> Slab:
+    """Writes one new token, in each head into a slot of its own.
+
+    Args:
+      slab: the slab, P = K.
+      k: [B, 1, K, H], rotated.
+      v: [B, 1, K, H].
+      at: int32 [B, 1], -1 for a row that takes no token.
+      slots: int32 [B, K].
+    """
+    heads = slab.k.shape[1]
+    slots = jnp.where(at >= 0, slots, slab.slots)
+    row, head = jnp.arange(k.shape[0])[:, None], jnp.arange(heads)[None]
+    return dataclasses.replace(
+        slab,
+        k=slab.k.at[row, head, slots].set(k[:, 0].astype(slab.k.dtype), mode="drop"),
+        v=slab.v.at[row, head, slots].set(v[:, 0].astype(slab.v.dtype), mode="drop"),
+        pos=slab.pos.at[row, head, slots].set(jnp.broadcast_to(at, slots.shape), mode="drop"),
+        seen=slab.seen + jnp.sum(at >= 0, axis=1, dtype=jnp.int32),
+    )

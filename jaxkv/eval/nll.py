@@ -22,6 +22,7 @@ from jaxkv.policies.base import Cache, Policy, TokenPolicy, most_kept
 from jaxkv.typing import Lengths, Params, Tokens
 
 CHUNK = 256  # tokens a call; its logits over a large vocabulary are what takes memory
+STEPS = 64  # decode steps a call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,29 @@ def score_last(
     return cache, _nll(logits[:, None], target)
 
 
+def score_steps(
+    params: Params,
+    cache: Cache,
+    tokens: Tokens,
+    targets: Tokens,
+    lengths: Lengths,
+    *,
+    config: ModelConfig,
+    policy: Policy,
+) -> tuple[Cache, Array]:
+    """As `score_chunk`, but every token is a decode step of its own."""
+    valid = jnp.arange(tokens.shape[1], dtype=jnp.int32)[:, None] < lengths[None]
+
+    def one(cache: Cache, column: tuple[Array, Array, Array]) -> tuple[Cache, Array]:
+        token, target, active = column
+        logits, cache = forward(params, config, policy, token[:, None], cache, active)
+        return cache, _nll(logits, target[:, None])[:, 0]
+
+    columns = tokens.T, targets.T, valid.astype(jnp.int32)
+    cache, nll = jax.lax.scan(one, cache, columns)
+    return cache, nll.T
+
+
 def score_stream(
     model: Model,
     policy: Policy,
@@ -123,6 +147,53 @@ def score_stream(
     run_s = time.perf_counter() - began
     positions = np.arange(1, len(stream))
     return Scores(positions, np.concatenate(parts), cost, program.compile_s, run_s)
+
+
+def score_decoded(
+    model: Model,
+    policy: Policy,
+    stream: np.ndarray,
+    prompt: int,
+    kv_dtype: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Predicts what follows a prompt, token by token, as decoding does.
+
+    Args:
+      model: the model.
+      policy: any that keeps keys; one that chooses after a prompt does so once.
+      stream: int32 [S].
+      prompt: how many first tokens are one prompt; they are not predicted.
+      kv_dtype: of keys and values; None is that of the model.
+      progress: called with (tokens done, all of them).
+    """
+    cache = _cache(model, policy, len(stream), kv_dtype)
+    whole = _program(score_last, model, policy, cache, prompt, 1)
+    count = min(STEPS, len(stream) - prompt)
+    steps = _program(score_steps, model, policy, cache, count, count)
+    cost = cache_bytes(policy, cache, max(whole.peak_bytes, steps.peak_bytes))
+    began = time.perf_counter()
+    first = jnp.asarray(stream[None, :prompt]), jnp.asarray(stream[None, prompt : prompt + 1])
+    cache, nll = whole.call(model.params, cache, *first, jnp.asarray([prompt], jnp.int32))
+    parts = [np.asarray(nll)[0]]
+    inputs, targets = stream[prompt:-1], stream[prompt + 1 :]
+    for begin in range(0, len(inputs), count):
+        now = min(count, len(inputs) - begin)
+        padding = (0, count - now)
+        cache, nll = steps.call(
+            model.params,
+            cache,
+            jnp.asarray(np.pad(inputs[begin : begin + now], padding)[None]),
+            jnp.asarray(np.pad(targets[begin : begin + now], padding)[None]),
+            jnp.asarray([now], jnp.int32),
+        )
+        parts.append(np.asarray(nll)[0, :now])
+        if progress:
+            progress(begin + now, len(inputs))
+    compile_s = whole.compile_s + steps.compile_s
+    positions = np.arange(prompt, len(stream))
+    run_s = time.perf_counter() - began
+    return Scores(positions, np.concatenate(parts), cost, compile_s, run_s)
 
 
 def score_sampled(

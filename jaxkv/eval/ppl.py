@@ -17,10 +17,18 @@ from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.convert.tokenizer import Tokenizer
 from jaxkv.errors import InputError
-from jaxkv.eval.nll import Scores, bounded_tokens, recall_span, score_sampled, score_stream
+from jaxkv.eval.nll import (
+    Scores,
+    bounded_tokens,
+    recall_span,
+    score_decoded,
+    score_sampled,
+    score_stream,
+)
 from jaxkv.eval.result import Result, policy_label
 from jaxkv.eval.task import Common, Task
-from jaxkv.policies.base import TokenPolicy
+from jaxkv.models.decoder import geometry
+from jaxkv.policies.base import TokenPolicy, reads_whole_prompt
 from jaxkv.policies.registry import describe
 
 _DESCRIPTION = """Streaming perplexity of a text: exp(mean negative log-likelihood) over its tokens.
@@ -39,6 +47,9 @@ reset. The first tokens, which every cache still holds, are part of the score.
 recompute runs the model over its whole window for each prediction. So it is evaluated at --positions
 positions beyond the window, one drawn from each of as many equal stretches; every policy of the list
 also reports by.sampled, over the very same positions. null: the row does not reach all positions.
+
+With --prompt-tokens N the first N tokens are one prompt, and what follows is predicted token by token
+as decoding does; only that is scored. Policies that choose after a prompt are evaluated so.
 """  # noqa: E501
 
 
@@ -48,11 +59,13 @@ class Options:
     text: to be predicted.
     tokens: how much of it, at most.
     positions: how many positions a policy that re-computes is evaluated at.
+    prompt: how many first tokens are a prompt that is not scored; 0 scores the whole stream.
     """
 
     text: str
     tokens: int
     positions: int
+    prompt: int
 
 
 def builtin_text() -> str:
@@ -99,6 +112,7 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
     """One result for each policy."""
     stream = token_stream(model.tokenizer, options.text, options.tokens)
     sampled = _sampled_positions(model, common, options.positions, len(stream))
+    _check_policies(model, common, options, len(stream))
     every = []
     for policy in common.policies:
         what = f"ppl {policy_label(policy)}"
@@ -108,6 +122,10 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
 
         if isinstance(policy, TokenPolicy):
             every.append(score_sampled(model, policy, stream, sampled, common.kv_dtype, draw))
+        elif options.prompt:
+            every.append(
+                score_decoded(model, policy, stream, options.prompt, common.kv_dtype, draw)
+            )
         else:
             limit = common.max_length or model.config.max_positions
             every.append(
@@ -116,6 +134,20 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
                 )
             )
     return _results(model, common, every, sampled)
+
+
+def _check_policies(model: Model, common: Common, options: Options, length: int) -> None:
+    if options.prompt >= length:
+        raise InputError(
+            f"--prompt-tokens is {options.prompt}; it must be below the stream's {length} tokens"
+        )
+    shape = geometry(model.config, 1, 1)
+    for policy in common.policies:
+        if not options.prompt and reads_whole_prompt(policy, shape):
+            raise InputError(
+                f"policy {describe(policy)['name']!r} chooses after a prompt, and a stream has "
+                "none; give --prompt-tokens"
+            )
 
 
 def _sampled_positions(model: Model, common: Common, count: int, length: int) -> np.ndarray:
@@ -166,7 +198,7 @@ def _results(
                     "tokens": n,
                     "common_tokens": common_end,
                     "cache_tokens": cache_tokens,
-                    "first_tokens_included": whole,
+                    "first_tokens_included": whole and scores.positions[0] == 1,
                     "sampled_positions": len(sampled),
                     "compile_s": scores.compile_s,
                     "run_s": scores.run_s,
@@ -184,7 +216,7 @@ def draw(figure: Any, results: Sequence[Result]) -> None:
     for result in results:
         scores: Scores = result.curve
         running = np.cumsum(scores.nll, dtype=np.float64) / np.arange(1, len(scores.nll) + 1)
-        marker = "" if result.details["first_tokens_included"] else "."  # sampled positions
+        marker = "." if len(scores.positions) < 1000 else ""
         values = np.exp(np.minimum(running, 700.0))
         axis.plot(scores.positions, values, marker=marker, label=result.label)
     axis.set_yscale("log")
@@ -209,6 +241,13 @@ def add_arguments(add: Callable[..., Any]) -> None:
         help="evaluate the first N tokens of the text, or all if it has fewer (default: 20000)",
     )
     add(
+        "--prompt-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the first N tokens are a prompt; score what is decoded after it (default: 0)",
+    )
+    add(
         "--positions",
         type=int,
         default=200,
@@ -221,13 +260,15 @@ def check(given: argparse.Namespace) -> Options:
     """The task's options, with the text read."""
     if given.tokens < 2:
         raise InputError(f"--tokens is {given.tokens}; it must be at least 2")
+    if given.prompt_tokens < 0:
+        raise InputError(f"--prompt-tokens is {given.prompt_tokens}; it must be at least 0")
     if given.positions < 1:
         raise InputError(f"--positions is {given.positions}; it must be at least 1")
     if given.text_file is None:
         text = builtin_text()
     else:
         text = _read(given.text_file)
-    return Options(text, given.tokens, given.positions)
+    return Options(text, given.tokens, given.positions, given.prompt_tokens)
 
 
 def _read(name: str) -> str:

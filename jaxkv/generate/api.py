@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkv.cache.accounting import kept_tokens, nbytes, tokens_seen
+from jaxkv.cache.accounting import kept_tokens, nbytes, steps_taken, tokens_seen
 from jaxkv.convert.model import Model
 from jaxkv.errors import InputError
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
@@ -267,6 +267,7 @@ class Session:
         total = sum(timing[name] for name in ("compile_s", "prefill_s", "decode_s"))
         timing["tokens_per_s_with_compile"] = new_tokens / total if total else 0.0
         rows = range(cache.geometry.batch_size)
+        steps = [found for row in rows if (found := steps_taken(cache.layers, row))]
         return {
             "policy": describe(policy),
             "timing": timing,
@@ -275,6 +276,7 @@ class Session:
                 "physical_bytes": nbytes(cache),
                 "peak_bytes": max(self.made.prefill.peak_bytes, self.made.decode.peak_bytes),
                 "kept_tokens": [kept_tokens(cache.layers, row) for row in rows],
+                **({"steps": steps} if steps else {}),
             },
             "compilations": self.compiled,
         }

@@ -137,7 +137,7 @@ def run_layers(
     caches = []
     for index, (layer, cache) in enumerate(zip(params["layers"], layers, strict=True)):
         mine = policy.at(index, geometry)
-        run = _whole_prompt if tokens.shape[1] > 1 and isinstance(mine, WholePrompt) else _layer
+        run = _whole_prompt if tokens.shape[1] > 1 and isinstance(mine, WholePrompt) else run_layer
         with jax.named_scope(f"layer_{index}"):
             x, cache = run(layer, config, mine, x, cache, lengths)
         caches.append(cache)
@@ -160,7 +160,7 @@ def last_valid(x: Hidden, lengths: Lengths) -> Hidden:
 # Layers of one kind are traced once and called many times: tracing each of them anew would take
 # longer than reading the compiled program from disk. XLA inlines the calls.
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _layer(
+def run_layer(
     layer: Params,
     config: ModelConfig,
     policy: LayerPolicy,

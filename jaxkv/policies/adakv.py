@@ -168,7 +168,8 @@ class PooledLayer:
         rope: Rotation | None, lengths: Lengths | None,
     ) -> tuple[Draft, Queries]:  # fmt: skip
         """See `WholePrompt`."""
-        return drafts.take(draft, start, count, q, k, v, rope, lengths)
+        draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
+        return draft, out
 
     def close(self, draft: Draft, cache: Pooled) -> Pooled:
         """Deals out the budget and packs the pool; a row that took no token keeps what it had."""

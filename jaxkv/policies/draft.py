@@ -44,6 +44,14 @@ class Draft:
         """bool [B], rows that took any token of this prompt."""
         return self.slab.seen > self.began
 
+    def used(self, end: Array, count: int) -> Array:
+        """Slots to look at when the prompt's first `end` of `count` tokens are in.
+
+        What was kept lies behind the prompt: a first prompt needs no look at it.
+        """
+        first = jnp.logical_not(jnp.any(self.began > 0))
+        return jnp.where(first, jnp.minimum(end, count), self.slab.slots)
+
 
 def open_draft(parts: Sequence[Slab], count: int, num_heads: int, window: int) -> Draft:
     """A draft for `count` tokens on top of what was kept.
@@ -79,7 +87,7 @@ def open_draft(parts: Sequence[Slab], count: int, num_heads: int, window: int) -
 def take(
     draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
     rope: Rotation | None, lengths: Lengths | None,
-) -> tuple[Draft, Queries]:  # fmt: skip
+) -> tuple[Draft, Queries, Array]:  # fmt: skip
     """The prompt's tokens [start, start + T) go in, and attend to all before them.
 
     Args:
@@ -91,6 +99,9 @@ def take(
       v: [B, T, K, H].
       rope: see `LayerPolicy.prefill`.
       lengths: int32 [B], valid tokens of this chunk.
+
+    Returns:
+      The draft, out [B, T, N, H], and lse [B, T, N].
     """
     slab = draft.slab
     at = new_positions(slab, q.shape[1], lengths)
@@ -106,11 +117,9 @@ def take(
         pos=written(slab.pos, jnp.broadcast_to(at[:, None], (at.shape[0], heads, at.shape[1]))),
         seen=slab.seen + jnp.sum(at >= 0, axis=1, dtype=jnp.int32),
     )
-    # What was kept lies behind the prompt: a first prompt needs no look at it.
-    first = jnp.logical_not(jnp.any(draft.began > 0))
-    used = jnp.where(first, jnp.minimum(start + q.shape[1], count), slab.slots)
+    used = draft.used(start + q.shape[1], count)
     out, lse = attend_slots(q, slab.k, slab.v, at, slab.pos, num_slots=used)
-    return _remember(dataclasses.replace(draft, slab=slab), q, at, lse), out
+    return _remember(dataclasses.replace(draft, slab=slab), q, at, lse), out, lse
 
 
 def mass(draft: Draft) -> Array:

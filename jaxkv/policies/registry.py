@@ -14,10 +14,13 @@ from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.base import Policy
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.full import Full
+from jaxkv.policies.h2o import H2O
 from jaxkv.policies.headkv import HeadKV
 from jaxkv.policies.recompute import SlidingRecompute
+from jaxkv.policies.recycled import RecycledAttention
 from jaxkv.policies.snapkv import PyramidKV, SnapKV
 from jaxkv.policies.streaming import StreamingLLM
+from jaxkv.policies.tova import TOVA
 from jaxkv.policies.window import Window
 
 POLICIES: Mapping[str, type] = {
@@ -30,6 +33,9 @@ POLICIES: Mapping[str, type] = {
     "snapkv": SnapKV,
     "pyramidkv": PyramidKV,
     "adakv": AdaKV,
+    "recycled": RecycledAttention,
+    "h2o": H2O,
+    "tova": TOVA,
 }
 
 

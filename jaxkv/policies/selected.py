@@ -142,11 +142,9 @@ class SelectedLayer:
     ) -> tuple[Draft, Queries]:  # fmt: skip
         """See `WholePrompt`."""
         order = head_order(self._groups.groups, self.geometry)
-        taken = (
-            take_heads(x, o)
-            for x, o in zip((q, k, v), (order.queries, order.keys, order.keys), strict=True)
-        )
-        draft, out = drafts.take(draft, start, count, *taken, rope, lengths)
+        q = take_heads(q, order.queries)
+        k, v = take_heads(k, order.keys), take_heads(v, order.keys)
+        draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
         return draft, take_heads(out, order.undo)
 
     def close(self, draft: Draft, cache: Grouped) -> Grouped:
@@ -160,8 +158,8 @@ class SelectedLayer:
         for group, old in zip(self._groups.layers, cache.slabs, strict=True):
             assert isinstance(group, PrefixRing)
             heads = slice(begin, begin + len(group.caps))
-            mine = jax.tree.map(lambda x, heads=heads: x[:, heads], (slab.k, slab.v, slab.pos))
-            new = self._fill(group, Slab(*mine, slab.seen), scores[:, heads], recent, heads)
+            mine = Slab(slab.k[:, heads], slab.v[:, heads], slab.pos[:, heads], slab.seen)
+            new = self._fill(group, mine, scores[:, heads], recent, heads)
             slabs.append(keep_rows(draft.fed, new, old))
             begin = heads.stop
         return Grouped(tuple(slabs), cache.heads)

@@ -23,8 +23,9 @@ def decode_attention(
     window: int | None = None,
     sinks: int = 0,
     q_sink: Array | None = None,
+    with_mass: bool = False,
     implementation: Implementation = None,
-) -> tuple[Array, Array]:
+) -> tuple[Array, ...]:
     """One query token per row over a slab whose slots are in any order.
 
     All G query heads of a KV head are taken together: K and V are read once, never repeated.
@@ -40,13 +41,15 @@ def decode_attention(
       sinks: slots [0, sinks) hold the tokens at positions [0, sinks), which are always in reach.
       q_sink: [B, N, H], the query as rotated for the sink slots (StreamingLLM's in-cache
         positions); None scores them with `q`.
+      with_mass: whether to give the attention of each slot too, from the same pass.
       implementation: see `dispatch`.
 
     Returns:
       out [B, N, H] in the dtype of `q`, and lse [B, N] float32, the natural log of the sum of
-      exponentials of the scores. A row that sees no key gives zeros and -inf.
+      exponentials of the scores. A row that sees no key gives zeros and -inf. With `with_mass`
+      also the mass, float32 [B, N, S]: the weights, which sum to 1 over the slots.
     """
     return dispatch(
         IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos,
-        scale=scale, window=window, sinks=sinks, q_sink=q_sink,
+        scale=scale, window=window, sinks=sinks, q_sink=q_sink, with_mass=with_mass,
     )  # fmt: skip

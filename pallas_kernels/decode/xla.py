@@ -14,8 +14,8 @@ from pallas_kernels.visibility import visible
 
 def decode_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
-    *, scale: float, window: int | None, sinks: int, q_sink: Array | None,
-) -> tuple[Array, Array]:  # fmt: skip
+    *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
+) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`."""
     b, n, h = q.shape
     heads = k.shape[1]
@@ -38,9 +38,12 @@ def decode_attention(
     out = jax.lax.platform_dependent(
         weights.astype(v.dtype), v, cpu=_combine_by_slot, default=_combine
     )
-    out = out / jnp.where(total == 0, 1.0, total)
-    lse = jnp.log(total) + top
-    return out.reshape(b, n, h).astype(q.dtype), lse.reshape(b, n)
+    divisor = jnp.where(total == 0, 1.0, total)
+    out = (out / divisor).reshape(b, n, h).astype(q.dtype)
+    lse = (jnp.log(total) + top).reshape(b, n)
+    if not with_mass:
+        return out, lse
+    return out, lse, (weights / divisor).reshape(b, n, -1)
 
 
 def _combine(weights: Array, v: Array) -> Array:

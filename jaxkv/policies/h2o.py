@@ -1,0 +1,179 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Heavy hitters: the tokens that have drawn most attention so far, and the newest."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+from jax import Array
+
+from jaxkv.attention import attend_one_mass
+from jaxkv.cache.slab import Slab, append_per_head, empty, new_positions
+from jaxkv.errors import InputError
+from jaxkv.policies import draft as drafts
+from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.budgets import in_tokens
+from jaxkv.policies.draft import Draft
+from jaxkv.policies.scores import best_slots, mass_of
+from jaxkv.policies.selected import keep_rows, take_whole
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class H2O:
+    """H2O (arXiv 2306.14048), with eviction at every step and nothing kept beyond the budget.
+
+    A token's score is the sum of the attention that it has received from every query since it came,
+    the mean over the query heads that share a KV head. Each KV head keeps the `recent` share of its
+    budget for its newest tokens, and the highest scores among the others. The prompt is read with
+    full attention and its column sums are taken block by block, never as a matrix.
+
+    Attributes:
+      budget: tokens that a KV head keeps; as a float, a share of `max_length`.
+      recent: the share of the budget that is for the newest tokens.
+
+    Memory: `budget` tokens per KV head, one slot for the newest token, and a score for each.
+    """
+
+    budget: int | float = 1024
+    recent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.budget >= 2 if isinstance(self.budget, int) else 0 < self.budget <= 1):
+            raise InputError(
+                f"budget is {self.budget}; it must be at least 2 tokens, or a share up to 1.0"
+            )
+        if not 0 <= self.recent <= 1:
+            raise InputError(f"recent is {self.recent}; it must be from 0 to 1")
+
+    def at(self, layer: int, geometry: Geometry) -> H2OLayer:
+        """The same for every layer."""
+        del layer
+        budget = max(in_tokens(self.budget, geometry.max_length), 2)
+        return H2OLayer(geometry, budget, round(budget * self.recent))
+
+
+@flax.struct.dataclass
+class Scored:
+    """What a layer keeps.
+
+    Attributes:
+      slab: budget + 1 slots, P = K.
+      score: float32 [B, K, S], attention that each token has received.
+    """
+
+    slab: Slab
+    score: Array
+
+
+@flax.struct.dataclass
+class ScoredDraft:
+    """A prompt that is being read, and the attention that each slot has received, [B, K, S]."""
+
+    draft: Draft
+    score: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class H2OLayer:
+    """One layer: `budget` tokens, of which `recent` are the newest.
+
+    Attributes:
+      geometry: of the layer.
+      budget: tokens kept.
+      recent: of which the newest are safe.
+    """
+
+    geometry: Geometry
+    budget: int
+    recent: int
+
+    def init(self) -> Scored:
+        """An empty cache."""
+        g, heads = self.geometry, self.geometry.num_kv_heads
+        slab = empty(g.batch_size, heads, self.budget + 1, g.head_dim, g.dtype, pos_heads=heads)
+        return Scored(slab, jnp.zeros(slab.pos.shape, jnp.float32))
+
+    def step(
+        self,
+        cache: Scored,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Scored, Queries]:
+        """Writes the token into the free slot of each head, attends, then frees the next."""
+        at = new_positions(cache.slab, 1, lengths)
+        free = jnp.argmin(cache.slab.pos, axis=-1)
+        slab = append_per_head(cache.slab, rotate(rope, k, at), v, at, free)
+        out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos)
+        came = jnp.arange(slab.slots)[None, None] == free[..., None]
+        score = jnp.where(came, 0.0, cache.score) + self._of_kv_heads(mass)
+        held = slab.pos >= 0
+        old = held & (slab.pos <= (at - self.recent)[..., None])
+        worst = jnp.argmin(jnp.where(old, score, jnp.inf), axis=-1, keepdims=True)
+        over = jnp.sum(held, axis=-1, keepdims=True) > self.budget
+        gone = over & (jnp.arange(slab.slots)[None, None] == worst)
+        slab = dataclasses.replace(slab, pos=jnp.where(gone, -1, slab.pos))
+        return keep_rows(at[:, 0] >= 0, Scored(slab, score), cache), out
+
+    def prefill(
+        self,
+        cache: Scored,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Scored, Queries]:
+        """A whole prompt at once."""
+        return take_whole(self, cache, q, k, v, rope, lengths)
+
+    def open(self, cache: Scored, count: int) -> ScoredDraft:
+        """See `WholePrompt`."""
+        draft = drafts.open_draft([cache.slab], count, self.geometry.num_heads, 1)
+        return ScoredDraft(draft, jnp.pad(cache.score, ((0, 0), (0, 0), (count, 0))))
+
+    def take(
+        self, draft: ScoredDraft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
+        rope: Rotation | None, lengths: Lengths | None,
+    ) -> tuple[ScoredDraft, Queries]:  # fmt: skip
+        """See `WholePrompt`. The chunk's queries add to the scores of all that they saw."""
+        at = new_positions(draft.draft.slab, q.shape[1], lengths)
+        inner, out, lse = drafts.take(draft.draft, start, count, q, k, v, rope, lengths)
+        slab = inner.slab
+        mass = mass_of(
+            rotate(rope, q, at), lse, slab.k, at, slab.pos, inner.used(start + q.shape[1], count)
+        )
+        return ScoredDraft(inner, draft.score + self._of_kv_heads(mass)), out
+
+    def close(self, draft: ScoredDraft, cache: Scored) -> Scored:
+        """Keeps the newest and the highest scores; a row that took no token keeps what it had."""
+        slab = draft.draft.slab
+        newest = slab.pos >= (slab.seen - self.recent)[:, None, None]
+        value = jnp.where(newest, jnp.inf, draft.score)
+        index, valid = best_slots(jnp.where(slab.pos >= 0, value, -jnp.inf), self.budget)
+        k, v, pos = drafts.gather(slab, index, valid)
+        score = jnp.where(valid, jnp.take_along_axis(draft.score, index, axis=-1), 0.0)
+
+        def with_free_slot(x: Array, fill: int) -> Array:
+            return jnp.pad(
+                x, ((0, 0), (0, 0), (0, 1), *[(0, 0)] * (x.ndim - 3)), constant_values=fill
+            )
+
+        k, v = with_free_slot(k, 0), with_free_slot(v, 0)
+        kept = Slab(k, v, with_free_slot(pos, -1), slab.seen)
+        return keep_rows(draft.draft.fed, Scored(kept, with_free_slot(score, 0)), cache)
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """The budget, once there are as many tokens."""
+        return (min(seen, self.budget),) * self.geometry.num_kv_heads
+
+    def _of_kv_heads(self, mass: Array) -> Array:
+        """Mean over the query heads of a KV head: [B, N, S] -> [B, K, S]."""
+        b, _, slots = mass.shape
+        return jnp.mean(mass.reshape(b, self.geometry.num_kv_heads, -1, slots), axis=2)

@@ -1,0 +1,219 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Full attention now and then, and in between only over the keys that it looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxkv.attention import attend_one, attend_one_mass
+from jaxkv.cache.slab import Slab, append, append_per_head, empty, new_positions
+from jaxkv.errors import InputError
+from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.budgets import in_tokens
+from jaxkv.policies.full import FullLayer
+from jaxkv.policies.scores import best_slots, max_pool
+from jaxkv.policies.selected import keep_rows
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class RecycledAttention:
+    """Recycled Attention (arXiv 2411.05787; its second version is called RefreshKV).
+
+    Everything is kept. The last query of the prompt, and every query of a full step, looks at all
+    of it and copies the keys and values that it attends to most into a small cache. The steps in
+    between read that one alone: the newest token goes in, and what scored lowest goes out. Scores
+    stay as they are until the next full step, so tokens decoded since then leave last.
+
+    A full step comes every `stride` decode steps; with a `threshold` it comes then only in layers
+    whose query has moved: where the cosine between the mean query of the layer's heads and that of
+    its last full step is at most `threshold`. The queries are compared before rotation, so that
+    distance alone does not move them (the paper does not say). In a batch a layer refreshes all
+    rows when any row asks.
+
+    The first version of the paper is `kernel=1`, with `k` 4096 or 2048 and `stride` 50 or 10.
+
+    Attributes:
+      k: tokens of the small cache; as a float, a share of `max_length`.
+      stride: decode steps from one full step, or one check, to the next; the prompt is step 0.
+      threshold: a cosine, which turns the dynamic schedule on; None refreshes at every stride.
+      kernel: neighbours over which scores are max-pooled, odd; 1 does not pool.
+
+    Memory: `max_length` tokens per KV head and `k` more. What is saved is reading, not memory.
+    """
+
+    k: int | float = 0.125
+    stride: int = 10
+    threshold: float | None = None
+    kernel: int = 7
+
+    def __post_init__(self) -> None:
+        if not (self.k >= 1 if isinstance(self.k, int) else 0 < self.k <= 1):
+            raise InputError(f"k is {self.k}; it must be at least 1 token, or a share up to 1.0")
+        if self.stride < 1:
+            raise InputError(f"stride is {self.stride}; it must be at least 1")
+        if self.threshold is not None and not self.threshold == self.threshold:
+            raise InputError(f"threshold is {self.threshold}; it must be a number, such as 0.85")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise InputError(f"kernel is {self.kernel}; it must be odd and at least 1")
+
+    def at(self, layer: int, geometry: Geometry) -> RecycledLayer:
+        """The same for every layer; each decides by itself."""
+        del layer
+        k = max(1, min(in_tokens(self.k, geometry.max_length), geometry.max_length))
+        return RecycledLayer(geometry, k, self.stride, self.threshold, self.kernel)
+
+
+@flax.struct.dataclass
+class Recycled:
+    """What a layer keeps.
+
+    Attributes:
+      full: everything, P = 1.
+      part: k + 1 slots, P = K: copies, the lowest score of the last full step first. The slots are
+        a ring: partial step n after it writes over what step n - 1 gave up.
+      query: float32 [B, H], mean over the heads of the query of the last full step.
+      since: int32 [B], steps since the last full step.
+      steps: int32 [B], decode steps since the prompt.
+      full_steps: int32 [B], how many of them were full.
+    """
+
+    full: Slab
+    part: Slab
+    query: Array
+    since: Array
+    steps: Array
+    full_steps: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class RecycledLayer:
+    """One layer; for the attributes see `RecycledAttention`."""
+
+    geometry: Geometry
+    k: int
+    stride: int
+    threshold: float | None
+    kernel: int
+
+    def init(self) -> Recycled:
+        """An empty cache."""
+        g, heads = self.geometry, self.geometry.num_kv_heads
+        none = jnp.zeros((g.batch_size,), jnp.int32)
+        return Recycled(
+            full=self._everything.init(),
+            part=empty(g.batch_size, heads, self.k + 1, g.head_dim, g.dtype, pos_heads=heads),
+            query=jnp.zeros((g.batch_size, g.head_dim), jnp.float32),
+            since=none,
+            steps=none,
+            full_steps=none,
+        )
+
+    def prefill(
+        self,
+        cache: Recycled,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Recycled, Queries]:
+        """Full attention over the chunk; its last query fills the small cache."""
+        full, out = self._everything.prefill(cache.full, q, k, v, rope, lengths)
+        if lengths is None:
+            lengths = jnp.full((q.shape[0],), q.shape[1], jnp.int32)
+        index = jnp.maximum(lengths - 1, 0)[:, None, None, None]
+        last = jnp.take_along_axis(q, index, axis=1)
+        at = jnp.where(lengths > 0, full.seen - 1, -1)[:, None]
+        _, mass = attend_one_mass(rotate(rope, last, at), full.k, full.v, at, full.pos)
+        none = jnp.zeros_like(full.seen)
+        fed = Recycled(full, self._refresh(full, mass), _mean_query(last), none, none, none)
+        # The full cache is left out: it knows by itself which rows took tokens.
+        after = keep_rows(lengths > 0, *(dataclasses.replace(x, full=none) for x in (fed, cache)))
+        return dataclasses.replace(after, full=full), out
+
+    def step(
+        self,
+        cache: Recycled,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Recycled, Queries]:
+        """Writes the token into both caches, and attends to the one or the other."""
+        at = new_positions(cache.full, 1, lengths)
+        active = at[:, 0] >= 0
+        turned, k = rotate(rope, q, at), rotate(rope, k, at)
+        full = append(cache.full, k, v, at, at)
+        steps = cache.steps + active.astype(jnp.int32)
+        asks = active & (steps % self.stride == 0)
+        if self.threshold is not None:
+            asks &= _cosine(_mean_query(q), cache.query) <= self.threshold
+
+        def at_all(part: Slab) -> tuple[Slab, Queries]:
+            out, mass = attend_one_mass(turned, full.k, full.v, at, full.pos)
+            return keep_rows(active, self._refresh(full, mass), part), out
+
+        def at_some(part: Slab) -> tuple[Slab, Queries]:
+            slot = (self.k + cache.since) % (self.k + 1)
+            slots = jnp.broadcast_to(slot[:, None], part.pos.shape[:2])
+            part = append_per_head(part, k, v, at, slots)
+            out, _ = attend_one(turned, part.k, part.v, at, part.pos)
+            return part, out
+
+        refresh = jnp.any(asks)
+        part, out = lax.cond(refresh, at_all, at_some, cache.part)
+        now = refresh & active
+        after = Recycled(
+            full=full,
+            part=part,
+            query=jnp.where(now[:, None], _mean_query(q), cache.query),
+            since=jnp.where(now, 0, cache.since + active.astype(jnp.int32)),
+            steps=steps,
+            full_steps=cache.full_steps + now.astype(jnp.int32),
+        )
+        room = jnp.where(at < full.slots, 0.0, jnp.nan)[:, :, None, None]
+        return after, out + room.astype(out.dtype)
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """All of them, and copies of `k`."""
+        held = min(seen, self.geometry.max_length)
+        return (held + min(seen, self.k),) * self.geometry.num_kv_heads
+
+    @property
+    def _everything(self) -> FullLayer:
+        return FullLayer(self.geometry)
+
+    def _refresh(self, full: Slab, mass: Array) -> Slab:
+        """The `k` best slots by one query's attention, lowest first, and an empty slot."""
+        b, heads = full.pos.shape[0], self.geometry.num_kv_heads
+        held = full.pos >= 0  # [B, 1, S]: slots are positions, so neighbours are neighbours
+        score = jnp.max(mass.reshape(b, heads, -1, full.slots), axis=2)  # of the query heads
+        score = max_pool(jnp.where(held, score, -jnp.inf), self.kernel)
+        index, valid = best_slots(jnp.where(held, score, -jnp.inf), self.k)
+        index, valid = index[..., ::-1], valid[..., ::-1]
+
+        def copies(x: Array) -> Array:
+            taken = jnp.take_along_axis(x, index[..., None], axis=2)
+            return jnp.pad(taken, ((0, 0), (0, 0), (0, 1), (0, 0)))
+
+        pos = jnp.where(valid, jnp.take_along_axis(full.pos, index, axis=2), -1)
+        pos = jnp.pad(pos, ((0, 0), (0, 0), (0, 1)), constant_values=-1)
+        return Slab(copies(full.k), copies(full.v), pos, full.seen)
+
+
+def _mean_query(q: Queries) -> Array:
+    """Mean over the heads of the one token: [B, 1, N, H] -> float32 [B, H]."""
+    return jnp.mean(q[:, 0].astype(jnp.float32), axis=1)
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    """[B, H] and [B, H] -> [B]."""
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, 1e-30)

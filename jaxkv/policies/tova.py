@@ -1,0 +1,131 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Drops the token that the newest query attends to least, one and the same in all heads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxkv.attention import attend_one_mass
+from jaxkv.cache.slab import Slab, append, empty, new_positions
+from jaxkv.errors import InputError
+from jaxkv.policies import draft as drafts
+from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.budgets import in_tokens
+from jaxkv.policies.draft import Draft
+from jaxkv.policies.scores import best_slots
+from jaxkv.policies.selected import keep_rows, take_whole
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class TOVA:
+    """TOVA (arXiv 2401.06104): no window, no sinks, only the newest query's attention.
+
+    The mean over all query heads of a layer decides, so all KV heads keep the same tokens. The
+    newest token competes too. The prompt is read with full attention and reduced once, by its last
+    query; then every step replaces one slot in place.
+
+    Attributes:
+      budget: tokens that are kept; as a float, a share of `max_length`.
+
+    Memory: `budget` tokens per KV head, and one slot for the newest token.
+    """
+
+    budget: int | float = 1024
+
+    def __post_init__(self) -> None:
+        if not (self.budget >= 1 if isinstance(self.budget, int) else 0 < self.budget <= 1):
+            raise InputError(
+                f"budget is {self.budget}; it must be at least 1 token, or a share up to 1.0"
+            )
+
+    def at(self, layer: int, geometry: Geometry) -> TOVALayer:
+        """The same for every layer."""
+        del layer
+        return TOVALayer(geometry, max(in_tokens(self.budget, geometry.max_length), 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class TOVALayer:
+    """One layer: `budget` tokens, and one slot that is free before every step."""
+
+    geometry: Geometry
+    budget: int
+
+    def init(self) -> Slab:
+        """An empty slab, P = 1."""
+        g = self.geometry
+        return empty(g.batch_size, g.num_kv_heads, self.budget + 1, g.head_dim, g.dtype)
+
+    def step(
+        self,
+        cache: Slab,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Slab, Queries]:
+        """Writes the token into the free slot, attends, then frees the least attended."""
+        at = new_positions(cache, 1, lengths)
+        free = jnp.argmin(cache.pos[:, 0], axis=-1, keepdims=True)
+        slab = append(cache, rotate(rope, k, at), v, at, free)
+        out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos)
+        held = slab.pos[:, 0] >= 0
+        mean = jnp.where(held, jnp.mean(mass, axis=1), jnp.inf)
+        over = (jnp.sum(held, axis=-1) > self.budget) & (at[:, 0] >= 0)
+        worst = jnp.argmin(mean, axis=-1)
+        gone = over[:, None] & (jnp.arange(slab.slots)[None] == worst[:, None])
+        return dataclasses.replace(slab, pos=jnp.where(gone[:, None], -1, slab.pos)), out
+
+    def prefill(
+        self,
+        cache: Slab,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Slab, Queries]:
+        """A whole prompt at once."""
+        return take_whole(self, cache, q, k, v, rope, lengths)
+
+    def open(self, cache: Slab, count: int) -> Draft:
+        """See `WholePrompt`."""
+        g = self.geometry
+        pos = jnp.broadcast_to(cache.pos, (g.batch_size, g.num_kv_heads, cache.slots))
+        return drafts.open_draft([dataclasses.replace(cache, pos=pos)], count, g.num_heads, 1)
+
+    def take(
+        self, draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
+        rope: Rotation | None, lengths: Lengths | None,
+    ) -> tuple[Draft, Queries]:  # fmt: skip
+        """See `WholePrompt`."""
+        draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
+        return draft, out
+
+    def close(self, draft: Draft, cache: Slab) -> Slab:
+        """Keeps what the last query attends to most; a row that took no token keeps what it had."""
+        slab, heads = draft.slab, self.geometry.num_kv_heads
+        mean = jnp.mean(drafts.mass(draft), axis=1, keepdims=True)
+        index, valid = best_slots(jnp.where(slab.pos[:, :1] >= 0, mean, -jnp.inf), self.budget)
+        every = (*index.shape[:1], heads, index.shape[-1])
+        k, v, pos = drafts.gather(
+            slab, jnp.broadcast_to(index, every), jnp.broadcast_to(valid, every)
+        )
+        free = ((0, 0), (0, 0), (0, 1))
+        kept = Slab(
+            k=jnp.pad(k, (*free, (0, 0))),
+            v=jnp.pad(v, (*free, (0, 0))),
+            pos=jnp.pad(pos[:, :1], free, constant_values=-1),
+            seen=slab.seen,
+        )
+        return keep_rows(draft.fed, kept, cache)
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """The budget, once there are as many tokens."""
+        return (min(seen, self.budget),) * self.geometry.num_kv_heads
