@@ -339,6 +339,7 @@ class TestOptions:
             (["passkey", "--lengths", "5,x"], "5,x"),
             (["passkey", "--lengths", "0"], "at least 1"),
             (["passkey", "--depths", "0"], "at least 1"),
+            (["passkey", "--digits", "10"], "from 1 to 9"),
             (["passkey", "--batch-size", "0"], "at least 1"),
             (["passkey", "--model", "tiny-random", "--lengths", "30"], "30"),
             (["passkey", "--model", "tiny-random", "--lengths", "520", "--max-length", "99",

@@ -27,7 +27,7 @@ examples:
   python -m jaxkv.bench decode --policy full,streaming --contexts 1000,6000
   python -m jaxkv.bench decode --policy streaming,recompute
   python -m jaxkv.bench prefill --contexts 6000 --beside transformers
-  python -m jaxkv.bench stream --policy streaming --tokens 50000
+  python -m jaxkv.bench stream --policy streaming --tokens 50000 --fed
 """
 
 
@@ -68,7 +68,9 @@ def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str,
         model = load(options.model, options.dtype, progress)
         result: dict[str, Any] = {"task": options.task, "model": options.model, **where()}
         if options.task == "stream":
-            rows = [stream(model, policy, options.tokens, progress) for policy in policies]
+            rows = [
+                stream(model, policy, options.tokens, options.fed, progress) for policy in policies
+            ]
             return {**result, "rows": rows}
         result["matvec_bytes_per_s"] = bandwidth = matvec_bandwidth()
         return {**result, **_compare(options, policies, model, bandwidth, progress)}
@@ -228,6 +230,7 @@ def _parser() -> Any:
         help="tokens of prompt, with commas (default: 1000)",
     )
     add("--tokens", type=int, default=49, metavar="N", help="decoded in each run (default: 49)")
+    add("--fed", action="store_true", help="stream: all but the timed end goes in as a prompt")
     add("--runs", type=int, default=5, metavar="N", help="of each case (default: 5)")
     add("--prefill-chunk", type=int | None, metavar="N", help="tokens per prefill call")
     add("--beside", type=str | None, metavar="PEER", help="transformers: time its generate too")

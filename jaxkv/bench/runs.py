@@ -114,23 +114,31 @@ PAIRED = 1000  # tokens over which a stream's end is timed against a young strea
 
 
 def stream(
-    model: Model, policy: Policy, tokens: int, progress: Callable[[str, int, int], None]
+    model: Model, policy: Policy, tokens: int, fed: bool, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
     """Decodes a stream of `tokens` and holds its last thousand against a stream's third.
 
     Minutes lie between the two, in which a shared machine changes its pace. So a second stream is
     taken to its third thousand, and the two are timed by turns, a few tokens each.
 
+    Args:
+      model: the model.
+      policy: one that never fills up.
+      tokens: of the stream.
+      fed: whether all but what is timed goes in as a prompt, which is much faster.
+      progress: called with ("streaming", tokens done, all of them).
+
     Returns:
       The medians of both and their ratio, the bytes at both ends, and what was compiled after the
       first step.
     """
     settings = Settings(policy=policy, max_new_tokens=tokens)
-    old, young = (Session.begin(model, settings, 1, 64) for _ in range(2))
-    for session in (old, young):
-        session.eos = NEVER
-        session.feed([random_prompt(model, 8)])
+    ends = {"last": tokens - PAIRED, "third": 2 * PAIRED}
+    old, young = (Session.begin(model, settings, 1, 512 if fed else 64) for _ in ends)
     compiled, first_bytes = compilations(), nbytes(old.state.cache)
+    for session, end in ((old, ends["last"]), (young, ends["third"])):
+        session.eos = NEVER
+        session.feed([random_prompt(model, end if fed else 8)])
     backend: list[str] = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -152,8 +160,9 @@ def stream(
                 jax.monitoring.register_event_duration_secs_listener(listen)
             progress("streaming", sum(done.values()), tokens + 3 * PAIRED)
 
-    advance("last", tokens - PAIRED)
-    advance("third", 2 * PAIRED)
+    for name, end in ends.items():
+        # The first two dispatches are on the way in either case.
+        advance(name, DISPATCH + 1 if fed else end)
     starts = dict(done)
     for part in range(1, PAIRED // DISPATCH):
         for name in ("third", "last"):
@@ -161,7 +170,8 @@ def stream(
     third, last = (statistics.median(steps[name][starts[name] :]) for name in ("third", "last"))
     return {
         "policy": describe(policy),
-        "tokens": done["last"],
+        "tokens": done["last"] + (ends["last"] if fed else 0),
+        "fed": fed,
         "third_thousand_ms": third * 1e3,
         "last_thousand_ms": last * 1e3,
         "ratio": last / third,

@@ -106,7 +106,7 @@ class ProbeLayer:
         at = new_positions(cache.slab, 1, lengths)
         slab, out = FullLayer(self.geometry).step(cache.slab, q, k, v, rope, lengths)
         q = rotate(rope, q, at)
-        _, lse = attend_one(q, slab.k, slab.v, at, slab.pos)  # XLA sees that it is there already
+        _, lse = attend_one(q, slab.k, slab.v, at, slab.pos)  # `FullLayer` keeps it to itself
         weights = mass_of(q, lse, slab.k, at, slab.pos)  # [B, N, S]; one query: its weights
         return self._note(dataclasses.replace(cache, slab=slab), weights, at[:, 0] >= 0), out
 

@@ -63,6 +63,8 @@ class Options:
     lengths: of the prompts, in tokens.
     depths: how many, evenly from the start (0) to the end (100) of the noise.
     rows_per_cell: rows of each length and depth.
+    digits: of a number.
+    classic: whether the sentences are those of the first pass-key test and not RULER's.
     save_rows: where to keep the rows, or None.
     manner: how they are put to the model.
     """
@@ -70,6 +72,8 @@ class Options:
     lengths: tuple[int, ...]
     depths: int
     rows_per_cell: int
+    digits: int
+    classic: bool
     save_rows: str | None
     manner: Manner
 
@@ -100,8 +104,34 @@ def make_row(
     )
 
 
+def make_classic_row(
+    word: str, number: int, sentences: int, depth: float, length: int | None = None
+) -> Row:
+    """As `make_row`, with the sentences of the first pass-key test (arXiv 2305.16300)."""
+    del word
+    noise = list(itertools.islice(itertools.cycle(_NOISE), sentences))
+    key = f"The pass key is {number}. Remember it. {number} is the pass key."
+    noise.insert(round(sentences * depth / 100), key)
+    return Row(
+        context="There is an important info hidden inside a lot of irrelevant text. Find it and "
+        f"memorize it. I will quiz you about it.\n{' '.join(noise)}\n",
+        question="What is the pass key?",
+        answer_prefix="The pass key is",
+        answers=(str(number),),
+        max_new_tokens=MAX_NEW_TOKENS,
+        length=length,
+        depth=depth,
+    )
+
+
 def make_rows(
-    model: Model, lengths: Sequence[int], depths: int, rows_per_cell: int, seed: int
+    model: Model,
+    lengths: Sequence[int],
+    depths: int,
+    rows_per_cell: int,
+    seed: int,
+    digits: int = 7,
+    classic: bool = False,
 ) -> tuple[Row, ...]:
     """Rows of every length and depth; each is the same whatever the others are.
 
@@ -113,10 +143,11 @@ def make_rows(
     for length, depth, index in cells:
         draws = np.random.default_rng([seed, length, round(10 * depth), index])
         word = _WORDS[draws.integers(len(_WORDS))]
-        number = int(draws.integers(10**6, 10**7))
+        number = int(draws.integers(10 ** (digits - 1), 10**digits))
 
         def fitted(sentences: int) -> Row:
-            return make_row(word, number, sentences, depth, length)  # noqa: B023
+            make = make_classic_row if classic else make_row
+            return make(word, number, sentences, depth, length)  # noqa: B023
 
         bare = row_tokens(model, fitted(0))
         if bare > length:
@@ -149,7 +180,10 @@ def save_rows(path: str, rows: Sequence[Row]) -> None:
 
 def evaluate(model: Model, common: Common, options: Options, progress: Progress) -> list[Result]:
     """One result for each policy."""
-    rows = make_rows(model, options.lengths, options.depths, options.rows_per_cell, common.seed)
+    rows = make_rows(
+        model, options.lengths, options.depths, options.rows_per_cell, common.seed,
+        options.digits, options.classic,
+    )  # fmt: skip
     if options.save_rows is not None:
         save_rows(options.save_rows, rows)
     return evaluate_rows(TASK.name, model, common, options.manner, rows, progress)
@@ -179,6 +213,17 @@ def add_arguments(add: Callable[..., Any]) -> None:
         help="rows of each length and depth (default: 1)",
     )
     add(
+        "--digits",
+        type=int | None,
+        metavar="N",
+        help="of a number (default: 7 as in RULER, 5 with --classic)",
+    )
+    add(
+        "--classic",
+        action="store_true",
+        help="the sentences of the first pass-key test: the number is said twice",
+    )
+    add(
         "--save-rows",
         type=str | None,
         metavar="FILE",
@@ -201,12 +246,17 @@ def check(given: argparse.Namespace) -> Options:
         value = getattr(given, name)
         if value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    digits = (5 if given.classic else 7) if given.digits is None else given.digits
+    if not 1 <= digits <= 9:
+        raise InputError(f"--digits is {given.digits}; it must be from 1 to 9")
     if given.save_rows is not None and Path(given.save_rows).is_dir():
         raise InputError(f"--save-rows {given.save_rows} is a folder; it must be a file")
     return Options(
         tuple(dict.fromkeys(lengths)),
         given.depths,
         given.rows_per_cell,
+        digits,
+        given.classic,
         given.save_rows,
         check_manner(given),
     )

@@ -198,7 +198,7 @@ def _results(
                     "tokens": n,
                     "common_tokens": common_end,
                     "cache_tokens": cache_tokens,
-                    "first_tokens_included": whole and scores.positions[0] == 1,
+                    "first_tokens_included": bool(scores.positions[0] == 1),
                     "sampled_positions": len(sampled),
                     "compile_s": scores.compile_s,
                     "run_s": scores.run_s,

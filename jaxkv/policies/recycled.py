@@ -104,14 +104,18 @@ class RecycledLayer:
     def init(self) -> Recycled:
         """An empty cache."""
         g, heads = self.geometry, self.geometry.num_kv_heads
-        none = jnp.zeros((g.batch_size,), jnp.int32)
+
+        def none() -> Array:
+            # An array of its own each time: a cache is donated, and no buffer can be twice.
+            return jnp.zeros((g.batch_size,), jnp.int32)
+
         return Recycled(
             full=self._everything.init(),
             part=empty(g.batch_size, heads, self.k + 1, g.head_dim, g.dtype, pos_heads=heads),
             query=jnp.zeros((g.batch_size, g.head_dim), jnp.float32),
-            since=none,
-            steps=none,
-            full_steps=none,
+            since=none(),
+            steps=none(),
+            full_steps=none(),
         )
 
     def prefill(
