@@ -14,6 +14,7 @@ import toys
 from policy_cases import GATES, SCORES
 
 from jaxkv import AdaKV, DuoAttention, Full, HeadKV, SnapKV, StreamingLLM, Window
+from jaxkv.cache.accounting import nbytes
 from jaxkv.generate.loop import programs
 from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import start
@@ -56,7 +57,17 @@ def main() -> None:
                     "text": made.decode.text(),
                 }
             )
-    print(json.dumps(found))
+    print(json.dumps({"steps": found, "temporaries": [temporaries(n) for n in (2, 8)]}))
+
+
+def temporaries(layers: int) -> int:
+    """Bytes that reading a prompt of 512 tokens takes beside parameters and state."""
+    config = dataclasses.replace(toys.CONFIG, num_layers=layers)
+    policy, params = SnapKV(64, 8), toys.params(config)
+    state = start(config, policy, 1, 512, "float32", 0)
+    eos = jnp.asarray([2], jnp.int32)
+    made = programs(params, config, policy, Greedy(), state, eos, 512).prefill
+    return made.peak_bytes - nbytes((params, state))
 
 
 if __name__ == "__main__":

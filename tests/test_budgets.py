@@ -7,11 +7,14 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import policy_cases
 import pytest
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkv import AdaKV, HeadKV, InputError, PyramidKV, SnapKV
+from jaxkv.policies.base import sized_by_length
 from jaxkv.policies.budgets import (
     headkv,
     in_tokens,
@@ -110,6 +113,16 @@ def test_a_third_of_the_budget_is_not_lost_on_a_short_prompt() -> None:
 
 def test_a_budget_may_be_a_share() -> None:
     assert in_tokens(0.25, 1000) == 250 and in_tokens(128, 1000) == 128
+
+
+def test_it_is_known_whose_budgets_depend_on_the_length() -> None:
+    """Those caches are made as long as the prompt: heads must not be cut to a short default."""
+    geometry = toys.geometry()
+    scores = policy_cases.SCORES
+    for policy in (HeadKV(scores, 64), HeadKV(scores, 128, 10.0), PyramidKV(256), SnapKV(0.5)):
+        assert sized_by_length(policy, geometry), policy
+    for policy in (SnapKV(64), AdaKV(64)):
+        assert not sized_by_length(policy, geometry), policy
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_character_of_several_tokens_is_shown_whole() -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled_steps() -> list[dict]:
+def compiled_steps() -> dict:
     """The decode programs as users get them: tests compile with less optimisation."""
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     script = Path(__file__).with_name("compiled_step.py")
@@ -226,8 +226,8 @@ def arrays(text: str, dims: list[int]) -> set[int]:
 
 @pytest.mark.slow
 def test_a_compiled_step_neither_copies_nor_repeats_the_cache(compiled_steps) -> None:
-    assert len(compiled_steps) == 14
-    for step in compiled_steps:
+    assert len(compiled_steps["steps"]) == 14
+    for step in compiled_steps["steps"]:
         text, what = step["text"], (step["policy"], step["batch"])
         aliases = dict(re.findall(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)", text))
         for leaf in range(step["leaves"]):
@@ -243,6 +243,13 @@ def test_a_compiled_step_neither_copies_nor_repeats_the_cache(compiled_steps) ->
         ), what
         # Repeated over the query heads, keys would be twice as many.
         assert max(arrays(text, step["dims"])) == max(step["keys"]), what
+
+
+@pytest.mark.slow
+def test_a_prompt_is_held_in_full_by_one_layer_at_a_time(compiled_steps) -> None:
+    """Four times the layers take no more memory beside parameters and caches."""
+    few, many = compiled_steps["temporaries"]
+    assert many < 1.2 * few
 
 
 def test_timing_and_stats_are_told(model) -> None:

@@ -109,7 +109,10 @@ def kept_maps(figure: Any, results: Sequence[Result]) -> Size:
 def _title(result: Result) -> str:
     """The policy over two lines: its name, and what is set."""
     name, *fields = result.label.split(" ")
-    return f"{name}\n{' '.join(field for field in fields if not field.endswith('=None'))}"
+    told = [field for field in fields if not field.endswith(("=None", "=False"))]
+    middle = -(-len(told) // 2) if len(told) > 3 else len(told)
+    lines = (name, " ".join(told[:middle]), " ".join(told[middle:]))
+    return "\n".join(line for line in lines if line)
 
 
 def _varied(result: Result, among: Sequence[Result]) -> str:

@@ -203,8 +203,16 @@ def _whole_prompt(
         return jax.lax.dynamic_update_slice_in_dim(x, some, start, axis=1), draft
 
     chunks = (jnp.max(lengths) + chunk - 1) // chunk
-    x, draft = jax.lax.fori_loop(0, chunks, body, (x, policy.open(cache, padded)))
-    return x[:, :count], policy.close(draft, cache)
+
+    def whole(_: Array, carry: tuple[Hidden, LayerCache]) -> tuple[Hidden, LayerCache]:
+        x, cache = carry
+        x, draft = jax.lax.fori_loop(0, chunks, body, (x, policy.open(cache, padded)))
+        return x, policy.close(draft, cache)
+
+    # A loop of one turn. No layer needs what the one before chooses, so the compiler would put that
+    # off and hold the drafts of all layers until the end; what is within a loop it keeps together.
+    x, cache = jax.lax.fori_loop(0, jnp.minimum(chunks, 1), whole, (x, cache))
+    return x[:, :count], cache
 
 
 def _block(
