@@ -83,6 +83,23 @@ def flags_named(names: Sequence[str] | None = None, prefix: str = "--") -> Itera
         raise InputError(f"{prefix}{message}" if known else message) from None
 
 
+def read_text(flag: str, name: str) -> str:
+    """The text of a file that a flag names.
+
+    Raises:
+      InputError: it cannot be read, is not UTF-8, or holds nothing but blanks.
+    """
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{flag} {name} is not UTF-8 text: {error.reason}") from None
+    except OSError as error:
+        raise InputError(f"{flag} {name} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise InputError(f"{flag} {name} holds no text")
+    return text
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Takes `--policy.FIELD VALUE` and `--policy.FIELD=VALUE` out of a command line."""
     plain: list[str] = []

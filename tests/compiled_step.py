@@ -13,7 +13,18 @@ import jax.numpy as jnp
 import toys
 from policy_cases import GATES, SCORES
 
-from jaxkv import AdaKV, DuoAttention, Full, HeadKV, SnapKV, StreamingLLM, Window
+from jaxkv import (
+    H2O,
+    TOVA,
+    AdaKV,
+    DuoAttention,
+    Full,
+    HeadKV,
+    RecycledAttention,
+    SnapKV,
+    StreamingLLM,
+    Window,
+)
 from jaxkv.cache.accounting import nbytes
 from jaxkv.generate.loop import programs
 from jaxkv.generate.sampling import Greedy
@@ -29,6 +40,10 @@ POLICIES = {
     "snapkv": SnapKV(900, 32, 7, 120),
     "headkv": HeadKV(SCORES, 700, 1.2, 8, 7, 120),
     "adakv": AdaKV(900, 32, 7, 0.2, 120),
+    "recycled": RecycledAttention(301, 5),
+    "recycled-dynamic": RecycledAttention(301, 5, 0.8),
+    "h2o": H2O(SLOTS - 1),
+    "tova": TOVA(SLOTS - 1),
 }
 
 

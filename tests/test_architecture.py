@@ -22,7 +22,10 @@ MODULES = {
 FLOORS = {
     "pallas_kernels": 0,
     **dict.fromkeys(
-        [f"jaxkv.{x}" for x in "errors files arguments startup typing rope alibi softmax".split()],
+        [
+            f"jaxkv.{x}"
+            for x in "errors files figures arguments startup typing rope alibi softmax".split()
+        ],
         1,
     ),
     "jaxkv.attention": 2,

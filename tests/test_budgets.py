@@ -119,7 +119,10 @@ def test_it_is_known_whose_budgets_depend_on_the_length() -> None:
     """Those caches are made as long as the prompt: heads must not be cut to a short default."""
     geometry = toys.geometry()
     scores = policy_cases.SCORES
-    for policy in (HeadKV(scores, 64), HeadKV(scores, 128, 10.0), PyramidKV(256), SnapKV(0.5)):
+    for policy in (
+        HeadKV(scores, 64), HeadKV(scores, 128, 10.0), PyramidKV(256), PyramidKV(128, 64),
+        SnapKV(0.5),
+    ):  # fmt: skip
         assert sized_by_length(policy, geometry), policy
     for policy in (SnapKV(64), AdaKV(64)):
         assert not sized_by_length(policy, geometry), policy

@@ -89,7 +89,7 @@ class TestPerplexity:
     def test_after_a_prompt_it_is_that_of_decoding(self, model, stream):
         expected = numpy_nll(model, stream[None])[0][19:]
         for policy in (Full(), SnapKV(budget=60, window=4)):
-            scores = score_decoded(model, policy, stream, 20)
+            scores = score_decoded(model, policy, stream, 20, 4096)
             np.testing.assert_array_equal(scores.positions, np.arange(20, 60))
             np.testing.assert_allclose(scores.nll, expected, rtol=1e-4, atol=1e-3)
 

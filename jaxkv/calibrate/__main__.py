@@ -15,9 +15,9 @@ from typing import Any
 
 from jaxkv.arguments import make_parser, parse
 from jaxkv.calibrate import duo, headkv
-from jaxkv.calibrate.plot import FORMATS
 from jaxkv.calibrate.task import Calibration, Common
 from jaxkv.errors import InputError, one_line_errors
+from jaxkv.figures import check_picture
 from jaxkv.startup import prepare
 
 COMMAND = "jaxkv.calibrate"
@@ -109,9 +109,7 @@ def _common(given: argparse.Namespace, command: str) -> Common:
         raise InputError(f"--seed is {given.seed}; it must be at least 0")
     _check_target("--out", given.out)
     if given.plot is not None:
-        if Path(given.plot).suffix.lower().lstrip(".") not in FORMATS:
-            endings = " or ".join(f".{name}" for name in FORMATS)
-            raise InputError(f"--plot is {given.plot!r}; it must end in {endings}")
+        check_picture("--plot", given.plot)
         _check_target("--plot", given.plot)
     return Common(given.model, given.dtype, given.out, given.plot, given.seed, command)
 

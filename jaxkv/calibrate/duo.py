@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxkv.arguments import read_text
 from jaxkv.calibrate.checkpoints import Checkpoints
 from jaxkv.calibrate.gated import Gated, losses, stack_layers
 from jaxkv.calibrate.passkeys import ORDINALS, Example, Recipe, check_room, make_example
@@ -230,7 +231,7 @@ def check(given: argparse.Namespace) -> Options:
     if not 0 <= given.number_share <= 1:
         raise InputError(f"--number-share is {given.number_share}; it must be from 0 to 1")
     files: tuple[str, ...] = tuple(given.haystack or ())
-    text = "\n\n".join(_read(name) for name in files) if files else None
+    text = "\n\n".join(read_text("--haystack", name) for name in files) if files else None
     return Options(
         recipe=Recipe(
             given.min_length,
@@ -253,18 +254,6 @@ def check(given: argparse.Namespace) -> Options:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _read(name: str) -> str:
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--haystack {name} is not UTF-8 text: {error.reason}") from None
-    except OSError as error:
-        raise InputError(f"--haystack {name} cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise InputError(f"--haystack {name} holds no text")
-    return text
 
 
 def _checkpoints(model: Model, common: Common, options: Options) -> Checkpoints:

@@ -9,13 +9,13 @@ import dataclasses
 import datetime
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkv.arguments import read_text
 from jaxkv.calibrate.needles import (
     KINDS,
     Example,
@@ -340,18 +340,8 @@ def check(given: argparse.Namespace) -> Options:
 
 def _read_haystack(paths: Sequence[str]) -> tuple[str, ...]:
     """The sentences of all files, one after the other."""
-    found: list[str] = []
-    for path in paths:
-        try:
-            sentences = split_sentences(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"--haystack {path} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise InputError(f"--haystack {path} is not UTF-8 text") from None
-        if not sentences:
-            raise InputError(f"--haystack {path} holds no text")
-        found += sentences
-    return tuple(found) or default_haystack()
+    texts = [read_text("--haystack", path) for path in paths]
+    return tuple(x for text in texts for x in split_sentences(text)) or default_haystack()
 
 
 CALIBRATION = Calibration(

@@ -4,14 +4,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxkv.files import whole_file
-
-FORMATS = ("png", "pdf", "svg")
+from jaxkv.figures import save_picture
 
 
 def draw_heads(figure: Any, values: np.ndarray, title: str, label: str) -> None:
@@ -41,13 +38,8 @@ def draw_heads(figure: Any, values: np.ndarray, title: str, label: str) -> None:
 
 
 def save_heads(path: str, values: np.ndarray, title: str, label: str) -> None:
-    """Draws a matrix of heads to a file, by its ending; the file is written whole or not at all."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    draw_heads(figure, values, title, label)
-    with whole_file(path) as part:
-        figure.savefig(part, format=Path(path).suffix.lower().lstrip("."), dpi=150)
+    """Draws a matrix of heads to a file."""
+    save_picture(path, lambda figure: draw_heads(figure, values, title, label))
 
 
 def _whole_numbers(count: int) -> Any:

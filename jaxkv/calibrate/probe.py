@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxkv.attention import attend_one
+from jaxkv.attention import attend_one_mass
 from jaxkv.cache.slab import Slab, new_positions
 from jaxkv.policies.base import Cache, Geometry, rotate
 from jaxkv.policies.full import FullLayer
-from jaxkv.policies.scores import mass_of
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
 
 
@@ -105,9 +104,8 @@ class ProbeLayer:
         """As `FullLayer`; then notes where the query looked."""
         at = new_positions(cache.slab, 1, lengths)
         slab, out = FullLayer(self.geometry).step(cache.slab, q, k, v, rope, lengths)
-        q = rotate(rope, q, at)
-        _, lse = attend_one(q, slab.k, slab.v, at, slab.pos)  # `FullLayer` keeps it to itself
-        weights = mass_of(q, lse, slab.k, at, slab.pos)  # [B, N, S]; one query: its weights
+        # `FullLayer` keeps the weights [B, N, S] to itself.
+        _, weights = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos)
         return self._note(dataclasses.replace(cache, slab=slab), weights, at[:, 0] >= 0), out
 
     def kept(self, seen: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from jaxkv.errors import one_line_errors
 from jaxkv.eval.options import COMMAND, parse_options
 from jaxkv.eval.result import print_table
 from jaxkv.eval.task import Common, Task
+from jaxkv.figures import save_picture
 from jaxkv.startup import prepare
 
 
@@ -41,9 +42,7 @@ def _run(task: Task, common: Common, own: Any) -> None:
     else:
         print_table(results)
     if common.plot is not None:
-        from jaxkv.eval.plot import save
-
-        save(common.plot, lambda figure: task.draw(figure, results))
+        save_picture(common.plot, lambda figure: task.draw(figure, results))
 
 
 if __name__ == "__main__":

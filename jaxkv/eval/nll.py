@@ -125,28 +125,14 @@ def score_stream(
     """
     if bounded_tokens(model, policy) is None:
         stream = stream[: max(2, max_length)]
-    inputs, targets = stream[:-1], stream[1:]
     chunk = chunk or CHUNK
-    cache = _cache(model, policy, len(inputs), kv_dtype)
+    cache = _cache(model, policy, len(stream) - 1, kv_dtype)
     program = _program(score_chunk, model, policy, cache, chunk, chunk)
     cost = cache_bytes(policy, cache, program.peak_bytes)
-    began, parts = time.perf_counter(), []
-    for begin in range(0, len(inputs), chunk):
-        count = min(chunk, len(inputs) - begin)
-        padding = (0, chunk - count)
-        cache, nll = program.call(
-            model.params,
-            cache,
-            jnp.asarray(np.pad(inputs[begin : begin + count], padding)[None]),
-            jnp.asarray(np.pad(targets[begin : begin + count], padding)[None]),
-            jnp.asarray([count], jnp.int32),
-        )
-        parts.append(np.asarray(nll)[0, :count])
-        if progress:
-            progress(begin + count, len(inputs))
+    began = time.perf_counter()
+    nll = _in_parts(program, model, cache, stream, chunk, progress)
     run_s = time.perf_counter() - began
-    positions = np.arange(1, len(stream))
-    return Scores(positions, np.concatenate(parts), cost, program.compile_s, run_s)
+    return Scores(np.arange(1, len(stream)), nll, cost, program.compile_s, run_s)
 
 
 def score_decoded(
@@ -154,6 +140,7 @@ def score_decoded(
     policy: Policy,
     stream: np.ndarray,
     prompt: int,
+    max_length: int,
     kv_dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
@@ -164,36 +151,24 @@ def score_decoded(
       policy: any that keeps keys; one that chooses after a prompt does so once.
       stream: int32 [S].
       prompt: how many first tokens are one prompt; they are not predicted.
+      max_length: where a policy whose cache grows with the stream stops; above `prompt`.
       kv_dtype: of keys and values; None is that of the model.
       progress: called with (tokens done, all of them).
     """
+    if bounded_tokens(model, policy) is None:
+        stream = stream[:max_length]
     cache = _cache(model, policy, len(stream), kv_dtype)
     whole = _program(score_last, model, policy, cache, prompt, 1)
-    count = min(STEPS, len(stream) - prompt)
-    steps = _program(score_steps, model, policy, cache, count, count)
+    steps = _program(score_steps, model, policy, cache, STEPS, STEPS)
     cost = cache_bytes(policy, cache, max(whole.peak_bytes, steps.peak_bytes))
     began = time.perf_counter()
     first = jnp.asarray(stream[None, :prompt]), jnp.asarray(stream[None, prompt : prompt + 1])
     cache, nll = whole.call(model.params, cache, *first, jnp.asarray([prompt], jnp.int32))
-    parts = [np.asarray(nll)[0]]
-    inputs, targets = stream[prompt:-1], stream[prompt + 1 :]
-    for begin in range(0, len(inputs), count):
-        now = min(count, len(inputs) - begin)
-        padding = (0, count - now)
-        cache, nll = steps.call(
-            model.params,
-            cache,
-            jnp.asarray(np.pad(inputs[begin : begin + now], padding)[None]),
-            jnp.asarray(np.pad(targets[begin : begin + now], padding)[None]),
-            jnp.asarray([now], jnp.int32),
-        )
-        parts.append(np.asarray(nll)[0, :now])
-        if progress:
-            progress(begin + now, len(inputs))
-    compile_s = whole.compile_s + steps.compile_s
-    positions = np.arange(prompt, len(stream))
+    rest = _in_parts(steps, model, cache, stream[prompt:], STEPS, progress)
     run_s = time.perf_counter() - began
-    return Scores(positions, np.concatenate(parts), cost, compile_s, run_s)
+    positions = np.arange(prompt, len(stream))
+    scores = np.concatenate([np.asarray(nll)[0], rest])
+    return Scores(positions, scores, cost, whole.compile_s + steps.compile_s, run_s)
 
 
 def score_sampled(
@@ -263,6 +238,32 @@ def _program(
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
     signature = Signature.of((model.params, cache, *shapes, lengths))
     return compile_program(function, signature, (("config", model.config), ("policy", policy)))
+
+
+def _in_parts(
+    program: Program,
+    model: Model,
+    cache: Cache,
+    stream: np.ndarray,
+    size: int,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """NLL of every token of a stream but the first, `size` of them a call: float32 [S - 1]."""
+    inputs, targets, parts = stream[:-1], stream[1:], [np.zeros(0, np.float32)]
+    for begin in range(0, len(inputs), size):
+        count = min(size, len(inputs) - begin)
+        padding = (0, size - count)
+        cache, nll = program.call(
+            model.params,
+            cache,
+            jnp.asarray(np.pad(inputs[begin : begin + count], padding)[None]),
+            jnp.asarray(np.pad(targets[begin : begin + count], padding)[None]),
+            jnp.asarray([count], jnp.int32),
+        )
+        parts.append(np.asarray(nll)[0, :count])
+        if progress:
+            progress(begin + count, len(inputs))
+    return np.concatenate(parts)
 
 
 def _nll(logits: Array, targets: Tokens) -> Array:

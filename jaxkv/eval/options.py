@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxkv.arguments import make_parser, parse
 from jaxkv.errors import InputError
 from jaxkv.eval.task import Common, Task
 from jaxkv.eval.tasks import TASKS
+from jaxkv.figures import check_picture
 from jaxkv.policies.registry import POLICIES, make_policies
 
 COMMAND = "jaxkv.eval"
-PLOT_FORMATS = ("png", "pdf", "svg")
 
 _DESCRIPTION = """Measure what a small KV cache costs in quality.
 
@@ -71,7 +70,7 @@ def _common(given: argparse.Namespace, fields: Mapping[str, Any]) -> Common:
     if given.seed < 0:
         raise InputError(f"--seed is {given.seed}; it must be at least 0")
     if given.plot is not None:
-        _check_plot(Path(given.plot))
+        check_picture("--plot", given.plot)
     return Common(
         model=given.model,
         dtype=given.dtype,
@@ -83,14 +82,6 @@ def _common(given: argparse.Namespace, fields: Mapping[str, Any]) -> Common:
         json=given.json,
         plot=given.plot,
     )
-
-
-def _check_plot(path: Path) -> None:
-    """Before the work: a plot that cannot be written should not cost an hour first."""
-    if path.suffix.lower().lstrip(".") not in PLOT_FORMATS:
-        raise InputError(f"--plot {path} must end in {' or '.join('.' + f for f in PLOT_FORMATS)}")
-    if path.is_dir():
-        raise InputError(f"--plot {path} is a folder; it must be a file")
 
 
 def _overview() -> Any:

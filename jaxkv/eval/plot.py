@@ -1,28 +1,15 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing on a figure of one's own: no display, and none of matplotlib's global state."""
+"""What results look like: maps, bars, curves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxkv.eval.result import Result
-from jaxkv.files import whole_file
-
-
-def save(path: str, draw: Callable[[Any], None]) -> None:
-    """Draws, and writes the file whole or not at all."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    draw(figure)
-    with whole_file(path) as part:
-        figure.savefig(part, format=Path(path).suffix.lower().lstrip("."), dpi=150)
-
 
 Size = tuple[float, float]  # width and height that a drawing wants, in inches
 

@@ -8,11 +8,11 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxkv.arguments import read_text
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.convert.tokenizer import Tokenizer
@@ -122,12 +122,13 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
 
         if isinstance(policy, TokenPolicy):
             every.append(score_sampled(model, policy, stream, sampled, common.kv_dtype, draw))
-        elif options.prompt:
+            continue
+        limit = common.max_length or model.config.max_positions
+        if options.prompt:
             every.append(
-                score_decoded(model, policy, stream, options.prompt, common.kv_dtype, draw)
+                score_decoded(model, policy, stream, options.prompt, limit, common.kv_dtype, draw)
             )
         else:
-            limit = common.max_length or model.config.max_positions
             every.append(
                 score_stream(
                     model, policy, stream, limit, common.kv_dtype, common.prefill_chunk, draw
@@ -137,9 +138,11 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
 
 
 def _check_policies(model: Model, common: Common, options: Options, length: int) -> None:
-    if options.prompt >= length:
+    limit = min(length, common.max_length or model.config.max_positions)
+    if options.prompt >= limit:
         raise InputError(
-            f"--prompt-tokens is {options.prompt}; it must be below the stream's {length} tokens"
+            f"--prompt-tokens is {options.prompt}; it must be below {limit}, the tokens of the "
+            "stream that every policy reaches"
         )
     shape = geometry(model.config, 1, 1)
     for policy in common.policies:
@@ -267,20 +270,8 @@ def check(given: argparse.Namespace) -> Options:
     if given.text_file is None:
         text = builtin_text()
     else:
-        text = _read(given.text_file)
+        text = read_text("--text-file", given.text_file)
     return Options(text, given.tokens, given.positions, given.prompt_tokens)
-
-
-def _read(name: str) -> str:
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--text-file {name} is not UTF-8 text: {error.reason}") from None
-    except OSError as error:
-        raise InputError(f"--text-file {name} cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise InputError(f"--text-file {name} holds no text")
-    return text
 
 
 TASK = Task(

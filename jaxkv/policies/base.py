@@ -243,8 +243,7 @@ def sized_by_length(policy: Policy, geometry: Geometry) -> bool:
         g = dataclasses.replace(geometry, max_length=max_length)
         return [policy.at(layer, g).kept(2**31 - 1) for layer in range(g.num_layers)]
 
-    endless = kept(2**20)
-    return any(kept(2**power) != endless for power in range(0, 20, 3))
+    return kept(1) != kept(2**20)
 
 
 def most_kept(policy: Policy, geometry: Geometry) -> int | None:

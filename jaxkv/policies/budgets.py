@@ -101,7 +101,7 @@ def pyramid(budget: int, window: int, beta: int, num_layers: int, longest: int) 
     base = budget - window
     least = base // beta
     most = 2 * base - least
-    if most >= longest - window > 0:
+    if most >= longest - window:
         most = max(base, longest - window)
         least = 2 * base - most
     steps = max(num_layers - 1, 1)

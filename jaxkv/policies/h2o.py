@@ -111,7 +111,7 @@ class H2OLayer:
         free = jnp.argmin(cache.slab.pos, axis=-1)
         slab = append_per_head(cache.slab, rotate(rope, k, at), v, at, free)
         out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos)
-        came = jnp.arange(slab.slots)[None, None] == free[..., None]
+        came = (jnp.arange(slab.slots)[None, None] == free[..., None]) & (at >= 0)[..., None]
         score = jnp.where(came, 0.0, cache.score) + self._of_kv_heads(mass)
         held = slab.pos >= 0
         old = held & (slab.pos <= (at - self.recent)[..., None])
@@ -119,7 +119,7 @@ class H2OLayer:
         over = jnp.sum(held, axis=-1, keepdims=True) > self.budget
         gone = over & (jnp.arange(slab.slots)[None, None] == worst)
         slab = dataclasses.replace(slab, pos=jnp.where(gone, -1, slab.pos))
-        return keep_rows(at[:, 0] >= 0, Scored(slab, score), cache), out
+        return Scored(slab, score), out
 
     def prefill(
         self,
