@@ -139,7 +139,7 @@ def compile_program(
     shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in signature.leaves]
     args = jax.tree.unflatten(signature.tree, shapes)
     jitted = jax.jit(functools.partial(function, **dict(statics)), donate_argnums=(1,))
-    compiled = jitted.lower(*args).compile()
+    compiled = jitted.lower(*args).compile(compiler_options=_compiler_options())
     memory: Any = compiled.memory_analysis()
     peak = (
         memory.argument_size_in_bytes
@@ -148,6 +148,11 @@ def compile_program(
         - memory.alias_size_in_bytes
     )
     return Program(compiled, time.perf_counter() - started, peak, compiled.as_text)
+
+
+def _compiler_options() -> dict[str, int] | None:
+    """On a CPU, vectors as wide as it has: XLA prefers 256 bits, and a prompt took 8 % longer."""
+    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
 
 
 @functools.lru_cache(maxsize=64)

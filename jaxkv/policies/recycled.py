@@ -136,7 +136,8 @@ class RecycledLayer:
         at = jnp.where(lengths > 0, full.seen - 1, -1)[:, None]
         _, mass = attend_one_mass(rotate(rope, last, at), full.k, full.v, at, full.pos)
         none = jnp.zeros_like(full.seen)
-        fed = Recycled(full, self._refresh(full, mass), _mean_query(last), none, none, none)
+        part = _copies(full, *self._best(full, mass))
+        fed = Recycled(full, part, _mean_query(last), none, none, none)
         # The full cache is left out: it knows by itself which rows took tokens.
         after = keep_rows(lengths > 0, *(dataclasses.replace(x, full=none) for x in (fed, cache)))
         return dataclasses.replace(after, full=full), out
@@ -160,19 +161,29 @@ class RecycledLayer:
         if self.threshold is not None:
             asks &= _cosine(_mean_query(q), cache.query) <= self.threshold
 
-        def at_all(part: Slab) -> tuple[Slab, Queries]:
-            out, mass = attend_one_mass(turned, full.k, full.v, at, full.pos)
-            return keep_rows(active, self._refresh(full, mass), part), out
+        slots = jnp.broadcast_to(
+            ((self.k + cache.since) % (self.k + 1))[:, None], cache.part.pos.shape[:2]
+        )
+        part = append_per_head(cache.part, k, v, at, slots)
 
-        def at_some(part: Slab) -> tuple[Slab, Queries]:
-            slot = (self.k + cache.since) % (self.k + 1)
-            slots = jnp.broadcast_to(slot[:, None], part.pos.shape[:2])
-            part = append_per_head(part, k, v, at, slots)
+        # No cache passes through a branch, or XLA would copy it in each: what the branches give is
+        # small, and a loop of no turn or one writes the small cache in place.
+        def at_all() -> tuple[Queries, Array, Array]:
+            out, mass = attend_one_mass(turned, full.k, full.v, at, full.pos)
+            return out, *self._best(full, mass)
+
+        def at_some() -> tuple[Queries, Array, Array]:
             out, _ = attend_one(turned, part.k, part.v, at, part.pos)
-            return part, out
+            none = jnp.zeros((*part.pos.shape[:2], self.k), jnp.int32)
+            return out, none, none.astype(bool)
 
         refresh = jnp.any(asks)
-        part, out = lax.cond(refresh, at_all, at_some, cache.part)
+        out, index, valid = lax.cond(refresh, at_all, at_some)
+
+        def refreshed(_: Array, part: Slab) -> Slab:
+            return keep_rows(active, _copies(full, index, valid), part)
+
+        part = lax.fori_loop(0, refresh.astype(jnp.int32), refreshed, part)
         now = refresh & active
         after = Recycled(
             full=full,
@@ -194,22 +205,26 @@ class RecycledLayer:
     def _everything(self) -> FullLayer:
         return FullLayer(self.geometry)
 
-    def _refresh(self, full: Slab, mass: Array) -> Slab:
-        """The `k` best slots by one query's attention, lowest first, and an empty slot."""
+    def _best(self, full: Slab, mass: Array) -> tuple[Array, Array]:
+        """Slots of the `k` best by one query's attention, lowest first: [B, K, k], and validity."""
         b, heads = full.pos.shape[0], self.geometry.num_kv_heads
         held = full.pos >= 0  # [B, 1, S]: slots are positions, so neighbours are neighbours
         score = jnp.max(mass.reshape(b, heads, -1, full.slots), axis=2)  # of the query heads
         score = max_pool(jnp.where(held, score, -jnp.inf), self.kernel)
         index, valid = best_slots(jnp.where(held, score, -jnp.inf), self.k)
-        index, valid = index[..., ::-1], valid[..., ::-1]
+        return index[..., ::-1], valid[..., ::-1]
 
-        def copies(x: Array) -> Array:
-            taken = jnp.take_along_axis(x, index[..., None], axis=2)
-            return jnp.pad(taken, ((0, 0), (0, 0), (0, 1), (0, 0)))
 
-        pos = jnp.where(valid, jnp.take_along_axis(full.pos, index, axis=2), -1)
-        pos = jnp.pad(pos, ((0, 0), (0, 0), (0, 1)), constant_values=-1)
-        return Slab(copies(full.k), copies(full.v), pos, full.seen)
+def _copies(full: Slab, index: Array, valid: Array) -> Slab:
+    """The slots `index`, [B, K, k], of a full cache, and an empty one behind them."""
+
+    def copies(x: Array) -> Array:
+        taken = jnp.take_along_axis(x, index[..., None], axis=2)
+        return jnp.pad(taken, ((0, 0), (0, 0), (0, 1), (0, 0)))
+
+    pos = jnp.where(valid, jnp.take_along_axis(full.pos, index, axis=2), -1)
+    pos = jnp.pad(pos, ((0, 0), (0, 0), (0, 1)), constant_values=-1)
+    return Slab(copies(full.k), copies(full.v), pos, full.seen)
 
 
 def _mean_query(q: Queries) -> Array:
