@@ -27,6 +27,7 @@ from jaxkv.policies.registry import make_policy as make_policy
 from jaxkv.policies.snapkv import PyramidKV as PyramidKV
 from jaxkv.policies.snapkv import SnapKV as SnapKV
 from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
+from jaxkv.policies.streaming_plus import StreamingLLMPlus as StreamingLLMPlus
 from jaxkv.policies.tova import TOVA as TOVA
 from jaxkv.policies.window import Window as Window
 from jaxkv.rope import Rope as Rope

@@ -23,6 +23,7 @@ from jaxkv import (
     RecycledAttention,
     SnapKV,
     StreamingLLM,
+    StreamingLLMPlus,
     Window,
 )
 from jaxkv.cache.accounting import nbytes
@@ -42,6 +43,7 @@ POLICIES = {
     "adakv": AdaKV(900, 32, 7, 0.2, 120),
     "recycled": RecycledAttention(301, 5),
     "recycled-dynamic": RecycledAttention(301, 5, 0.8),
+    "streaming-plus": StreamingLLMPlus(4, 297, 5),
     "h2o": H2O(SLOTS - 1),
     "tova": TOVA(SLOTS - 1),
 }

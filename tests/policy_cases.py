@@ -17,6 +17,7 @@ from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.recycled import RecycledAttention
 from jaxkv.policies.snapkv import PyramidKV, SnapKV
 from jaxkv.policies.streaming import StreamingLLM
+from jaxkv.policies.streaming_plus import StreamingLLMPlus
 from jaxkv.policies.tova import TOVA
 from jaxkv.policies.window import Window
 
@@ -79,6 +80,7 @@ CASES = {
     "adakv-no-floor": selecting(AdaKV(20, 4, 3, 0.0, 0), AdaKV(64, 4, 3, 0.0, 64)),
     "recycled": selecting(RecycledAttention(5, 3), RecycledAttention(1.0, 3)),
     "recycled-dynamic": selecting(RecycledAttention(0.1, 2, 0.5), RecycledAttention(64, 2, 0.5)),
+    "streaming-plus": selecting(StreamingLLMPlus(2, 7, 3), StreamingLLMPlus(2, 100, 3)),
     "h2o": selecting(H2O(8), H2O(64)),
     "tova": selecting(TOVA(8), TOVA(64)),
 }

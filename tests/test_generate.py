@@ -226,7 +226,7 @@ def arrays(text: str, dims: list[int]) -> set[int]:
 
 @pytest.mark.slow
 def test_a_compiled_step_neither_copies_nor_repeats_the_cache(compiled_steps) -> None:
-    assert len(compiled_steps["steps"]) == 22
+    assert len(compiled_steps["steps"]) == 24
     for step in compiled_steps["steps"]:
         text, what = step["text"], (step["policy"], step["batch"])
         aliases = dict(re.findall(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)", text))
@@ -243,6 +243,35 @@ def test_a_compiled_step_neither_copies_nor_repeats_the_cache(compiled_steps) ->
         ), what
         # Repeated over the query heads, keys would be twice as many.
         assert max(arrays(text, step["dims"])) == max(step["keys"]), what
+
+
+def reached(text: str, name: str) -> str:
+    """A computation of a compiled program and all that it calls."""
+    bodies = dict(re.findall(r"^(?:ENTRY )?%([\w.\-]+) \((.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    names, found = [name], set()
+    while names:
+        name = names.pop()
+        if name not in found:
+            found.add(name)
+            names += [called for called in re.findall(r"%([\w.\-]+)", bodies[name])
+                      if called in bodies]  # fmt: skip
+    return "\n".join(bodies[name] for name in found)
+
+
+@pytest.mark.slow
+def test_a_partial_step_reads_no_full_cache(compiled_steps) -> None:
+    """The branch of the partial step has no array with as many slots as the full cache."""
+    seen = set()
+    for step in compiled_steps["steps"]:
+        branches = re.findall(r"branch_computations=\{%([\w.\-]+), %([\w.\-]+)\}", step["text"])
+        for partial, full in branches:
+            part, everything = step["dims"]
+            assert re.search(rf"\b{everything}\b", reached(step["text"], full))
+            partial = reached(step["text"], partial)
+            assert re.search(rf"\b{part}\b", partial)
+            assert not re.search(rf"\b{everything}\b", partial), step["policy"]
+            seen.add(step["policy"])
+    assert seen == {"recycled", "recycled-dynamic", "streaming-plus"}
 
 
 @pytest.mark.slow

@@ -13,13 +13,13 @@ import pytest
 import toys
 from test_selected import rotated, softmax
 
-from jaxkv import H2O, TOVA, RecycledAttention, Rope
+from jaxkv import H2O, TOVA, Full, RecycledAttention, Rope, StreamingLLM, StreamingLLMPlus
 from jaxkv.layer import prefill, step
 
 ROPE = Rope(8)
 jit_prefill = jax.jit(functools.partial(prefill, rope=ROPE), static_argnums=0)
 jit_step = jax.jit(functools.partial(step, rope=ROPE), static_argnums=0)
-STEPS = 60
+STEPS = 200
 
 
 class Stream:
@@ -231,3 +231,19 @@ def test_decode_time_eviction_equals_the_oracle(policy, oracle, length) -> None:
         if t < total:
             cache, out = jit_step(layer, cache, *(x[:, t : t + 1] for x in (q, k, v)))
             np.testing.assert_allclose(out[0, 0], outs[t], atol=2e-5)
+
+
+def test_streaming_plus_is_streaming_with_a_full_step_at_every_stride() -> None:
+    q, k, v = toys.qkv(1, 23 + STEPS, seed=5)
+    geometry = toys.geometry(max_length=23 + STEPS)
+    layers = [p.at(0, geometry) for p in (StreamingLLMPlus(2, 9, 6), Full(), StreamingLLM(2, 9))]
+    fed = [jit_prefill(layer, layer.init(), *(x[:, :23] for x in (q, k, v))) for layer in layers]
+    np.testing.assert_array_equal(fed[0][1], fed[1][1])
+    caches = [cache for cache, _ in fed]
+    for i in range(1, STEPS + 1):
+        token = [x[:, 22 + i : 23 + i] for x in (q, k, v)]
+        stepped = [jit_step(layer, c, *token) for layer, c in zip(layers, caches, strict=True)]
+        caches, (mine, full, streaming) = zip(*stepped, strict=True)
+        np.testing.assert_allclose(mine, streaming if i % 6 else full, atol=2e-6)
+        assert not np.allclose(streaming, full, atol=1e-3)
+    assert int(caches[0].full_steps[0]) == STEPS // 6

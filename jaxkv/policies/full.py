@@ -52,7 +52,7 @@ class FullLayer:
         cache, q, at = _write(cache, q, k, v, rope, lengths)
         used = jnp.max(cache.seen)
         out, _ = attend_slots(q, cache.k, cache.v, at, cache.pos, num_slots=used)
-        return cache, _poison(out, at, cache.slots)
+        return cache, poison(out, at, cache.slots)
 
     def step(
         self,
@@ -66,7 +66,7 @@ class FullLayer:
         """Writes the token, then attends over all slots."""
         cache, q, at = _write(cache, q, k, v, rope, lengths)
         out, _ = attend_one(q, cache.k, cache.v, at, cache.pos)
-        return cache, _poison(out, at, cache.slots)
+        return cache, poison(out, at, cache.slots)
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """All of them."""
@@ -79,6 +79,6 @@ def _write(cache, q, k, v, rope, lengths):
     return cache, rotate(rope, q, at), at
 
 
-def _poison(out, at, slots):
+def poison(out, at, slots):
     """A full cache that overflowed must not go on as if nothing had happened."""
     return jnp.where((at >= slots)[:, :, None, None], jnp.nan, out)

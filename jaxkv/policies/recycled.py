@@ -15,7 +15,7 @@ from jaxkv.cache.slab import Slab, append, append_per_head, empty, new_positions
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Geometry, rotate
 from jaxkv.policies.budgets import in_tokens
-from jaxkv.policies.full import FullLayer
+from jaxkv.policies.full import FullLayer, poison
 from jaxkv.policies.scores import best_slots, max_pool
 from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
@@ -193,8 +193,7 @@ class RecycledLayer:
             steps=steps,
             full_steps=cache.full_steps + now.astype(jnp.int32),
         )
-        room = jnp.where(at < full.slots, 0.0, jnp.nan)[:, :, None, None]
-        return after, out + room.astype(out.dtype)
+        return after, poison(out, at, full.slots)
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """All of them, and copies of `k`."""

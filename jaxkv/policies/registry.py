@@ -20,6 +20,7 @@ from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.recycled import RecycledAttention
 from jaxkv.policies.snapkv import PyramidKV, SnapKV
 from jaxkv.policies.streaming import StreamingLLM
+from jaxkv.policies.streaming_plus import StreamingLLMPlus
 from jaxkv.policies.tova import TOVA
 from jaxkv.policies.window import Window
 
@@ -34,6 +35,7 @@ POLICIES: Mapping[str, type] = {
     "pyramidkv": PyramidKV,
     "adakv": AdaKV,
     "recycled": RecycledAttention,
+    "streaming-plus": StreamingLLMPlus,
     "h2o": H2O,
     "tova": TOVA,
 }

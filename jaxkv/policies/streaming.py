@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jax import Array
 
 from jaxkv.attention import attend_chunk, attend_one, attend_slots
 from jaxkv.cache.slab import Slab, append, empty, new_positions
@@ -99,7 +98,7 @@ class RingLayer:
         at = new_positions(cache, q.shape[1], lengths)
         k = rotate(rope, k, at)
         window_q, sink_q = self._rotate_query(rope, q, at)
-        after = append(cache, k, v, at, self._slots(at, last_of=at))
+        after = self.write(cache, k, v, at)
         ring = cache.k[:, :, self.sinks :], cache.v[:, :, self.sinks :]
         held, reach = cache.pos[:, :, self.sinks :], self.window
         if self.dense_chunks:
@@ -126,13 +125,27 @@ class RingLayer:
     ) -> tuple[Slab, Queries]:
         """Writes the token over the one that leaves the window, then attends."""
         at = new_positions(cache, 1, lengths)
+        cache = self.write(cache, rotate(rope, k, at), v, at)
+        return cache, self.read(cache, q, rope, at)
+
+    def write(self, cache: Slab, k: NewKeys, v: NewKeys, at: Positions) -> Slab:
+        """Puts rotated keys and their values where they go; of a long chunk only its end."""
+        ring = self.window + 1
+        slots = jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)
+        if at.shape[1] > 1:
+            end = jnp.max(at, axis=1, keepdims=True)
+            stays = (at < self.sinks) | (at > end - ring)
+            slots = jnp.where(stays, slots, self.sinks + ring)
+        return append(cache, k, v, at, slots)
+
+    def read(self, cache: Slab, q: Queries, rope: Rotation | None, at: Positions) -> Queries:
+        """What the query of the token that was just written sees: [B, 1, N, H]."""
         window_q, sink_q = self._rotate_query(rope, q, at)
-        cache = append(cache, rotate(rope, k, at), v, at, self._slots(at, last_of=None))
         out, _ = attend_one(
             window_q, cache.k, cache.v, at, cache.pos,
             window=self.window, sinks=self.sinks, q_sink=sink_q,
         )  # fmt: skip
-        return cache, out
+        return out
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """The sinks and the window, once there are as many tokens."""
@@ -144,13 +157,3 @@ class RingLayer:
         if not (self.in_cache and self.sinks):
             return window_q, window_q
         return window_q, rotate(rope, q, jnp.minimum(at, self.sinks + self.window))
-
-    def _slots(self, at: Positions, last_of: Array | None) -> Positions:
-        """Where tokens go; of a chunk longer than the ring only the end is written."""
-        ring = self.window + 1
-        slots = jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)
-        if last_of is None:
-            return slots
-        end = jnp.max(last_of, axis=1, keepdims=True)
-        stays = (at < self.sinks) | (at > end - ring)
-        return jnp.where(stays, slots, self.sinks + ring)

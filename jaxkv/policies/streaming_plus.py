@@ -1,0 +1,138 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""StreamingLLM++: sinks and a window, and now and then a look at everything."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxkv.attention import attend_one
+from jaxkv.cache.slab import Slab, append, new_positions
+from jaxkv.errors import InputError
+from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.full import FullLayer, poison
+from jaxkv.policies.streaming import RingLayer, StreamingLLM
+from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingLLMPlus:
+    """StreamingLLM with a step of full attention at every stride.
+
+    The baseline of the first version of Recycled Attention (arXiv 2411.05787), which tells what the
+    recycled keys add to a full step now and then: here the steps in between read the sinks and the
+    window, as in `StreamingLLM`, whatever the full step looked at. Everything is kept, and a prompt
+    is read with full attention.
+
+    Attributes:
+      sinks: first tokens that are always read.
+      window: past tokens that are read; a query also sees itself.
+      stride: decode steps from one full step to the next; the prompt is step 0.
+
+    Memory: `max_length` tokens per KV head and `sinks + window` more, with one slot for the newest.
+    """
+
+    sinks: int = 4
+    window: int = 1020
+    stride: int = 10
+
+    def __post_init__(self) -> None:
+        StreamingLLM(self.sinks, self.window)
+        if self.stride < 1:
+            raise InputError(f"stride is {self.stride}; it must be at least 1")
+
+    def at(self, layer: int, geometry: Geometry) -> StreamingPlusLayer:
+        """The same for every layer."""
+        del layer
+        ring = RingLayer(geometry, self.sinks, self.window, in_cache=True)
+        return StreamingPlusLayer(FullLayer(geometry), ring, self.stride)
+
+
+@flax.struct.dataclass
+class Visited:
+    """What a layer keeps.
+
+    Attributes:
+      full: everything.
+      part: the sinks and the window, copies.
+      steps: int32 [B], decode steps since the prompt.
+      full_steps: int32 [B], how many of them were full.
+    """
+
+    full: Slab
+    part: Slab
+    steps: Array
+    full_steps: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingPlusLayer:
+    """One layer: both caches take every token, and each step reads one of them.
+
+    Attributes:
+      everything: reads prompts and full steps.
+      ring: reads the steps in between.
+      stride: as for `StreamingLLMPlus`.
+    """
+
+    everything: FullLayer
+    ring: RingLayer
+    stride: int
+
+    def init(self) -> Visited:
+        """An empty cache."""
+        batch = self.ring.geometry.batch_size
+        # An array of its own each: a cache is donated, and no buffer can be twice.
+        steps, full_steps = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), jnp.int32)
+        return Visited(self.everything.init(), self.ring.init(), steps, full_steps)
+
+    def prefill(
+        self,
+        cache: Visited,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None,
+    ) -> tuple[Visited, Queries]:
+        """Full attention over the chunk; the ring takes its end."""
+        at = new_positions(cache.full, q.shape[1], lengths)
+        part = self.ring.write(cache.part, rotate(rope, k, at), v, at)
+        full, out = self.everything.prefill(cache.full, q, k, v, rope, lengths)
+        fed = at[:, 0] >= 0
+        steps, full_steps = (jnp.where(fed, 0, x) for x in (cache.steps, cache.full_steps))
+        return Visited(full, part, steps, full_steps), out
+
+    def step(
+        self,
+        cache: Visited,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Visited, Queries]:
+        """Writes the token into both caches, and attends to the one or the other."""
+        at = new_positions(cache.full, 1, lengths)
+        active = (at[:, 0] >= 0).astype(jnp.int32)
+        k = rotate(rope, k, at)
+        full = append(cache.full, k, v, at, at)
+        part = self.ring.write(cache.part, k, v, at)
+        steps = cache.steps + active
+        refresh = jnp.any((active > 0) & (steps % self.stride == 0))
+        out = lax.cond(
+            refresh,
+            lambda: attend_one(rotate(rope, q, at), full.k, full.v, at, full.pos)[0],
+            lambda: self.ring.read(part, q, rope, at),
+        )
+        full_steps = cache.full_steps + active * refresh.astype(jnp.int32)
+        return Visited(full, part, steps, full_steps), poison(out, at, full.slots)
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """All of them, and copies of the sinks and the window."""
+        both = zip(self.everything.kept(seen), self.ring.kept(seen), strict=True)
+        return tuple(held + copies for held, copies in both)
