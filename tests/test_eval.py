@@ -15,7 +15,7 @@ import pytest
 
 from jaxkv.convert import toy
 from jaxkv.convert.model import Model
-from jaxkv.eval import answers, passkey, ppl, rows
+from jaxkv.eval import answers, copying, passkey, ppl, rows
 from jaxkv.eval.__main__ import main
 from jaxkv.eval.nll import bounded_tokens, score_decoded, score_sampled, score_stream
 from jaxkv.eval.options import make_policies, parse_options
@@ -288,6 +288,34 @@ class TestPasskey:
         assert (got.score, got.n) == (100.0, 2)
 
 
+class TestCopy:
+    def test_every_line_but_the_first_is_asked_for_and_fits_in_the_answer(self, model):
+        row = copying.make_row(model, 9, seed=0, index=2)
+        listed = row.context.strip().split("\n")[2:]
+        assert len({line.partition(":")[0] for line in listed}) == 9
+        assert row.answer_prefix.endswith("\n" + listed[0])
+        assert row.answers == tuple(listed[1:])
+        assert len(model.tokenizer.encode("\n".join(listed))) < row.max_new_tokens
+        assert row != copying.make_row(model, 9, seed=0, index=3)
+        assert row == copying.make_row(model, 9, seed=0, index=2)
+
+    def test_report(self, capsys):
+        got = run(
+            capsys, "copy", "--lines", "2", "--cases", "2", "--policy", "streaming-plus:window=9"
+        )
+        assert (got["task"], got["n"], got["score"]) == ("copy", 2, 0.0)
+        assert got["query_aware"] is True
+
+    @pytest.mark.real_model
+    @pytest.mark.slow
+    def test_the_model_copies_a_short_list(self, smollm2):
+        _, common, options = parse_options(
+            ["copy", "--policy", "full,tova:budget=32", "--lines", "8", "--cases", "2"]
+        )
+        full, tova = copying.evaluate(smollm2, common, options, lambda what, done, total: None)
+        assert full.score == 100.0 > tova.score
+
+
 class TestOptions:
     def test_policies(self):
         got = make_policies("full,window:window=7, streaming:sinks=1", {"window": 9, "sinks": 2})
@@ -341,6 +369,8 @@ class TestOptions:
             (["passkey", "--depths", "0"], "at least 1"),
             (["passkey", "--digits", "10"], "from 1 to 9"),
             (["passkey", "--batch-size", "0"], "at least 1"),
+            (["copy", "--lines", "1"], "from 2 to"),
+            (["copy", "--cases", "0"], "at least 1"),
             (["passkey", "--model", "tiny-random", "--lengths", "30"], "30"),
             (["passkey", "--model", "tiny-random", "--lengths", "520", "--max-length", "99",
               "--policy", "full", "--depths", "1"], "99"),

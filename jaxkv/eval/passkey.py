@@ -41,7 +41,7 @@ _NOISE = (
     "Here we go.",
     "There and back again.",
 )
-_WORDS = (
+WORDS = (
     "anchor", "basket", "candle", "desert", "engine", "feather", "garden", "hammer", "island",
     "jacket", "kettle", "ladder", "marble", "needle", "orchard", "pillow", "quarry", "ribbon",
     "saddle", "temple", "umbrella", "velvet", "window", "yarn",
@@ -142,7 +142,7 @@ def make_rows(
     rows = []
     for length, depth, index in cells:
         draws = np.random.default_rng([seed, length, round(10 * depth), index])
-        word = _WORDS[draws.integers(len(_WORDS))]
+        word = WORDS[draws.integers(len(WORDS))]
         number = int(draws.integers(10 ** (digits - 1), 10**digits))
 
         def fitted(sentences: int) -> Row:

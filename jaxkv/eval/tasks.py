@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxkv.eval import passkey, ppl, rows
+from jaxkv.eval import copying, passkey, ppl, rows
 from jaxkv.eval.task import Task
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (ppl.TASK, passkey.TASK, rows.TASK)}
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (ppl.TASK, passkey.TASK, copying.TASK, rows.TASK)
+}
