@@ -150,7 +150,7 @@ def compile_program(
     return Program(compiled, time.perf_counter() - started, peak, compiled.as_text)
 
 
-def _compiler_options() -> dict[str, int] | None:
+def _compiler_options() -> Any:
     """On a CPU, vectors as wide as it has: XLA prefers 256 bits, and a prompt took 8 % longer."""
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
 
