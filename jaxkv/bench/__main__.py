@@ -135,6 +135,7 @@ def _show(result: dict[str, Any]) -> None:
         "policy": lambda row: " ".join(str(x) for x in row["policy"].values()),
         "context": lambda row: row.get("context"),
         "step ms": lambda row: _number(row.get("step_ms")),
+        "mean ms": lambda row: _number(row.get("mean_step_ms")),
         "tokens/s": lambda row: _number(row.get("tokens_per_s")),
         "roofline": lambda row: f"{row['roofline']:.0%}" if "roofline" in row else None,
         "prefill s": lambda row: _number(row.get("prefill_s"), 2),

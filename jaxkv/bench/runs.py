@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkv.cache.accounting import nbytes
+from jaxkv.cache.accounting import nbytes, steps_taken
 from jaxkv.convert.model import Model
 from jaxkv.generate.api import Session, Settings
 from jaxkv.generate.loop import DISPATCH, compilations
@@ -74,9 +74,7 @@ class Runner:
         """The medians, and how they stand to what must be read."""
         cache = self.session.state.cache
         weights = nbytes(self.model.params)
-        held = nbytes([[x for x in jax.tree.leaves(c) if x.ndim == 4] for c in cache.layers])
-        used = min(1.0, (len(self.prompt) + self.settings.max_new_tokens / 2) / _slots(cache))
-        read = weights + held * used
+        read = weights + self._keys_read()
         row: dict[str, Any] = {
             "policy": describe(self.policy),
             "context": len(self.prompt),
@@ -94,10 +92,23 @@ class Runner:
             row |= {"prefill_s": seconds, "prefill_tokens_per_s": len(self.prompt) / seconds}
         if self.steps:
             seconds = statistics.median(self.steps)
-            row |= {"step_ms": seconds * 1e3, "tokens_per_s": 1 / seconds}
+            mean = statistics.fmean(self.steps)
+            row |= {"step_ms": seconds * 1e3, "mean_step_ms": mean * 1e3}
+            row |= {"tokens_per_s": 1 / seconds}
             if cache.layers:
-                row |= {"bytes_read": read, "roofline": read / bandwidth / seconds}
+                # A median leaves out a step of full attention now and then.
+                paced = mean if steps_taken(cache.layers) else seconds
+                row |= {"bytes_read": read, "roofline": read / bandwidth / paced}
         return row
+
+    def _keys_read(self) -> float:
+        """Bytes of keys and values that a step reads, on average."""
+        cache = self.session.state.cache
+        if counted := steps_taken(cache.layers):
+            return counted["key_bytes_per_step"]
+        held = nbytes([[x for x in jax.tree.leaves(c) if x.ndim == 4] for c in cache.layers])
+        used = (len(self.prompt) + self.settings.max_new_tokens / 2) / _slots(cache)
+        return held * min(1.0, used)
 
 
 def _slots(cache: Any) -> int:

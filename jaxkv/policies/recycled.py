@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.attention import attend_one, attend_one_mass
-from jaxkv.cache.slab import Slab, append, append_per_head, empty, new_positions
+from jaxkv.cache.slab import Slab, append, empty, new_positions
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Geometry, rotate
 from jaxkv.policies.budgets import in_tokens
@@ -161,10 +161,8 @@ class RecycledLayer:
         if self.threshold is not None:
             asks &= _cosine(_mean_query(q), cache.query) <= self.threshold
 
-        slots = jnp.broadcast_to(
-            ((self.k + cache.since) % (self.k + 1))[:, None], cache.part.pos.shape[:2]
-        )
-        part = append_per_head(cache.part, k, v, at, slots)
+        slot = (self.k + cache.since) % (self.k + 1)
+        part = append(cache.part, k, v, at, slot[:, None])
 
         # No cache passes through a branch, or XLA would copy it in each: what the branches give is
         # small, and a loop of no turn or one writes the small cache in place.
@@ -180,10 +178,12 @@ class RecycledLayer:
         refresh = jnp.any(asks)
         out, index, valid = lax.cond(refresh, at_all, at_some)
 
-        def refreshed(_: Array, part: Slab) -> Slab:
-            return keep_rows(active, _copies(full, index, valid), part)
+        def refreshed(_: Array, carry: tuple[Slab, Array]) -> tuple[Slab, Array]:
+            part, index = carry
+            # An index that did not change would let XLA copy before the loop, in every step.
+            return keep_rows(active, _copies(full, index, valid), part), index + 1
 
-        part = lax.fori_loop(0, refresh.astype(jnp.int32), refreshed, part)
+        part, _ = lax.fori_loop(0, refresh.astype(jnp.int32), refreshed, (part, index))
         now = refresh & active
         after = Recycled(
             full=full,
