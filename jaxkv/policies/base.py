@@ -55,12 +55,32 @@ class Geometry:
         return 2 * self.head_dim * jnp.dtype(self.dtype).itemsize
 
 
-class LayerPolicy(Protocol):
-    """How one layer keeps and reads its keys. Frozen and hashable."""
+class StepPolicy(Protocol):
+    """How heads keep and read their keys while decoding. Frozen and hashable."""
 
     def init(self) -> LayerCache:
         """An empty cache."""
         ...
+
+    def step(
+        self,
+        cache: LayerCache,
+        q: Queries,
+        k: NewKeys,
+        v: NewKeys,
+        rope: Rotation | None,
+        lengths: Lengths | None = None,
+    ) -> tuple[LayerCache, Queries]:
+        """Takes one decoded token: as a prompt of one. A length of 0 leaves a row alone."""
+        ...
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """Tokens that each KV head keeps after `seen` tokens, by the policy's own formula."""
+        ...
+
+
+class LayerPolicy(StepPolicy, Protocol):
+    """How one layer keeps and reads its keys, of prompts too."""
 
     def prefill(
         self,
@@ -85,22 +105,6 @@ class LayerPolicy(Protocol):
         Returns:
           The cache after the chunk, and out [B, T, N, H], undefined where padded.
         """
-        ...
-
-    def step(
-        self,
-        cache: LayerCache,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[LayerCache, Queries]:
-        """Takes one decoded token: as `prefill` with T = 1. A length of 0 leaves a row alone."""
-        ...
-
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """Tokens that each KV head keeps after `seen` tokens, by the policy's own formula."""
         ...
 
 

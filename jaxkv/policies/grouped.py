@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxkv.cache.grouped import Grouped
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, LayerPolicy
+from jaxkv.policies.base import Geometry, StepPolicy
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
 
 
@@ -27,11 +27,12 @@ class HeadGroups:
       geometry: of the whole layer.
       groups: KV heads of each group, a partition; a group may be empty.
       layers: the policy of each, made for `part(geometry, heads)`; an empty group's is not used.
+        If the groups are to take prompts, each is a `LayerPolicy`.
     """
 
     geometry: Geometry
     groups: tuple[tuple[int, ...], ...]
-    layers: tuple[LayerPolicy, ...]
+    layers: tuple[StepPolicy, ...]
 
     def __post_init__(self) -> None:
         if sorted(head for heads in self.groups for head in heads) != list(
@@ -86,7 +87,7 @@ class HeadGroups:
                 kept[head] = count
         return tuple(kept)
 
-    def _parts(self) -> list[tuple[tuple[int, ...], LayerPolicy]]:
+    def _parts(self) -> list[tuple[tuple[int, ...], StepPolicy]]:
         """The groups that have heads."""
         return [(h, layer) for h, layer in zip(self.groups, self.layers, strict=True) if h]
 

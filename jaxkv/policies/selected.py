@@ -52,13 +52,6 @@ class PrefixRing:
         heads = g.num_kv_heads
         return empty(g.batch_size, heads, slots, g.head_dim, g.dtype, pos_heads=heads)
 
-    def prefill(
-        self, cache: Slab, q: Queries, k: NewKeys, v: NewKeys, rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Slab, Queries]:  # fmt: skip
-        """A prompt is taken by the layer as a whole; see `SelectedLayer`."""
-        raise TypeError("the heads of a selecting layer do not take a prompt by themselves")
-
     def step(
         self,
         cache: Slab,
