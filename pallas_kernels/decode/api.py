@@ -4,12 +4,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 from jax import Array
 
 from pallas_kernels.decode import xla
 from pallas_kernels.dispatch import Implementation, dispatch
 
-IMPLEMENTATIONS = {"xla": xla.decode_attention}
+
+def _mosaic_tpu(*args: Any, **kw: Any) -> tuple[Array, ...]:
+    if jax.default_backend() != "tpu":
+        raise NotImplementedError(f"mosaic_tpu needs a TPU, not a {jax.default_backend()}")
+    # Pallas is slow to import, and of no use elsewhere.
+    from pallas_kernels.decode import mosaic_tpu
+
+    return mosaic_tpu.decode_attention(*args, **kw)
+
+
+IMPLEMENTATIONS = {"mosaic_tpu": _mosaic_tpu, "xla": xla.decode_attention}
 
 
 def decode_attention(

@@ -1,0 +1,324 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Decode attention as one TPU kernel: K and V stream through VMEM once, in blocks of slots."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.precision import einsum
+from pallas_kernels.visibility import visible
+
+LANES, SUBLANES = 128, 8
+MAX_BLOCK = 2048  # slots; 1 MiB of bfloat16 at H = 128, which takes long enough to hide a step
+VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the smallest limit
+SMEM_BYTES = 256 << 10  # for the ranges of blocks: a quarter of what a core has
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def decode_attention(
+    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
+    interpret: bool = False,
+) -> tuple[Array, ...]:  # fmt: skip
+    """See `api.decode_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    b, n, h = q.shape
+    heads, slots = k.shape[1], k.shape[2]
+    if k.dtype not in DTYPES or v.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"keys and values of {k.dtype} and {v.dtype}: float32 or bfloat16"
+        )
+    order = stored_order(k.shape, k.dtype.itemsize)
+    if order is None or (with_mass and order is Order.SLOTS_HEADS):
+        raise NotImplementedError(
+            f"{slots} slots, which {SUBLANES} does not divide, lie in an order that is not served"
+        )
+    # These views are what the arrays are in memory: none of them moves a key.
+    mixed = 1
+    if order is Order.HEADS_DIMS:
+        k, v = k.swapaxes(2, 3), v.swapaxes(2, 3)
+    elif order is Order.SLOTS_HEADS:
+        k, v = (x.swapaxes(1, 2).reshape(b, 1, slots * heads, h) for x in (k, v))
+        k_pos = jnp.broadcast_to(k_pos, (b, heads, slots)).swapaxes(1, 2)
+        k_pos = k_pos.reshape(b, 1, slots * heads)
+        mixed, heads, slots = heads, 1, slots * heads
+    group, places = n // heads, k_pos.shape[1]
+    if 4 * b * (2 * places + 1) > SMEM_BYTES:
+        raise NotImplementedError(f"{b} rows with {places} position arrays each are too many")
+    block = block_slots(slots, h, group, max(k.dtype.itemsize, v.dtype.itemsize))
+
+    queries = [q] if q_sink is None or not sinks else [q, q_sink]
+    grouped = [
+        (x * jnp.asarray(scale, x.dtype)).reshape(b, heads, group, h).astype(k.dtype)
+        for x in queries
+    ]
+    first, last = _block_range(visible(q_pos[:, None, None], k_pos, sinks, window), block)
+    if not interpret:
+        # XLA would bring a small slab to VMEM in full before the kernel starts.
+        k, v = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k, v))
+
+    def place(row: Array, head: Array) -> Array:
+        return row * places + (head if places > 1 else 0)
+
+    def in_range(row: Array, head: Array, step: Array, first: Any, last: Any) -> Array:
+        # Blocks out of the range take the index of the nearest one in it: it is there already, or
+        # is needed next, so they cost no transfer.
+        at = place(row, head)
+        return jnp.clip(step, first[at], last[at])
+
+    def slots_of(row: Array, head: Array, step: Array, first: Any, last: Any, _: Any):
+        index = in_range(row, head, step, first, last)
+        return (row, head, 0, index) if order is Order.HEADS_DIMS else (row, head, index, 0)
+
+    def positions_of(row: Array, head: Array, step: Array, first: Any, last: Any, _: Any):
+        return place(row, head), 0, in_range(row, head, step, first, last)
+
+    def head_of(row: Array, head: Array, *_: Any):
+        return row, head, 0, 0
+
+    slots_block = (1, 1, h, block) if order is Order.HEADS_DIMS else (1, 1, block, h)
+    out_shape = [
+        jax.ShapeDtypeStruct((b, heads, group, h), q.dtype),
+        jax.ShapeDtypeStruct((b, heads, group, 1), jnp.float32),
+    ]
+    out_specs = [
+        pl.BlockSpec((1, 1, group, h), head_of),
+        pl.BlockSpec((1, 1, group, 1), head_of),
+    ]
+    if with_mass:
+        # Every block has its place here: the kernel fills those that it skips.
+        out_shape.append(jax.ShapeDtypeStruct((b, heads, group, slots), jnp.float32))
+        out_specs.append(
+            pl.BlockSpec((1, 1, group, block), lambda row, head, step, *_: (row, head, 0, step))
+        )
+    case = _Case(
+        slots=slots, block=block, places=places, mixed=mixed, window=window, sinks=sinks,
+        dims_first=order is Order.HEADS_DIMS,
+    )  # fmt: skip
+    out, lse, *scores = pl.pallas_call(
+        functools.partial(_kernel, case, len(queries) == 2, with_mass),
+        out_shape=out_shape,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(b, heads, pl.cdiv(slots, block)),
+            in_specs=[
+                *[pl.BlockSpec((1, 1, group, h), head_of)] * len(queries),
+                pl.BlockSpec(slots_block, slots_of),
+                pl.BlockSpec(slots_block, slots_of),
+                pl.BlockSpec((1, 1, block), positions_of),
+            ],
+            out_specs=out_specs,
+            scratch_shapes=[
+                pltpu.VMEM((group, 1), jnp.float32),
+                pltpu.VMEM((group, 1), jnp.float32),
+                pltpu.VMEM((group, h), jnp.float32),
+            ],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        interpret=interpret,
+        name="decode_attention",
+    )(first, last, q_pos, *grouped, k, v, k_pos.reshape(b * places, 1, slots))
+    out, lse = out.reshape(b, n, h), lse.reshape(b, n)
+    if not with_mass:
+        return out, lse
+    level = jnp.where(jnp.isneginf(lse), 0.0, lse)
+    return out, lse, jnp.exp(scores[0].reshape(b, n, slots) - level[..., None])
+
+
+class Order(enum.Enum):
+    """How the axes of a slab [B, K, S, H] lie in memory, the fastest last."""
+
+    HEADS_SLOTS = "B K S H"
+    HEADS_DIMS = "B K H S"
+    SLOTS_HEADS = "B S K H"
+
+
+def stored_order(shape: tuple[int, ...], itemsize: int) -> Order | None:
+    """The order in which XLA keeps a slab on a TPU: the one that its tiles pad least.
+
+    A kernel that reads another order gets a copy of the whole slab before it. None is an order
+    that the kernel does not read, which only a slab with S no multiple of 8 can have.
+
+    Args:
+      shape: B, K, S, H.
+      itemsize: bytes of a number.
+    """
+    rows, heads, slots, head_dim = shape
+
+    def padding(size: int, tile: int) -> float:
+        return pl.cdiv(size, tile) * tile / size
+
+    def down(size: int) -> float:  # padding of the axis along the sublanes: small ones tile finer
+        return padding(size, min(SUBLANES, max(4 // itemsize, 1 << (size - 1).bit_length())))
+
+    least = min(down(size) for size in (slots, heads, rows))
+    if padding(slots, LANES) * down(head_dim) < padding(head_dim, LANES) * least:
+        return Order.HEADS_DIMS
+    if down(slots) == least:
+        return Order.HEADS_SLOTS
+    # The heads fold into the slots without a copy only where they fill whole tiles.
+    return None if heads % SUBLANES else Order.SLOTS_HEADS
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """What a kernel is made for.
+
+    Attributes:
+      slots: slots of the slab; the last block may reach beyond them, into anything.
+      block: slots a block.
+      places: P, position arrays a row.
+      mixed: how many heads take turns along the slots; all their queries are there, as one group.
+      window: see `visible`.
+      sinks: see `visible`.
+      dims_first: whether blocks of K and V are [H, block] and not [block, H].
+    """
+
+    slots: int
+    block: int
+    places: int
+    mixed: int
+    window: int | None
+    sinks: int
+    dims_first: bool
+
+
+def block_slots(slots: int, head_dim: int, group: int, itemsize: int) -> int:
+    """Slots a block: all of them, or a multiple of the lanes that fits VMEM, in even shares."""
+    rows, width = pl.cdiv(group, SUBLANES) * SUBLANES, pl.cdiv(head_dim, LANES) * LANES
+    buffers = 4 * width * itemsize  # two of K and two of V
+    hidden = 8 * width  # the mask of a block with NaNs in hidden slots, and V under it
+    scores = 4 * rows * 8  # scores, weights and their temporaries, and two blocks of scores out
+    positions = 4 * 8 * 4
+    limit = VMEM_BYTES // (buffers + hidden + scores + positions) // LANES * LANES
+    limit = min(MAX_BLOCK, limit)
+    if slots <= limit:
+        return slots
+    if not limit:
+        raise NotImplementedError(f"{group} query heads of {head_dim} do not fit VMEM")
+    return pl.cdiv(pl.cdiv(slots, pl.cdiv(slots, limit)), LANES) * LANES
+
+
+def _block_range(seen: Array, block: int) -> tuple[Array, Array]:
+    """The first and last block with a visible slot, int32 [B * P]; past it and 0 if there is none.
+
+    Args:
+      seen: bool [B, P, S].
+      block: slots a block.
+    """
+    slots = seen.shape[-1]
+    at = lax.div(lax.broadcasted_iota(jnp.int32, seen.shape, 2), block)
+    first = jnp.min(jnp.where(seen, at, pl.cdiv(slots, block)), axis=-1)
+    last = jnp.max(jnp.where(seen, at, 0), axis=-1)
+    return first.reshape(-1), last.reshape(-1)
+
+
+def _product(subscripts: str, x: Array, y: Array) -> Array:
+    """`einsum` whatever precision the user's defaults ask of bfloat16, which has only one here."""
+    with jax.default_matmul_precision("default"):
+        return einsum(subscripts, x, y)
+
+
+def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None:
+    """One block of slots of one KV head, or of all where they take turns.
+
+    Args:
+      case: what is the same for all blocks.
+      two_queries: whether there is a q_sink, which scores the first slots.
+      with_mass: whether scores go out.
+      *refs: first and last block to visit [B P], q_pos [B]; q and q_sink [1, 1, G, H], k and v
+        [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block]; out [1, 1, G, H], lse
+        [1, 1, G, 1], scores [1, 1, G, block]; and what one block hands to the next: the running
+        maximum and sum [G, 1], and the output before division [G, H].
+    """
+    first_ref, last_ref, q_pos_ref, q_ref, *others = refs
+    sink_ref: Any = others.pop(0) if two_queries else None
+    k_ref, v_ref, pos_ref, out_ref, lse_ref, *others = others
+    scores_ref: Any = others.pop(0) if with_mass else None
+    top_ref, total_ref, sum_ref = others
+    rows = "hs" if case.dims_first else "sh"
+    row, head, step = (pl.program_id(axis) for axis in range(3))
+    at = row * case.places + (head if case.places > 1 else 0)
+    start = step * case.block
+    inside = (step >= first_ref[at]) & (step <= last_ref[at])
+
+    @pl.when(step == 0)
+    def _() -> None:
+        top_ref[...] = jnp.full_like(top_ref, -jnp.inf)
+        total_ref[...] = jnp.zeros_like(total_ref)
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    if scores_ref is not None:
+
+        @pl.when(~inside)
+        def _() -> None:
+            scores_ref[...] = jnp.full_like(scores_ref, -jnp.inf)
+
+    @pl.when(inside)
+    def _() -> None:
+        k, v = k_ref[0, 0], v_ref[0, 0]
+        slot = start + lax.broadcasted_iota(jnp.int32, (1, case.block), 1)
+        there = visible(q_pos_ref[row], pos_ref[0], case.sinks, case.window) & (slot < case.slots)
+        scores = _product(f"gh,{rows}->gs", q_ref[0, 0], k)
+        if sink_ref is not None:
+            sinks = case.sinks * case.mixed
+            scores = lax.cond(
+                start < sinks,
+                lambda: jnp.where(
+                    slot < sinks, _product(f"gh,{rows}->gs", sink_ref[0, 0], k), scores
+                ),
+                lambda: scores,
+            )
+        seen = there
+        if case.mixed > 1:
+            # Parting the heads would move the keys; the product with the keys of all is masked
+            # down to each head's own. So a NaN that one head sees shows in the others too.
+            queries = scores.shape[0]
+            query = lax.broadcasted_iota(jnp.int32, (queries, 1), 0)
+            own = lax.div(query, queries // case.mixed)
+            seen = there & (lax.rem(slot, case.mixed) == own)
+        scores = jnp.where(seen, scores, -jnp.inf)
+        if scores_ref is not None:
+            scores_ref[0, 0] = scores
+        top = jnp.maximum(top_ref[...], jnp.max(scores, axis=1, keepdims=True))
+        base = jnp.where(top == -jnp.inf, 0.0, top)  # no visible slot yet
+        weights = jnp.exp(scores - base)
+        shrink = jnp.exp(top_ref[...] - base)
+        top_ref[...] = top
+        total_ref[...] = total_ref[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
+        weights = weights.astype(v.dtype)
+        product = _product(f"gs,{rows}->gh", weights, v)
+        kept = sum_ref[...] * shrink
+        # A weight of 0 hides any number, but not a NaN or an infinity that a slot beyond the slab,
+        # or one never written, may hold. They are rare, and a mask over V is dear: only then.
+        clean = jnp.all(jnp.isfinite(product))
+
+        @pl.when(clean)
+        def _() -> None:
+            sum_ref[...] = kept + product
+
+        @pl.when(~clean)
+        def _() -> None:
+            shown = there
+            if not case.dims_first:  # down the slots, which a product turns fastest
+                ones = jnp.ones((1, v.shape[1]), jnp.float32)
+                shown = _product("gs,gh->sh", there.astype(jnp.float32), ones) > 0.5
+            shown = jnp.where(shown, v, jnp.zeros_like(v))
+            sum_ref[...] = kept + _product(f"gs,{rows}->gh", weights, shown)
+
+    @pl.when(step == pl.num_programs(2) - 1)
+    def _() -> None:
+        total, top = total_ref[...], top_ref[...]
+        out_ref[0, 0] = (sum_ref[...] / jnp.where(total == 0, 1.0, total)).astype(out_ref.dtype)
+        lse_ref[0, 0] = jnp.log(total) + jnp.where(top == -jnp.inf, 0.0, top)

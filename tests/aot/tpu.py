@@ -1,0 +1,58 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles programs for TPU chips on a machine that has none: XLA and Mosaic are in libtpu."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# Without these libtpu asks the network what machine it is on.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+MOVES = re.compile(r"= \(?\w+\[([\d,]+)\]\S* (?:copy|copy-start|transpose|reshape|pad|convert)\(")
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install '.[tpu]' brings the compiler for TPUs",
+)
+
+
+@functools.cache
+def sharding(chip: str) -> SingleDeviceSharding:
+    """One device of a kind of chip."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    found = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
+    return SingleDeviceSharding(found.devices[0])
+
+
+def compile_for(chip: str, function: Callable[..., Any], *args: Any) -> jax.stages.Compiled:
+    """Compiles for one chip; the arguments are `jax.ShapeDtypeStruct`s in any tree."""
+    place = functools.partial(jax.ShapeDtypeStruct, sharding=sharding(chip))
+    args = jax.tree.map(lambda x: place(x.shape, x.dtype), args)
+    return jax.jit(function).lower(*args).compile()
+
+
+def moves(text: str, size: int) -> list[str]:
+    """The lines of a compiled program that move `size` numbers or more without using them."""
+    found = ((line.strip(), MOVES.search(line)) for line in text.splitlines())
+    return [
+        line
+        for line, match in found
+        if match and math.prod(int(x) for x in match[1].split(",")) >= size
+    ]
