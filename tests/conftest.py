@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from jaxkv.convert import download
 from jaxkv.convert.progress import bars
 from jaxkv.convert.sources import Model, load
 from jaxkv.errors import InputError
+
+# A run in the background is started with Ctrl-C ignored, and the commands under test inherit it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
