@@ -90,7 +90,8 @@ def read_text(flag: str, name: str) -> str:
       InputError: it cannot be read, is not UTF-8, or holds nothing but blanks.
     """
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        # With or without the mark that some editors put before UTF-8.
+        text = Path(name).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{flag} {name} is not UTF-8 text: {error.reason}") from None
     except OSError as error:

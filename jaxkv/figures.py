@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkv.errors import InputError
-from jaxkv.files import whole_file
+from jaxkv.files import check_target, whole_file
 
 FORMATS = ("png", "pdf", "svg")
 
@@ -23,8 +23,7 @@ def check_picture(flag: str, name: str) -> None:
     path = Path(name)
     if path.suffix.lower().lstrip(".") not in FORMATS:
         raise InputError(f"{flag} {name} must end in {' or '.join('.' + f for f in FORMATS)}")
-    if path.is_dir():
-        raise InputError(f"{flag} {name} is a folder; it must be a file")
+    check_target(flag, name)
 
 
 def save_picture(path: str, draw: Callable[[Any], None]) -> None:

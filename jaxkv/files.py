@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from jaxkv.errors import InputError
 
 
 def home() -> Path:
@@ -36,6 +40,28 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Plain data as a JSON file for people to read, written whole."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def check_target(flag: str, name: str) -> None:
+    """Before the work: a file that cannot be written should not cost an hour first.
+
+    Raises:
+      InputError: a folder is there, or nothing can be put where `flag` says.
+    """
+    path = Path(name)
+    if path.is_dir() or not path.name:
+        raise InputError(f"{flag} {name!r} is a folder; it must be a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise InputError(f"{flag} {name!r} cannot be written: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{flag} {name!r} cannot be written: no permission in {folder}")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ FLOORS = {
     **dict.fromkeys(
         [
             f"jaxkv.{x}"
-            for x in "errors files figures arguments startup typing rope alibi softmax".split()
+            for x in (
+                "errors files figures machine arguments startup typing rope alibi softmax".split()
+            )
         ],
         1,
     ),

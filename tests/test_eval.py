@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import jax
@@ -149,6 +150,25 @@ class TestPerplexity:
         assert full["cache"]["nominal_bytes"] == 39 * 3 * 2 * 2 * 16 * 4
         assert plot.read_bytes().startswith(b"\x89PNG")
         assert [path.name for path in plot.parent.iterdir()] == ["ppl.png"]
+
+    def test_a_report_file_says_what_made_it(self, capsys, tmp_path):
+        text, out = tmp_path / "some text", tmp_path / "new" / "ppl.json"
+        text.write_text("The grass is green, or so they say. " * 10)
+        got = run(
+            capsys, "ppl", "--text-file", str(text), "--tokens", "60", "--prompt-tokens", "20",
+            "--policy", "full,recycled:k=8:stride=4", "--out", str(out),
+        )  # fmt: skip
+        report = json.loads(out.read_text())
+        assert report["rows"] == got
+        assert {"device", "platform", "jax", "python", "date"} < set(report)
+        assert report["command"].startswith("python -m jaxkv.eval ppl --text-file ")
+        assert shlex.split(report["command"])[5] == str(text)
+        full, recycled = got
+        assert "steps" not in full
+        # The prompt predicts the first of 40 tokens, and a step each of the others; every fourth
+        # step is a full one.
+        assert recycled["steps"]["decoded"] == 39
+        assert recycled["steps"]["effective_stride"] == 39 / 9
 
     def test_a_number_that_is_not_finite_is_null(self):
         row = Result("ppl", math.nan, 0, {"all": math.inf}, {"name": "full"}, {})
@@ -358,6 +378,8 @@ class TestOptions:
             (["ppl", "--kv-dtype", "int3"], "float32"),
             (["ppl", "--seed", "-1"], "at least 0"),
             (["ppl", "--plot", "x.doc"], ".png"),
+            (["ppl", "--out", "/"], "folder"),
+            (["ppl", "--out", "/dev/null/x.json"], "not a folder"),
             (["ppl", "--text-file", "no/such/file"], "no/such/file"),
             (["ppl", "--model", "tiny-random", "--policy", "recompute", "--tokens", "9"], "window"),
             (["ppl", "--nosuch", "1"], "nosuch"),
@@ -382,7 +404,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         "text, said",
         [
-            ("", "no rows"),
+            ("", "no text"),
             ("[]", "no rows"),
             ("[1, 2", "not JSON"),
             ('{"context": "a"', "line 1"),

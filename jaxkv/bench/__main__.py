@@ -8,11 +8,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxkv.arguments import make_parser, parse
 from jaxkv.errors import InputError, one_line_errors
+from jaxkv.files import check_target, write_json
 from jaxkv.policies.base import Policy
 from jaxkv.policies.registry import POLICIES, make_policies
 from jaxkv.startup import prepare
@@ -46,10 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(130) from None
         result["command"] = f"python -m {COMMAND} " + " ".join(words)
         if options.out:
-            from jaxkv.files import whole_file
-
-            with whole_file(options.out) as part:
-                part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            write_json(options.out, result)
     print(json.dumps(result)) if options.json else _show(result)
     failed = _failures(options, result)
     for line in failed:
@@ -59,10 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str, Any]:
-    from jaxkv.bench.measure import matvec_bandwidth, where
+    from jaxkv.bench.measure import matvec_bandwidth
     from jaxkv.bench.runs import stream
     from jaxkv.convert.progress import bars
     from jaxkv.convert.sources import load
+    from jaxkv.machine import where
 
     with bars() as progress:
         model = load(options.model, options.dtype, progress)
@@ -199,8 +197,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.beside not in (None, "transformers"):
         raise InputError(f"--beside is {options.beside!r}; it must be transformers")
     _contexts(options)
-    if options.out and Path(options.out).is_dir():
-        raise InputError(f"--out {options.out} is a folder; it must be a file")
+    if options.out:
+        check_target("--out", options.out)
 
 
 def _parser() -> Any:

@@ -1,35 +1,17 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the device is, how fast it reads memory, and medians."""
+"""How fast the device reads memory, and medians."""
 
 from __future__ import annotations
 
-import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-
-def where() -> dict[str, Any]:
-    """The device, the versions and the date of a measurement."""
-    device = jax.devices()[0]
-    name = device.device_kind
-    if device.platform == "cpu":
-        name = f"{_processor()}, {_cores()} cores"
-    return {
-        "device": name,
-        "platform": device.platform,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-    }
 
 
 def matvec_bandwidth(total_bytes: int = 2**29, runs: int = 9) -> float:
@@ -66,21 +48,3 @@ def median_seconds(call: Callable[[], Any], runs: int) -> float:
         call()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    import os
-
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -18,6 +18,8 @@ from jaxkv.convert.model import Model
 from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
 
+QUIET = 0.5  # seconds after a run; OpenMP's threads spin for up to 0.2 s
+
 
 class Peer:
     """A Llama in transformers that holds this model's parameters."""
@@ -57,6 +59,8 @@ class Peer:
                 eos_token_id=None, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
                 stopping_criteria=[mark],
             )  # fmt: skip
+        # torch's threads wait for more work on a busy core; whoever is timed next needs it.
+        time.sleep(QUIET)
         gaps = np.diff(marks)
         self.prefills.setdefault(len(prompt), []).append(float(gaps[0]))
         self.steps.setdefault(len(prompt), []).extend(float(gap) for gap in gaps[1:])

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxkv.arguments import make_parser, parse
@@ -18,6 +16,7 @@ from jaxkv.calibrate import duo, headkv
 from jaxkv.calibrate.task import Calibration, Common
 from jaxkv.errors import InputError, one_line_errors
 from jaxkv.figures import check_picture
+from jaxkv.files import check_target
 from jaxkv.startup import prepare
 
 COMMAND = "jaxkv.calibrate"
@@ -107,23 +106,10 @@ def _common(given: argparse.Namespace, command: str) -> Common:
         raise InputError("--out is missing; it must name the file to write")
     if given.seed < 0:
         raise InputError(f"--seed is {given.seed}; it must be at least 0")
-    _check_target("--out", given.out)
+    check_target("--out", given.out)
     if given.plot is not None:
         check_picture("--plot", given.plot)
-        _check_target("--plot", given.plot)
     return Common(given.model, given.dtype, given.out, given.plot, given.seed, command)
-
-
-def _check_target(flag: str, name: str) -> None:
-    """Before the work: what cannot be written should not cost an hour first."""
-    path = Path(name)
-    if path.is_dir() or not path.name:
-        raise InputError(f"{flag} {name!r} is a folder; it must be a file")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise InputError(f"{flag} {name!r} cannot be written: {folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{flag} {name!r} cannot be written: no permission in {folder}")
 
 
 def _overview() -> Any:

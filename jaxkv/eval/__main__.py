@@ -14,6 +14,7 @@ from jaxkv.eval.options import COMMAND, parse_options
 from jaxkv.eval.result import print_table
 from jaxkv.eval.task import Common, Task
 from jaxkv.figures import save_picture
+from jaxkv.files import write_json
 from jaxkv.startup import prepare
 
 
@@ -36,8 +37,12 @@ def _run(task: Task, common: Common, own: Any) -> None:
     with bars() as progress:
         model = load(common.model, common.dtype, progress)
         results = task.evaluate(model, common, own, progress)
+    objects = [result.as_json() for result in results]
+    if common.out is not None:
+        from jaxkv.machine import where
+
+        write_json(common.out, {**where(), "command": common.command, "rows": objects})
     if common.json:
-        objects = [result.as_json() for result in results]
         print(json.dumps(objects if len(objects) > 1 else objects[0]))
     else:
         print_table(results)

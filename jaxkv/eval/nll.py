@@ -7,12 +7,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxkv.cache.accounting import steps_taken
 from jaxkv.convert.model import Model
 from jaxkv.eval.result import cache_bytes
 from jaxkv.generate.loop import Program, Signature, compile_program
@@ -35,6 +37,7 @@ class Scores:
       cache: bytes: nominal, physical, peak.
       compile_s: seconds to compile the program.
       run_s: seconds to run it.
+      steps: of `steps_taken`, where a policy counts them in decoding; else None.
     """
 
     positions: np.ndarray
@@ -42,6 +45,7 @@ class Scores:
     cache: dict[str, int]
     compile_s: float
     run_s: float
+    steps: dict[str, Any] | None = None
 
 
 def score_chunk(
@@ -130,7 +134,7 @@ def score_stream(
     program = _program(score_chunk, model, policy, cache, chunk, chunk)
     cost = cache_bytes(policy, cache, program.peak_bytes)
     began = time.perf_counter()
-    nll = _in_parts(program, model, cache, stream, chunk, progress)
+    _, nll = _in_parts(program, model, cache, stream, chunk, progress)
     run_s = time.perf_counter() - began
     return Scores(np.arange(1, len(stream)), nll, cost, program.compile_s, run_s)
 
@@ -164,11 +168,12 @@ def score_decoded(
     began = time.perf_counter()
     first = jnp.asarray(stream[None, :prompt]), jnp.asarray(stream[None, prompt : prompt + 1])
     cache, nll = whole.call(model.params, cache, *first, jnp.asarray([prompt], jnp.int32))
-    rest = _in_parts(steps, model, cache, stream[prompt:], STEPS, progress)
+    cache, rest = _in_parts(steps, model, cache, stream[prompt:], STEPS, progress)
     run_s = time.perf_counter() - began
     positions = np.arange(prompt, len(stream))
     scores = np.concatenate([np.asarray(nll)[0], rest])
-    return Scores(positions, scores, cost, whole.compile_s + steps.compile_s, run_s)
+    compile_s = whole.compile_s + steps.compile_s
+    return Scores(positions, scores, cost, compile_s, run_s, steps_taken(cache.layers))
 
 
 def score_sampled(
@@ -247,8 +252,11 @@ def _in_parts(
     stream: np.ndarray,
     size: int,
     progress: Callable[[int, int], None] | None,
-) -> np.ndarray:
-    """NLL of every token of a stream but the first, `size` of them a call: float32 [S - 1]."""
+) -> tuple[Cache, np.ndarray]:
+    """The cache after, and the NLL of every token of a stream but the first: float32 [S - 1].
+
+    `size` of them are taken a call.
+    """
     inputs, targets, parts = stream[:-1], stream[1:], [np.zeros(0, np.float32)]
     for begin in range(0, len(inputs), size):
         count = min(size, len(inputs) - begin)
@@ -263,7 +271,7 @@ def _in_parts(
         parts.append(np.asarray(nll)[0, :count])
         if progress:
             progress(begin + count, len(inputs))
-    return np.concatenate(parts)
+    return cache, np.concatenate(parts)
 
 
 def _nll(logits: Array, targets: Tokens) -> Array:

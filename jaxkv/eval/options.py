@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxkv.errors import InputError
 from jaxkv.eval.task import Common, Task
 from jaxkv.eval.tasks import TASKS
 from jaxkv.figures import check_picture
+from jaxkv.files import check_target
 from jaxkv.policies.registry import POLICIES, make_policies
 
 COMMAND = "jaxkv.eval"
@@ -57,10 +59,11 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
         raise InputError(f"task {name!r} is unknown; choose one of {', '.join(TASKS)}")
     task = TASKS[name]
     given, fields = parse(_parser(task), arguments[1:])
-    return task, _common(given, fields), task.check(given)
+    command = f"python -m {COMMAND} {shlex.join(arguments)}"
+    return task, _common(given, fields, command), task.check(given)
 
 
-def _common(given: argparse.Namespace, fields: Mapping[str, Any]) -> Common:
+def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) -> Common:
     for name in ("prefill_chunk", "max_length"):
         value = getattr(given, name)
         if value is not None and value < 1:
@@ -71,6 +74,8 @@ def _common(given: argparse.Namespace, fields: Mapping[str, Any]) -> Common:
         raise InputError(f"--seed is {given.seed}; it must be at least 0")
     if given.plot is not None:
         check_picture("--plot", given.plot)
+    if given.out is not None:
+        check_target("--out", given.out)
     return Common(
         model=given.model,
         dtype=given.dtype,
@@ -81,6 +86,8 @@ def _common(given: argparse.Namespace, fields: Mapping[str, Any]) -> Common:
         seed=given.seed,
         json=given.json,
         plot=given.plot,
+        out=given.out,
+        command=command,
     )
 
 
@@ -143,6 +150,12 @@ def _parser(task: Task) -> Any:
     )
     add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     add("--json", action="store_true", help="JSON on stdout and nothing else")
+    add(
+        "--out",
+        type=str | None,
+        metavar="FILE.json",
+        help="also write the report there, with the machine, versions, date and command",
+    )
     add(
         "--plot",
         type=str | None,

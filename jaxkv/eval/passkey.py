@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from jaxkv.eval.answers import (
 )
 from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
-from jaxkv.files import whole_file
+from jaxkv.files import check_target, whole_file
 from jaxkv.generate.api import prompt_ids
 
 MAX_NEW_TOKENS = 16  # seven digits, for tokenizers that have one token a digit, and some room
@@ -249,8 +248,8 @@ def check(given: argparse.Namespace) -> Options:
     digits = (5 if given.classic else 7) if given.digits is None else given.digits
     if not 1 <= digits <= 9:
         raise InputError(f"--digits is {given.digits}; it must be from 1 to 9")
-    if given.save_rows is not None and Path(given.save_rows).is_dir():
-        raise InputError(f"--save-rows {given.save_rows} is a folder; it must be a file")
+    if given.save_rows is not None:
+        check_target("--save-rows", given.save_rows)
     return Options(
         tuple(dict.fromkeys(lengths)),
         given.depths,

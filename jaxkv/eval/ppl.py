@@ -205,6 +205,7 @@ def _results(
                     "sampled_positions": len(sampled),
                     "compile_s": scores.compile_s,
                     "run_s": scores.run_s,
+                    **({"steps": scores.steps} if scores.steps else {}),
                 },
                 curve=scores,
             )

@@ -8,9 +8,9 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from jaxkv.arguments import read_text
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -60,12 +60,7 @@ def read_rows(path: str) -> tuple[Row, ...]:
     Raises:
       InputError: the file or a row of it cannot be used.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--rows {path} is not UTF-8 text: {error.reason}") from None
-    except OSError as error:
-        raise InputError(f"--rows {path} cannot be read: {error.strerror}") from None
+    text = read_text("--rows", path)
     if text.lstrip().startswith("["):
         values = _json(text, f"--rows {path}")
     else:

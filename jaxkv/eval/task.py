@@ -29,6 +29,8 @@ class Common:
       seed: of whatever is drawn.
       json: whether the report is JSON.
       plot: where to draw to, or None.
+      out: a file for the report, or None.
+      command: what was typed.
     """
 
     model: str
@@ -40,6 +42,8 @@ class Common:
     seed: int
     json: bool
     plot: str | None
+    out: str | None
+    command: str
 
 
 @dataclasses.dataclass(frozen=True)
