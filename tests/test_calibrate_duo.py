@@ -121,7 +121,8 @@ class Dense:
         return np.concatenate([a * self.cos - b * self.sin, b * self.cos + a * self.sin], axis=-1)
 
     def attend(self, x: np.ndarray, layer: dict, mask: np.ndarray) -> np.ndarray:
-        qkv = np.einsum("td,dkgh->tkgh", self.norm(x, layer["attn_norm"]), layer["wqkv"])
+        qkv = self.norm(x, layer["attn_norm"]) @ layer["wqkv"]
+        qkv = qkv.reshape(len(x), toys.CONFIG.num_kv_heads, -1, self.dim)
         outs = []
         for head in range(qkv.shape[1]):
             q, k = (self.rotate(y) for y in (qkv[:, head, :-2], qkv[:, head, -2:-1]))
@@ -133,9 +134,8 @@ class Dense:
 
     def rest(self, x: np.ndarray, attended: np.ndarray, layer: dict) -> np.ndarray:
         x = x + attended.reshape(len(x), -1) @ layer["wo"]
-        gate, up = np.moveaxis(
-            np.einsum("td,dcf->tcf", self.norm(x, layer["mlp_norm"]), layer["w_gate_up"]), 1, 0
-        )
+        y = self.norm(x, layer["mlp_norm"])
+        gate, up = np.einsum("td,cdf->ctf", y, layer["w_gate_up"])
         return x + (gate / (1 + np.exp(-gate)) * up) @ layer["w_down"]
 
     def losses(self) -> tuple[float, float]:

@@ -283,9 +283,10 @@ def copying_model() -> Model:
     made = {name: zeros(shape) for name, shape in layer.items()}
     made["attn_norm"] += 1
     # KV head 1: its query head 0 is head 2; dimensions 0 and 1 would be rotated.
-    made["wqkv"][:, 1, 0, 5] = 1.0
-    made["wqkv"][z, 1, 2, 5] = 1.0
-    made["wqkv"][z, 1, 3, 6] = 1.0
+    wqkv = made["wqkv"].reshape(size, 2, 4, 8)
+    wqkv[:, 1, 0, 5] = 1.0
+    wqkv[z, 1, 2, 5] = 1.0
+    wqkv[z, 1, 3, 6] = 1.0
     made["wo"][2 * 8 + 6, z] = 9.0
     params = {
         "embed": jnp.eye(size, dtype=jnp.float32),

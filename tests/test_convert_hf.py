@@ -50,7 +50,7 @@ def test_every_parameter_has_its_place(tmp_path: Path, shards: int) -> None:
     assert shapes == parameter_shapes(model.config)
     layer, ours = "model.layers.1.", model.params["layers"][1]
     x = np.random.default_rng(1).standard_normal(64).astype(np.float32)
-    heads = np.einsum("d,dkgh->kgh", x, ours["wqkv"]) + ours["bqkv"]
+    heads = (x @ np.asarray(ours["wqkv"]) + ours["bqkv"]).reshape(2, 4, 8)
     key, value = heads[:, 2].reshape(-1), heads[:, 3].reshape(-1)
     heads = heads[:, :2].reshape(4, 8)  # two query heads to a KV head
     q = tensors[layer + "self_attn.q_proj.weight"] @ x + tensors[layer + "self_attn.q_proj.bias"]
@@ -58,7 +58,7 @@ def test_every_parameter_has_its_place(tmp_path: Path, shards: int) -> None:
     for ours_, theirs in ((key, "k"), (value, "v")):
         weight, bias = (tensors[f"{layer}self_attn.{theirs}_proj.{n}"] for n in ("weight", "bias"))
         np.testing.assert_allclose(ours_, weight @ x + bias, atol=1e-4)
-    both = np.einsum("d,dpf->pf", x, ours["w_gate_up"]) + ours["b_gate_up"]
+    both = np.einsum("d,pdf->pf", x, ours["w_gate_up"]) + ours["b_gate_up"]
     for ours_, theirs in zip(both, ("gate", "up"), strict=True):
         weight, bias = (tensors[f"{layer}mlp.{theirs}_proj.{n}"] for n in ("weight", "bias"))
         np.testing.assert_allclose(ours_, weight @ x + bias, atol=1e-4)

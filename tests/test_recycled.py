@@ -213,7 +213,7 @@ def tova(stream: Stream, policy: TOVA, length: int, total: int):
 @pytest.mark.parametrize(
     ("policy", "oracle"),
     [(H2O(8), h2o), (H2O(9, 0.25), h2o), (H2O(5, 0.0), h2o), (TOVA(8), tova), (TOVA(1), tova)],
-    ids=str,
+    ids=["h2o", "h2o-quarter", "h2o-no-recent", "tova", "tova-one"],
 )
 def test_decode_time_eviction_equals_the_oracle(policy, oracle, length) -> None:
     total = length + 40

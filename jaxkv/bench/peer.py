@@ -103,12 +103,13 @@ def _tensors(model: Model) -> dict[str, np.ndarray]:
         found["lm_head.weight"] = params["lm_head"]
     for i, layer in enumerate(params["layers"]):
         at, wqkv = f"model.layers.{i}.", np.asarray(layer["wqkv"], np.float32)
+        wqkv = wqkv.reshape(width, config.num_kv_heads, config.group_size + 2, config.head_dim)
         parts = {"q": wqkv[:, :, :-2], "k": wqkv[:, :, -2], "v": wqkv[:, :, -1]}
         for name, part in parts.items():
             found[f"{at}self_attn.{name}_proj.weight"] = part.reshape(width, -1).T
         found[f"{at}self_attn.o_proj.weight"] = np.asarray(layer["wo"]).T
         for j, name in enumerate(("gate", "up")):
-            found[f"{at}mlp.{name}_proj.weight"] = np.asarray(layer["w_gate_up"])[:, j].T
+            found[f"{at}mlp.{name}_proj.weight"] = np.asarray(layer["w_gate_up"])[j].T
         found[f"{at}mlp.down_proj.weight"] = np.asarray(layer["w_down"]).T
         found[f"{at}input_layernorm.weight"] = layer["attn_norm"]
         found[f"{at}post_attention_layernorm.weight"] = layer["mlp_norm"]

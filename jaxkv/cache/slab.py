@@ -12,9 +12,12 @@ import dataclasses
 
 import flax.struct
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxkv.typing import Lengths, NewKeys, Positions
+from pallas_kernels.order import SUBLANES, in_stored_order
+
+Arrays = tuple[Array, ...]
 
 
 @flax.struct.dataclass
@@ -59,7 +62,15 @@ def new_positions(slab: Slab, count: int, lengths: Lengths | None) -> Positions:
     return positions if lengths is None else jnp.where(offset < lengths[:, None], positions, -1)
 
 
-def append(slab: Slab, k: NewKeys, v: NewKeys, positions: Positions, slots: Positions) -> Slab:
+def append(
+    slab: Slab,
+    k: NewKeys,
+    v: NewKeys,
+    positions: Positions,
+    slots: Positions,
+    *,
+    consecutive: bool = False,
+) -> Slab:
     """Writes new tokens into the given slots.
 
     Args:
@@ -69,27 +80,67 @@ def append(slab: Slab, k: NewKeys, v: NewKeys, positions: Positions, slots: Posi
       positions: int32 [B, T], -1 for padding, which is not written.
       slots: int32 [B, T], distinct within a row; a slot of S or more drops the token, which still
         counts as seen.
+      consecutive: whether the tokens of a row go into slots that follow one another, as a single
+        token always does: a TPU then writes in place.
 
     Returns:
       The slab after the writes.
     """
     count = jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
     slots = jnp.where(positions >= 0, slots, slab.slots)
+    old = slab.k, slab.v, slab.pos
+    new = k.astype(slab.k.dtype), v.astype(slab.v.dtype), positions[:, :, None]
+    if consecutive or slots.shape[1] == 1:
+        written = lax.platform_dependent(old, new, slots, tpu=_write_runs, default=_scatter)
+    else:
+        written = _scatter(old, new, slots)
+    return Slab(*written, seen=slab.seen + count)
+
+
+def _scatter(old: Arrays, new: Arrays, slots: Positions) -> Arrays:
+    """New [B, T, K, ..] into old [B, K, S, ..], each token into its slot."""
     if slots.size == 1:
         # XLA turns a scatter of one update into a dynamic-update-slice, and at batch 1 its CPU
         # compiler then fuses that twice and copies the whole cache. A second update that is
         # always dropped keeps it a scatter in place.
-        k, v = jnp.repeat(k, 2, axis=1), jnp.repeat(v, 2, axis=1)
-        positions = jnp.repeat(positions, 2, axis=1)
-        slots = jnp.concatenate([slots, jnp.full_like(slots, slab.slots)], axis=1)
-    row = jnp.arange(k.shape[0])[:, None]
-    return dataclasses.replace(
-        slab,
-        k=slab.k.at[row, :, slots].set(k.astype(slab.k.dtype), mode="drop"),
-        v=slab.v.at[row, :, slots].set(v.astype(slab.v.dtype), mode="drop"),
-        pos=slab.pos.at[row, :, slots].set(positions[:, :, None], mode="drop"),
-        seen=slab.seen + count,
-    )
+        new = tuple(jnp.repeat(x, 2, axis=1) for x in new)
+        slots = jnp.concatenate([slots, jnp.full_like(slots, old[0].shape[2])], axis=1)
+    row = jnp.arange(slots.shape[0])[:, None]
+    return tuple(x.at[row, :, slots].set(y, mode="drop") for x, y in zip(old, new, strict=True))
+
+
+def _write_runs(old: Arrays, new: Arrays, slots: Positions) -> Arrays:
+    """As `_scatter`, where the valid tokens of each row come first and their slots in a row.
+
+    XLA brings an array to another order in memory, and back, for a scatter on a TPU, and also for
+    an update of a single slot: a slab would be copied twice at every step. A tile of slots, read,
+    changed and written back, stays where it is.
+    """
+    count = jnp.sum(slots < old[0].shape[2], axis=1, dtype=jnp.int32)
+    return tuple(_write_run(x, y, slots[:, 0], count) for x, y in zip(old, new, strict=True))
+
+
+def _write_run(old: Array, new: Array, first: Array, count: Array) -> Array:
+    size, slots = new.shape[1], old.shape[2]
+    width = min(max(size, SUBLANES), slots)
+    fresh = jnp.moveaxis(new, 1, 2)
+    around = [(0, 0), (0, 0), (width, width)] + [(0, 0)] * (old.ndim - 3)
+    fresh = jnp.pad(fresh, around)
+    hold = in_stored_order if old.ndim == 4 else lambda x: x
+    old = hold(old)
+    for row in range(old.shape[0]):
+        begin = first[row] if size > 1 else lax.div(first[row], SUBLANES) * SUBLANES
+        begin = jnp.minimum(begin, slots - width)
+        here = begin + jnp.arange(width)
+        taken = (here >= first[row]) & (here < first[row] + count[row])
+        taken = taken.reshape(1, 1, width, *[1] * (old.ndim - 3))
+        offset = width + begin - first[row]
+        moved = lax.dynamic_slice_in_dim(fresh[row : row + 1], offset, width, 2)
+        at = (row, 0, begin, *[0] * (old.ndim - 3))
+        there = lax.dynamic_slice(old, at, (1, old.shape[1], width, *old.shape[3:]))
+        old = lax.dynamic_update_slice(old, jnp.where(taken, moved, there), at)
+        old = hold(old)
+    return old
 
 
 def append_per_head(slab: Slab, k: NewKeys, v: NewKeys, at: Positions, slots: Array) -> Slab:

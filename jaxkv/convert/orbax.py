@@ -39,7 +39,7 @@ from jaxkv.errors import InputError
 from jaxkv.files import whole_folder
 
 MARK = "jaxkv.json"  # the file that makes a folder a checkpoint of ours
-_FORMAT = 1
+_FORMAT = 2
 _SMALL = 16 * 2**20  # bytes; files up to this size are checked to the last bit
 _Result = TypeVar("_Result")
 _ARRAYS, _TOKENIZER, _CONFIG = "params", "tokenizer", "config.json"

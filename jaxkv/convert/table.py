@@ -58,10 +58,14 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The part of one of our arrays that one tensor fills: `size` entries along `axis`."""
+    """The part of one of our arrays that one tensor fills: `size` entries along `axis`.
+
+    `view` is the shape with that axis, where our array has it folded into another.
+    """
 
     axis: int
     size: Callable[[ModelConfig], int]
+    view: Callable[[ModelConfig], Shape] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Rule:
 
 KEEP = Layout(lambda shape: shape, lambda x, shape, config: x)
 FLAT = Layout(lambda shape: (math.prod(shape),), lambda x, shape, config: x.reshape(shape))
+# [out, in] is our [1, in, out], one of a stack.
+STACKED = Layout(lambda shape: (shape[2], shape[1]), lambda x, shape, config: x.T[None])
 # [out, in] with one input axis in ours: [in, ..., out]
 LINEAR = Layout(
     lambda shape: (math.prod(shape[1:]), shape[0]),
@@ -151,12 +157,14 @@ def _join(
 ) -> np.ndarray:
     """One of our arrays from several tensors, each written into its place."""
     out = np.empty(shape, dtype)
-    begin = 0
+    view, begin = out, 0
     for name, source in sources:
         assert source.rule.share is not None
         axis, size = source.rule.share.axis, source.rule.share.size(config)
+        if source.rule.share.view:
+            view = out.reshape(source.rule.share.view(config))
         place = (slice(None),) * axis + (slice(begin, begin + size),)
-        out[place] = source.rule.layout.arrange(tensors.read(name), source.shape, config)
+        view[place] = source.rule.layout.arrange(tensors.read(name), source.shape, config)
         begin += size
     return out
 
@@ -171,6 +179,7 @@ def _wanted(config: ModelConfig, rules: tuple[Rule, ...]) -> dict[str, Source]:
             name = rule.theirs.replace("#", number.group()) if number else rule.theirs
             part = list(shape)
             if rule.share:
+                part = list(rule.share.view(config)) if rule.share.view else part
                 part[rule.share.axis] = rule.share.size(config)
             wanted[name] = Source(path, tuple(part), rule)
     return wanted

@@ -82,26 +82,27 @@ class ModelConfig:
 def parameter_shapes(config: ModelConfig) -> dict:
     """The tree of parameters, with a shape tuple in place of every array.
 
-    Linear maps are stored [in, ..., out], so that `x @ w` needs no transpose; the embedding is
+    Linear maps are stored [in, out], so that `x @ w` needs no transpose; the embedding is
     [V, D]. `lm_head` [V, D] is there only when it is not tied.
 
     Projections of the same input are one array, because a decode step is paid by the number of
-    products as well as by their bytes. Of `wqkv` [D, K, G + 2, H] the slice [:, i] belongs to KV
-    head i: its G query heads, then its key, then its value; so heads are chosen, ordered and
-    sharded along one axis. `w_gate_up` is [D, 2, F].
+    products as well as by their bytes. Of the columns of `wqkv`, seen as [K, G + 2, H], those of
+    [i] belong to KV head i: its G query heads, then its key, then its value; so heads are chosen,
+    ordered and sharded along one axis. `w_gate_up` is [2, D, F]. No other axes are kept apart: a
+    TPU pads small ones, or brings a weight to another order before it uses it.
     """
     d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
     n, k, g = config.num_heads, config.num_kv_heads, config.group_size
     layer: dict[str, tuple[int, ...]] = {
         "attn_norm": (d,),
-        "wqkv": (d, k, g + 2, h),
+        "wqkv": (d, k * (g + 2) * h),
         "wo": (n * h, d),
         "mlp_norm": (d,),
-        "w_gate_up": (d, 2, f),
+        "w_gate_up": (2, d, f),
         "w_down": (f, d),
     }
     if config.qkv_bias:
-        layer |= {"bqkv": (k, g + 2, h)}
+        layer |= {"bqkv": (k * (g + 2) * h,)}
     if config.out_bias:
         layer |= {"bo": (d,)}
     if config.mlp_bias:

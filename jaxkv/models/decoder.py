@@ -223,7 +223,8 @@ def _block(
 ) -> tuple[Hidden, Any]:
     """Pre-norm attention and MLP, each added to the residual stream; and what `attend` keeps."""
     y = rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
-    qkv = project(y, layer["wqkv"], layer.get("bqkv"))  # [B, T, K, G + 2, H]
+    heads = config.num_kv_heads, config.group_size + 2, config.head_dim
+    qkv = project(y, layer["wqkv"], layer.get("bqkv")).reshape(*y.shape[:2], *heads)
     q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
     q = q.reshape(*q.shape[:2], config.num_heads, config.head_dim)
     kept, out = attend(q, k, v)

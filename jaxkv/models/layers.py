@@ -20,36 +20,42 @@ def rms_norm(x: Hidden, weight: Array, eps: float) -> Hidden:
 
 
 def project(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """A linear map of the last axis, accumulated in float32: [B, T, I] -> [B, T, *O].
+    """A linear map of the last axis, accumulated in float32: [B, T, I] -> [B, T, O].
 
     Args:
       x: [B, T, I].
-      weight: [I, *O].
-      bias: [*O] or None.
+      weight: [I, O].
+      bias: [O] or None.
     """
-    rows, inputs = x.reshape(-1, x.shape[-1]), weight.shape[0]
-    matrix = weight.reshape(inputs, -1)
+    rows = x.reshape(-1, x.shape[-1])
     # A product of one row is only as fast as the memory is read, and XLA's CPU backend reads a
     # small matrix with one core. Two half sums, batched, are read by two.
-    if rows.shape[0] == 1 and inputs % 2 == 0:
-        out = jax.lax.platform_dependent(rows, matrix, cpu=_halves, default=_product)
+    if rows.shape[0] == 1 and rows.shape[1] % 2 == 0:
+        out = jax.lax.platform_dependent(rows, weight, cpu=_halves, default=_product)
     else:
-        out = _product(rows, matrix)
-    out = out.astype(x.dtype).reshape(*x.shape[:-1], *weight.shape[1:])
+        out = _product(rows, weight)
+    out = out.astype(x.dtype).reshape(*x.shape[:-1], -1)
     return out if bias is None else out + bias[None, None]
 
 
-def _product(rows: Array, matrix: Array) -> Array:
-    return einsum("ri,io->ro", rows, matrix)
+def _product(rows: Array, weight: Array) -> Array:
+    return einsum("ri,io->ro", rows, weight)
 
 
-def _halves(rows: Array, matrix: Array) -> Array:
-    inputs, outputs = matrix.shape
-    halves = matrix.reshape(2, inputs // 2, outputs)
+def _halves(rows: Array, weight: Array) -> Array:
+    inputs, outputs = weight.shape
+    halves = weight.reshape(2, inputs // 2, outputs)
     return jnp.sum(einsum("rsi,sio->sro", rows.reshape(1, 2, inputs // 2), halves), axis=0)
 
 
 def gated_mlp(x: Hidden, layer: Params) -> Hidden:
     """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), [B, T, D]."""
-    both = project(x, layer["w_gate_up"], layer.get("b_gate_up"))  # [B, T, 2, F]
-    return project(jax.nn.silu(both[:, :, 0]) * both[:, :, 1], layer["w_down"], layer.get("b_down"))
+    weight, bias = layer["w_gate_up"], layer.get("b_gate_up")
+    rows = x.reshape(1, -1, x.shape[-1])
+    # As a batch of two, or a backend may bring the weight to another order first.
+    rows = jnp.broadcast_to(rows, (2, *rows.shape[1:]))
+    gate, up = einsum("pri,pio->pro", rows, weight).astype(x.dtype)
+    if bias is not None:
+        gate, up = gate + bias[:1], up + bias[1:]
+    out = (jax.nn.silu(gate) * up).reshape(*x.shape[:-1], -1)
+    return project(out, layer["w_down"], layer.get("b_down"))

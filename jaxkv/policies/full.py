@@ -75,7 +75,7 @@ class FullLayer:
 
 def _write(cache, q, k, v, rope, lengths):
     at = new_positions(cache, q.shape[1], lengths)
-    cache = append(cache, rotate(rope, k, at), v, at, at)
+    cache = append(cache, rotate(rope, k, at), v, at, at, consecutive=True)
     return cache, rotate(rope, q, at), at
 
 

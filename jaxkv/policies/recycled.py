@@ -19,6 +19,7 @@ from jaxkv.policies.full import FullLayer, poison
 from jaxkv.policies.scores import best_slots, max_pool
 from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from pallas_kernels.order import keep_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,9 @@ class RecycledLayer:
         def refreshed(_: Array, carry: tuple[Slab, Array]) -> tuple[Slab, Array]:
             part, index = carry
             # An index that did not change would let XLA copy before the loop, in every step.
-            return keep_rows(active, _copies(full, index, valid), part), index + 1
+            copies = keep_rows(active, _copies(full, index, valid), part)
+            k, v = keep_order(copies.k), keep_order(copies.v)
+            return dataclasses.replace(copies, k=k, v=v), index + 1
 
         part, _ = lax.fori_loop(0, refresh.astype(jnp.int32), refreshed, (part, index))
         now = refresh & active
@@ -218,7 +221,9 @@ def _copies(full: Slab, index: Array, valid: Array) -> Slab:
     """The slots `index`, [B, K, k], of a full cache, and an empty one behind them."""
 
     def copies(x: Array) -> Array:
-        taken = jnp.take_along_axis(x, index[..., None], axis=2)
+        # A TPU turns the cache around for this gather: here, and not before the loop at every step.
+        x, at = lax.optimization_barrier((x, index))
+        taken = jnp.take_along_axis(keep_order(x), at[..., None], axis=2)
         return jnp.pad(taken, ((0, 0), (0, 0), (0, 1), (0, 0)))
 
     pos = jnp.where(valid, jnp.take_along_axis(full.pos, index, axis=2), -1)

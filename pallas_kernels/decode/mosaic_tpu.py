@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
 from typing import Any
 
@@ -15,10 +14,10 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
-LANES, SUBLANES = 128, 8
 MAX_BLOCK = 2048  # slots; 1 MiB of bfloat16 at H = 128, which takes long enough to hide a step
 VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the smallest limit
 SMEM_BYTES = 256 << 10  # for the ranges of blocks: a quarter of what a core has
@@ -134,41 +133,6 @@ def decode_attention(
         return out, lse
     level = jnp.where(jnp.isneginf(lse), 0.0, lse)
     return out, lse, jnp.exp(scores[0].reshape(b, n, slots) - level[..., None])
-
-
-class Order(enum.Enum):
-    """How the axes of a slab [B, K, S, H] lie in memory, the fastest last."""
-
-    HEADS_SLOTS = "B K S H"
-    HEADS_DIMS = "B K H S"
-    SLOTS_HEADS = "B S K H"
-
-
-def stored_order(shape: tuple[int, ...], itemsize: int) -> Order | None:
-    """The order in which XLA keeps a slab on a TPU: the one that its tiles pad least.
-
-    A kernel that reads another order gets a copy of the whole slab before it. None is an order
-    that the kernel does not read, which only a slab with S no multiple of 8 can have.
-
-    Args:
-      shape: B, K, S, H.
-      itemsize: bytes of a number.
-    """
-    rows, heads, slots, head_dim = shape
-
-    def padding(size: int, tile: int) -> float:
-        return pl.cdiv(size, tile) * tile / size
-
-    def down(size: int) -> float:  # padding of the axis along the sublanes: small ones tile finer
-        return padding(size, min(SUBLANES, max(4 // itemsize, 1 << (size - 1).bit_length())))
-
-    least = min(down(size) for size in (slots, heads, rows))
-    if padding(slots, LANES) * down(head_dim) < padding(head_dim, LANES) * least:
-        return Order.HEADS_DIMS
-    if down(slots) == least:
-        return Order.HEADS_SLOTS
-    # The heads fold into the slots without a copy only where they fill whole tiles.
-    return None if heads % SUBLANES else Order.SLOTS_HEADS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,8 @@ ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    # Only the compiler is used: there is no chip that two processes could quarrel about.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 MOVES = re.compile(r"= \(?\w+\[([\d,]+)\]\S* (?:copy|copy-start|transpose|reshape|pad|convert)\(")
 
@@ -41,11 +43,13 @@ def sharding(chip: str) -> SingleDeviceSharding:
     return SingleDeviceSharding(found.devices[0])
 
 
-def compile_for(chip: str, function: Callable[..., Any], *args: Any) -> jax.stages.Compiled:
+def compile_for(
+    chip: str, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
+) -> jax.stages.Compiled:
     """Compiles for one chip; the arguments are `jax.ShapeDtypeStruct`s in any tree."""
     place = functools.partial(jax.ShapeDtypeStruct, sharding=sharding(chip))
     args = jax.tree.map(lambda x: place(x.shape, x.dtype), args)
-    return jax.jit(function).lower(*args).compile()
+    return jax.jit(function, donate_argnums=donate).lower(*args).compile()
 
 
 def moves(text: str, size: int) -> list[str]:
@@ -56,3 +60,24 @@ def moves(text: str, size: int) -> list[str]:
         for line, match in found
         if match and math.prod(int(x) for x in match[1].split(",")) >= size
     ]
+
+
+def every_step(text: str) -> list[str]:
+    """The lines of a decode program that run at every step or around them: `ENTRY` and its loop.
+
+    What runs in a branch or in a loop within that one is not there, nor what is fused.
+    """
+    parts: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            name = line.split()[0].lstrip("%")
+            parts[name] = []
+        elif name:
+            parts[name].append(line)
+    entry = parts["ENTRY"]
+    bodies = [
+        match[1] for line in entry if (match := re.search(r" while\(.*body=%([^,\s]+)", line))
+    ]
+    assert bodies, "there is no loop"
+    return entry + [line for body in bodies for line in parts[body]]

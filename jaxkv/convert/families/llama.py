@@ -12,7 +12,7 @@ import numpy as np
 from jaxkv.convert.families.base import Family
 from jaxkv.convert.families.hf_rope import rope_from_hf
 from jaxkv.convert.fields import Fields
-from jaxkv.convert.table import FLAT, KEEP, LINEAR, Layout, Rule, Shape, Share, Tensors
+from jaxkv.convert.table import FLAT, KEEP, LINEAR, STACKED, Layout, Rule, Shape, Share, Tensors
 from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
 from jaxkv.rope import LinearScaling, Rope, RopeScaling, YarnScaling
@@ -172,17 +172,25 @@ def _one(config: ModelConfig) -> int:
     return 1
 
 
+def _head_biases(config: ModelConfig) -> Shape:
+    return config.num_kv_heads, config.group_size + 2, config.head_dim
+
+
+def _heads(config: ModelConfig) -> Shape:
+    return config.hidden_size, *_head_biases(config)
+
+
 def _rules(names: dict[str, str], linear: Layout, flat: Layout) -> tuple[Rule, ...]:
     """A table: `linear` and `flat` are the layouts of q's and k's weight and bias."""
     parts = {
-        "q": ("wqkv", linear, Share(2, _group)),
-        "k": ("wqkv", linear, Share(2, _one)),
-        "v": ("wqkv", LINEAR, Share(2, _one)),
-        "q.bias": ("bqkv", flat, Share(1, _group)),
-        "k.bias": ("bqkv", flat, Share(1, _one)),
-        "v.bias": ("bqkv", FLAT, Share(1, _one)),
-        "gate": ("w_gate_up", LINEAR, Share(1, _one)),
-        "up": ("w_gate_up", LINEAR, Share(1, _one)),
+        "q": ("wqkv", linear, Share(2, _group, _heads)),
+        "k": ("wqkv", linear, Share(2, _one, _heads)),
+        "v": ("wqkv", LINEAR, Share(2, _one, _heads)),
+        "q.bias": ("bqkv", flat, Share(1, _group, _head_biases)),
+        "k.bias": ("bqkv", flat, Share(1, _one, _head_biases)),
+        "v.bias": ("bqkv", FLAT, Share(1, _one, _head_biases)),
+        "gate": ("w_gate_up", STACKED, Share(0, _one)),
+        "up": ("w_gate_up", STACKED, Share(0, _one)),
         "gate.bias": ("b_gate_up", FLAT, Share(0, _one)),
         "up.bias": ("b_gate_up", FLAT, Share(0, _one)),
         "wo": ("wo", LINEAR, None),

@@ -1,0 +1,119 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Whole programs of a real model compile for real chips, with caches that stay where they are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tpu
+
+from jaxkv import DuoAttention, Full, HeadKV, RecycledAttention, StreamingLLM
+from jaxkv.cache.accounting import nbytes
+from jaxkv.generate.loop import decode_tokens, prefill_chunk
+from jaxkv.generate.sampling import Greedy
+from jaxkv.generate.state import start
+from jaxkv.models.config import ModelConfig, parameter_shapes
+from jaxkv.policies.base import Policy
+from jaxkv.policies.patterns import GATES, SCORES, save_pattern
+from jaxkv.rope import Rope
+
+pytestmark = [pytest.mark.aot, tpu.needs_libtpu]
+
+SLOTS, CHUNK = 8192, 512
+# Llama-3.2-1B, two of its sixteen layers: the others are the same.
+CONFIG = ModelConfig(
+    vocab_size=128256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_layers=2,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=64,
+    rope=Rope(64, theta=500000.0),
+    max_positions=131072,
+    tie_embeddings=True,
+)
+POLICIES: dict[str, Callable[[Path], Policy]] = {
+    "full": lambda folder: Full(),
+    "streaming": lambda folder: StreamingLLM(4, 1020),
+    "duo": lambda folder: DuoAttention(pattern(folder, GATES), 0.5, 64, 256),
+    "headkv": lambda folder: HeadKV(pattern(folder, SCORES), 1024),
+    "recycled": lambda folder: RecycledAttention(1024, 10),
+}
+
+
+def pattern(folder: Path, kind: str) -> str:
+    heads = CONFIG.num_kv_heads if kind == GATES else CONFIG.num_heads
+    values = np.random.default_rng(0).random((CONFIG.num_layers, heads))
+    save_pattern(folder / "pattern.json", kind, values, CONFIG.identity, {})
+    return str(folder / "pattern.json")
+
+
+@pytest.fixture(autouse=True)
+def on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What chooses kernels asks which device there is."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+
+def arguments(policy: Policy, batch: int) -> tuple[Any, Any]:
+    """Parameters and state, abstract, in bfloat16."""
+    is_shape = lambda x: isinstance(x, tuple) and all(isinstance(n, int) for n in x)  # noqa: E731
+    params = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+        parameter_shapes(CONFIG),
+        is_leaf=is_shape,
+    )
+    return params, jax.eval_shape(lambda: start(CONFIG, policy, batch, SLOTS, "bfloat16", 0))
+
+
+def integers(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def check(compiled: jax.stages.Compiled, params: Any, state: Any) -> None:
+    """Kernels are in it, all the state is aliased, and memory is weights and caches."""
+    assert "tpu_custom_call" in compiled.as_text()
+    memory = compiled.memory_analysis()
+    kept = nbytes(params) + nbytes(state.cache)
+    assert memory.alias_size_in_bytes >= nbytes(state.cache)
+    assert memory.argument_size_in_bytes < 1.05 * kept
+
+
+@pytest.mark.parametrize(
+    "name, batch", [*((name, 1) for name in POLICIES), ("full", 4), ("duo", 4), ("recycled", 4)]
+)
+def test_decode(name: str, batch: int, tmp_path: Path) -> None:
+    policy = POLICIES[name](tmp_path)
+    params, state = arguments(policy, batch)
+    step = functools.partial(decode_tokens, config=CONFIG, policy=policy, sampler=Greedy())
+    compiled = tpu.compile_for("v5e", step, params, state, integers(), integers(2), donate=(1,))
+    check(compiled, params, state)
+    # 16 of the layers' caches fill a chip; a copy of one must not wait in memory.
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary < max(0.02 * nbytes(params), nbytes(state.cache) // 4)
+    # A slab that is read in a kernel and written in place is in no line of its own.
+    sizes = [x.size for x in jax.tree.leaves(state.cache.layers) if x.ndim == 4]
+    whole = max(sizes) if name == "recycled" else min(sizes)
+    if name == "headkv":
+        return  # XLA turns one of its groups around, of three heads, to write into it
+    assert tpu.moves("\n".join(tpu.every_step(compiled.as_text())), whole) == []
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_prefill(name: str, tmp_path: Path) -> None:
+    policy = POLICIES[name](tmp_path)
+    params, state = arguments(policy, 1)
+    step = functools.partial(prefill_chunk, config=CONFIG, policy=policy)
+    tokens = SLOTS if name == "headkv" else CHUNK  # one that chooses after a prompt takes all of it
+    compiled = tpu.compile_for(
+        "v5e", step, params, state, integers(1, tokens), integers(1), donate=(1,)
+    )
+    check(compiled, params, state)
