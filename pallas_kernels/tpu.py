@@ -1,0 +1,73 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the TPU kernels share: how XLA lays out a slab, how large blocks may be, exact products."""
+
+from __future__ import annotations
+
+import enum
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.precision import einsum
+
+LANES, SUBLANES = 128, 8
+VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the smallest limit
+SMEM_BYTES = 256 << 10  # for what says which blocks to visit: a quarter of what a core has
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+class Order(enum.Enum):
+    """How the axes of a slab [B, K, S, H] lie in memory, the fastest last."""
+
+    HEADS_SLOTS = "B K S H"
+    HEADS_DIMS = "B K H S"
+    SLOTS_HEADS = "B S K H"
+
+
+def stored_order(shape: tuple[int, ...], itemsize: int) -> Order | None:
+    """The order in which XLA keeps a slab on a TPU: the one that its tiles pad least.
+
+    A kernel that reads another order gets a copy of the whole slab before it. None is an order
+    that the kernel does not read, which only a slab with S no multiple of 8 can have.
+
+    Args:
+      shape: B, K, S, H.
+      itemsize: bytes of a number.
+    """
+    rows, heads, slots, head_dim = shape
+
+    def padding(size: int, tile: int) -> float:
+        return pl.cdiv(size, tile) * tile / size
+
+    def down(size: int) -> float:  # padding of the axis along the sublanes: small ones tile finer
+        return padding(size, min(SUBLANES, max(4 // itemsize, 1 << (size - 1).bit_length())))
+
+    least = min(down(size) for size in (slots, heads, rows))
+    if padding(slots, LANES) * down(head_dim) < padding(head_dim, LANES) * least:
+        return Order.HEADS_DIMS
+    if down(slots) == least:
+        return Order.HEADS_SLOTS
+    # The heads fold into the slots without a copy only where they fill whole tiles.
+    return None if heads % SUBLANES else Order.SLOTS_HEADS
+
+
+def even_block(slots: int, limit: int) -> int:
+    """Slots a block: all of them, or a multiple of the lanes up to `limit`, in even shares."""
+    if slots <= limit:
+        return slots
+    return pl.cdiv(pl.cdiv(slots, pl.cdiv(slots, limit)), LANES) * LANES
+
+
+def in_hbm(x: Array) -> Array:
+    """Keeps XLA from bringing a small slab to VMEM in full before the kernel starts."""
+    return pltpu.with_memory_space_constraint(x, pltpu.HBM)
+
+
+def product(subscripts: str, x: Array, y: Array) -> Array:
+    """`einsum` whatever precision the user's defaults ask of bfloat16, which has only one here."""
+    with jax.default_matmul_precision("default"):
+        return einsum(subscripts, x, y)
