@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.precision import einsum
 
 LANES, SUBLANES = 128, 8
+ROW_TILE = 16  # rows that a tile takes in any dtype that is served
 VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the smallest limit
 SMEM_BYTES = 256 << 10  # for what says which blocks to visit: a quarter of what a core has
 DTYPES = (jnp.float32, jnp.bfloat16)
@@ -60,6 +61,18 @@ def even_block(slots: int, limit: int) -> int:
     if slots <= limit:
         return slots
     return pl.cdiv(pl.cdiv(slots, pl.cdiv(slots, limit)), LANES) * LANES
+
+
+def share_rows(queries: int, group: int, limit: int) -> tuple[int, int]:
+    """Queries and query heads a block, whose product is at most `limit`, which the lanes divide.
+
+    Queries are whole tiles in number, all of them or a multiple of the lanes in even shares; query
+    heads divide a group.
+    """
+    padded = pl.cdiv(queries, ROW_TILE) * ROW_TILE
+    least = min(padded, LANES)
+    together = max(x for x in range(1, group + 1) if group % x == 0 and x * least <= limit)
+    return even_block(padded, max(limit // together // LANES, 1) * LANES), together
 
 
 def in_hbm(x: Array) -> Array:

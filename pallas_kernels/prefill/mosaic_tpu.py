@@ -25,18 +25,18 @@ from pallas_kernels.tpu import (
     DTYPES,
     LANES,
     SMEM_BYTES,
-    VMEM_BYTES,
     Order,
     even_block,
     in_hbm,
     product,
+    share_rows,
     stored_order,
 )
 from pallas_kernels.visibility import visible
 
-MAX_BLOCK = 512  # slots
-MAX_ROWS = 1024  # queries times heads: so often is a key used that was read once
-SUBTILE = 16  # rows that a tile of bfloat16 takes: queries are padded to whole tiles
+MAX_BLOCK = 1024  # slots: the reductions along them cost as much for a few
+MAX_ROWS = 512  # queries times heads: so often is a key used that was read once
+VMEM_BYTES = 14 << 20  # of the 16 MiB that a kernel is given where least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _attend(
 ) -> tuple[Array, Array]:
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
-    itemsize = max(k.dtype.itemsize, v.dtype.itemsize)
+    itemsize = max(x.dtype.itemsize for x in (q, k, v))
     block, tall, together = block_shape(t, slots, n // heads, h, itemsize)
     # Query heads that share a block; a KV head has one or more of such parts.
     parts = n // heads // together
@@ -185,23 +185,16 @@ def block_shape(
     Queries are whole tiles in number, and where there are several blocks of them they fill the
     lanes; query heads divide a group.
     """
-    block = even_block(slots, MAX_BLOCK)
-    width, wide = (pl.cdiv(x, LANES) * LANES for x in (head_dim, block))
-    padded = pl.cdiv(queries, SUBTILE) * SUBTILE
-    # Two of K and of V, and V under a mask.
-    fixed = wide * width * (4 * itemsize + 8)
-    # Scores, weights and their temporaries; two of queries and of results, the sum and what is
-    # added to it; and columns.
-    each = wide * (12 + itemsize) + width * (4 * itemsize + 8) + LANES * 4 * 4
-    limit = max(min(MAX_ROWS, (VMEM_BYTES - fixed) // each), LANES)
-    tall = padded if padded <= LANES else LANES
-    together = max(
-        x for x in range(1, group + 1) if group % x == 0 and (x == 1 or x * tall <= limit)
-    )
-    if padded > LANES:
-        share = max(limit // together // LANES, 1) * LANES
-        tall = padded if padded <= share else even_block(padded, share)
-    return block, tall, together
+    tall, together = share_rows(queries, group, MAX_ROWS)
+    rows, width = tall * together, pl.cdiv(head_dim, LANES) * LANES
+    # Two of the queries and of the results, the sum, its two columns, and the positions.
+    fixed = rows * (4 * width * itemsize + 4 * width + 2 * 4 * LANES) + 2 * tall * 4 * LANES
+    # Two of K and of V; what is computed of them, float32 in three parts; and the scores.
+    each = 4 * width * itemsize + width * (12 if itemsize == 2 else 40) + 8 * rows
+    limit = min((VMEM_BYTES - fixed) // each, MAX_BLOCK) // LANES * LANES
+    if limit <= 0:
+        raise NotImplementedError(f"{rows} queries of {head_dim} do not fit VMEM")
+    return even_block(slots, limit), tall, together
 
 
 def _kernel(case: _Case, place: Any, q_blocks: int, dims_first: bool, *refs: Any) -> None:
@@ -240,9 +233,9 @@ def _kernel(case: _Case, place: Any, q_blocks: int, dims_first: bool, *refs: Any
             scores = jnp.where(seen[None], scores, -jnp.inf).reshape(heads * tall, block)
             # A weight of 0 hides any number, but not a NaN or an infinity that a slot beyond the
             # slab, or one never written, may hold.
-            shown = jnp.max(seen.astype(jnp.float32), axis=0, keepdims=True)
+            shown = jnp.max(seen.astype(jnp.float32), axis=0, keepdims=True).astype(jnp.bfloat16)
             if not dims_first:  # down the slots, which a product turns fastest
-                shown = product("gs,gh->sh", shown, jnp.ones((1, h), jnp.float32))
+                shown = product("gs,gh->sh", shown, jnp.ones((1, h), jnp.bfloat16))
             v = jnp.where(shown > 0.5, v, jnp.zeros_like(v))
         top = jnp.maximum(top_ref[...], jnp.max(scores, axis=1, keepdims=True))
         base = jnp.where(top == -jnp.inf, 0.0, top)  # no visible slot yet

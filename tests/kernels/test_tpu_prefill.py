@@ -172,13 +172,13 @@ def test_what_is_seen_is_visited(count, places, slots, sinks, window, seed) -> N
     [(512, 8192, 4, 128, 2), (5, 5, 1, 64, 2), (130, 1029, 71, 256, 4), (4096, 700, 8, 128, 2)],
 )
 def test_blocks_cover_and_fit(queries, slots, group, head_dim, itemsize, monkeypatch) -> None:
-    monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 512)
-    monkeypatch.setattr(mosaic_tpu, "MAX_ROWS", 1024)
+    monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 1024)
+    monkeypatch.setattr(mosaic_tpu, "MAX_ROWS", 512)
     block, tall, together = mosaic_tpu.block_shape(queries, slots, group, head_dim, itemsize)
     assert block == slots or block % 128 == 0
     assert group % together == 0 and tall % 16 == 0
     assert tall >= queries or tall % 128 == 0
-    assert tall * together <= 1024
+    assert tall * together <= 512
 
 
 def zeros(slots: int, count: int = 4, places: int = 1, dtype: type = jnp.float32):
@@ -236,8 +236,8 @@ def test_what_is_differentiated_is_computed_as_xla_does() -> None:
 def test_on_a_tpu(slab, monkeypatch: pytest.MonkeyPatch) -> None:
     if jax.default_backend() != "tpu":
         pytest.skip("no TPU here")
-    monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 512)
-    monkeypatch.setattr(mosaic_tpu, "MAX_ROWS", 1024)
+    monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 1024)
+    monkeypatch.setattr(mosaic_tpu, "MAX_ROWS", 512)
     q, clean, dirty, q_pos, k_pos, _ = arrays(
         slab, 2, 512, 4, "bfloat16", False, 4, 700, True, 0
     )  # fmt: skip
