@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which blocks of slots a block of queries has to visit."""
+"""Which blocks of slots and of queries see each other, as lists that a kernel follows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from pallas_kernels.visibility import visible
 
 
 class Visits(NamedTuple):
-    """Blocks of slots to visit for each block of queries, those seen whole first.
+    """Which of S blocks to visit, and in what order, those seen whole first.
 
     Attributes:
-      order: int32 [B, P, Q, S / wide], blocks in the order of visits; past the last visit, the
-        last one again.
-      whole: int32 [B, P, Q], how many of the first are seen whole by every query of the block.
-      count: int32 [B, P, Q], how many there are to visit.
+      order: int32 [.., S]; past the last visit, the last one again.
+      whole: int32 [..], how many of the first are seen whole.
+      count: int32 [..], how many there are to visit.
     """
 
     order: Array
@@ -27,25 +26,14 @@ class Visits(NamedTuple):
     count: Array
 
 
-def visits(
-    q_pos: Array, k_pos: Array, tall: int, wide: int, sinks: int, window: int | None
-) -> Visits:
-    """What to visit, by the first and the last position of each block of queries.
-
-    No visible block is left out. One in which no query sees a key is visited only where a block
-    of queries leaves out positions between its first and its last.
+def visits(some: Array, every: Array) -> Visits:
+    """What to visit of the last axis.
 
     Args:
-      q_pos: int32 [B, T], T a multiple of `tall`; negative for padding, which sees nothing and
-        does not keep a block from being seen whole.
-      k_pos: int32 [B, P, S], S a multiple of `wide`.
-      tall: queries a block.
-      wide: slots a block.
-      sinks: see `visible`.
-      window: see `visible`.
+      some: bool [.., S], blocks to visit.
+      every: bool [.., S], those of them that are seen whole.
     """
-    some, every = seen_blocks(q_pos, k_pos, tall, wide, sinks, window)
-    blocks = some.shape[-1]
+    blocks, last = some.shape[-1], some.ndim - 1
     part = some & ~every
     whole, count = (jnp.sum(x, axis=-1, dtype=jnp.int32) for x in (every, some))
 
@@ -55,19 +43,37 @@ def visits(
     rank = jnp.where(part, whole[..., None] + place(part), blocks)
     rank = jnp.where(every, place(every), rank)
     # A comparison of all with all, where a sort of so few would take XLA longer to compile.
-    step = jnp.minimum(lax.broadcasted_iota(jnp.int32, some.shape, 3), count[..., None] - 1)
+    step = jnp.minimum(lax.broadcasted_iota(jnp.int32, some.shape, last), count[..., None] - 1)
     same = rank[..., None, :] == step[..., None]
-    index = lax.broadcasted_iota(jnp.int32, same.shape, 4)
-    order = jnp.max(jnp.where(same, index, 0), axis=-1)
-    return Visits(order, whole, count)
+    index = lax.broadcasted_iota(jnp.int32, same.shape, last + 1)
+    return Visits(jnp.max(jnp.where(same, index, 0), axis=-1), whole, count)
+
+
+def longest(visits: Visits) -> Array:
+    """The most visits, and 1 where there are none: what sees nothing gets zeros even so."""
+    return jnp.maximum(jnp.max(visits.count), 1)
 
 
 def seen_blocks(
     q_pos: Array, k_pos: Array, tall: int, wide: int, sinks: int, window: int | None
 ) -> tuple[Array, Array]:
-    """bool [B, P, Q, S / wide]: blocks of which some, and every, slot is seen; see `visits`.
+    """Blocks of which some slot is seen, and those of which every query sees every slot.
 
-    `some` takes any query between the first and the last position, `every` takes them all.
+    It goes by the first and the last position of each block of queries. No visible block is left
+    out; one in which no query sees a key is taken only where the block of queries leaves out
+    positions between its first and its last.
+
+    Args:
+      q_pos: int32 [B, T], T a multiple of `tall`; negative for padding, which sees nothing and
+        does not keep a block from being seen whole.
+      k_pos: int32 [B, P, S], S a multiple of `wide`.
+      tall: queries a block.
+      wide: slots a block.
+      sinks: see `visible`.
+      window: see `visible`.
+
+    Returns:
+      bool [B, P, T / tall, S / wide], twice.
     """
     b, places, slots = k_pos.shape
     q_pos = q_pos.reshape(b, 1, -1, tall)

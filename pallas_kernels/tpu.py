@@ -75,6 +75,19 @@ def share_rows(queries: int, group: int, limit: int) -> tuple[int, int]:
     return even_block(padded, max(limit // together // LANES, 1) * LANES), together
 
 
+def by_head(x: Array, together: int, queries: int) -> Array:
+    """[B, T, N, H] as [B, N / together, together, queries, H], zeros where there is no query."""
+    b, t, n, h = x.shape
+    x = jnp.moveaxis(x.reshape(b, t, n // together, together, h), 1, 3)
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, queries - t), (0, 0)])
+
+
+def filled_up(positions: Array, size: int) -> Array:
+    """Positions [.., S] as [.., size]: nothing is in the rest."""
+    padding = [(0, 0)] * (positions.ndim - 1) + [(0, size - positions.shape[-1])]
+    return jnp.pad(positions, padding, constant_values=-1)
+
+
 def in_hbm(x: Array) -> Array:
     """Keeps XLA from bringing a small slab to VMEM in full before the kernel starts."""
     return pltpu.with_memory_space_constraint(x, pltpu.HBM)

@@ -19,14 +19,16 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.blocks import visits
+from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.prefill import xla
 from pallas_kernels.tpu import (
     DTYPES,
     LANES,
     SMEM_BYTES,
     Order,
+    by_head,
     even_block,
+    filled_up,
     in_hbm,
     product,
     share_rows,
@@ -88,17 +90,15 @@ def _attend(
     q_blocks, k_blocks = pl.cdiv(t, tall), pl.cdiv(slots, block)
 
     rows = (q * jnp.asarray(case.scale, q.dtype)).astype(k.dtype)
-    rows = jnp.moveaxis(rows.reshape(b, t, heads * parts, together, h), 1, 3)
-    rows = jnp.pad(rows, [(0, 0)] * 3 + [(0, q_blocks * tall - t), (0, 0)])
-    q_pos = jnp.pad(q_pos, [(0, 0), (0, q_blocks * tall - t)], constant_values=-1)
-    k_pos = jnp.pad(k_pos, [(0, 0), (0, 0), (0, k_blocks * block - slots)], constant_values=-1)
+    rows = by_head(rows, together, q_blocks * tall)
+    q_pos, k_pos = filled_up(q_pos, q_blocks * tall), filled_up(k_pos, k_blocks * block)
     places = k_pos.shape[1]
     if 4 * b * places * q_blocks * (k_blocks + 2) > SMEM_BYTES:
         raise NotImplementedError(
             f"{b} rows of {t} queries over {slots} slots with {places} position arrays each have "
             "more blocks than can be listed"
         )
-    todo = visits(q_pos, k_pos, tall, block, case.sinks, case.window)
+    todo = visits(*seen_blocks(q_pos, k_pos, tall, block, case.sinks, case.window))
     if not case.interpret:
         k, v = in_hbm(k), in_hbm(v)
 
@@ -129,8 +129,7 @@ def _attend(
         ],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            # One step at least, to write what a query that sees nothing gets.
-            grid=(b, heads * parts, q_blocks, jnp.maximum(jnp.max(todo.count), 1)),
+            grid=(b, heads * parts, q_blocks, longest(todo)),
             in_specs=[
                 pl.BlockSpec((1, tall, 1), lambda row, head, query, *_: (row, query, 0)),
                 pl.BlockSpec(rows_block, rows_of),

@@ -155,8 +155,8 @@ def test_what_is_seen_is_visited(count, places, slots, sinks, window, seed) -> N
     seen = np.asarray(seen).reshape(2, places, -1, tall, k_pos.shape[2] // wide, wide)
     seen = seen.swapaxes(3, 4)
     there = (q_pos >= 0).reshape(2, 1, -1, 1, tall, 1)
-    visits = jax.jit(blocks.visits, static_argnums=(2, 3, 4, 5))
-    order, whole, number = visits(q_pos, k_pos, tall, wide, sinks, window)
+    found = jax.jit(blocks.seen_blocks, static_argnums=(2, 3, 4, 5))
+    order, whole, number = jax.jit(blocks.visits)(*found(q_pos, k_pos, tall, wide, sinks, window))
     for at in np.ndindex(whole.shape):
         visited = np.asarray(order[at])
         full, some = np.asarray(whole[at]), np.asarray(number[at])
