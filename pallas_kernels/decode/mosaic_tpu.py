@@ -15,13 +15,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
-from pallas_kernels.precision import einsum
+from pallas_kernels.tpu import (
+    DTYPES,
+    SMEM_BYTES,
+    VMEM_BYTES,
+    even_block,
+    in_hbm,
+    product,
+)
 from pallas_kernels.visibility import visible
 
 MAX_BLOCK = 2048  # slots; 1 MiB of bfloat16 at H = 128, which takes long enough to hide a step
-VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the smallest limit
-SMEM_BYTES = 256 << 10  # for the ranges of blocks: a quarter of what a core has
-DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def decode_attention(
@@ -62,8 +66,7 @@ def decode_attention(
     ]
     first, last = _block_range(visible(q_pos[:, None, None], k_pos, sinks, window), block)
     if not interpret:
-        # XLA would bring a small slab to VMEM in full before the kernel starts.
-        k, v = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k, v))
+        k, v = in_hbm(k), in_hbm(v)
 
     def place(row: Array, head: Array) -> Array:
         return row * places + (head if places > 1 else 0)
@@ -167,11 +170,9 @@ def block_slots(slots: int, head_dim: int, group: int, itemsize: int) -> int:
     positions = 4 * 8 * 4
     limit = VMEM_BYTES // (buffers + hidden + scores + positions) // LANES * LANES
     limit = min(MAX_BLOCK, limit)
-    if slots <= limit:
-        return slots
-    if not limit:
+    if limit <= 0:
         raise NotImplementedError(f"{group} query heads of {head_dim} do not fit VMEM")
-    return pl.cdiv(pl.cdiv(slots, pl.cdiv(slots, limit)), LANES) * LANES
+    return even_block(slots, limit)
 
 
 def _block_range(seen: Array, block: int) -> tuple[Array, Array]:
@@ -186,12 +187,6 @@ def _block_range(seen: Array, block: int) -> tuple[Array, Array]:
     first = jnp.min(jnp.where(seen, at, pl.cdiv(slots, block)), axis=-1)
     last = jnp.max(jnp.where(seen, at, 0), axis=-1)
     return first.reshape(-1), last.reshape(-1)
-
-
-def _product(subscripts: str, x: Array, y: Array) -> Array:
-    """`einsum` whatever precision the user's defaults ask of bfloat16, which has only one here."""
-    with jax.default_matmul_precision("default"):
-        return einsum(subscripts, x, y)
 
 
 def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None:
@@ -234,13 +229,13 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
         k, v = k_ref[0, 0], v_ref[0, 0]
         slot = start + lax.broadcasted_iota(jnp.int32, (1, case.block), 1)
         there = visible(q_pos_ref[row], pos_ref[0], case.sinks, case.window) & (slot < case.slots)
-        scores = _product(f"gh,{rows}->gs", q_ref[0, 0], k)
+        scores = product(f"gh,{rows}->gs", q_ref[0, 0], k)
         if sink_ref is not None:
             sinks = case.sinks * case.mixed
             scores = lax.cond(
                 start < sinks,
                 lambda: jnp.where(
-                    slot < sinks, _product(f"gh,{rows}->gs", sink_ref[0, 0], k), scores
+                    slot < sinks, product(f"gh,{rows}->gs", sink_ref[0, 0], k), scores
                 ),
                 lambda: scores,
             )
@@ -262,24 +257,24 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
         top_ref[...] = top
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
         weights = weights.astype(v.dtype)
-        product = _product(f"gs,{rows}->gh", weights, v)
+        mixture = product(f"gs,{rows}->gh", weights, v)
         kept = sum_ref[...] * shrink
         # A weight of 0 hides any number, but not a NaN or an infinity that a slot beyond the slab,
         # or one never written, may hold. They are rare, and a mask over V is dear: only then.
-        clean = jnp.all(jnp.isfinite(product))
+        clean = jnp.all(jnp.isfinite(mixture))
 
         @pl.when(clean)
         def _() -> None:
-            sum_ref[...] = kept + product
+            sum_ref[...] = kept + mixture
 
         @pl.when(~clean)
         def _() -> None:
             shown = there
             if not case.dims_first:  # down the slots, which a product turns fastest
                 ones = jnp.ones((1, v.shape[1]), jnp.float32)
-                shown = _product("gs,gh->sh", there.astype(jnp.float32), ones) > 0.5
+                shown = product("gs,gh->sh", there.astype(jnp.float32), ones) > 0.5
             shown = jnp.where(shown, v, jnp.zeros_like(v))
-            sum_ref[...] = kept + _product(f"gs,{rows}->gh", weights, shown)
+            sum_ref[...] = kept + product(f"gs,{rows}->gh", weights, shown)
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _() -> None:

@@ -20,7 +20,7 @@ from jax import Array
 
 from pallas_kernels import decode_attention
 from pallas_kernels.decode import mosaic_tpu
-from pallas_kernels.decode.mosaic_tpu import Order, stored_order
+from pallas_kernels.order import Order, stored_order
 from pallas_kernels.visibility import visible
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}

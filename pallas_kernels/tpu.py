@@ -1,0 +1,62 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the TPU kernels share: how XLA lays out a slab, how large blocks may be, exact products."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.order import LANES
+from pallas_kernels.precision import einsum
+
+ROW_TILE = 16  # rows that a tile takes in any dtype that is served
+VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the smallest limit
+SMEM_BYTES = 256 << 10  # for what says which blocks to visit: a quarter of what a core has
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def even_block(slots: int, limit: int) -> int:
+    """Slots a block: all of them, or a multiple of the lanes up to `limit`, in even shares."""
+    if slots <= limit:
+        return slots
+    return pl.cdiv(pl.cdiv(slots, pl.cdiv(slots, limit)), LANES) * LANES
+
+
+def share_rows(queries: int, group: int, limit: int) -> tuple[int, int]:
+    """Queries and query heads a block, whose product is at most `limit`, which the lanes divide.
+
+    Queries are whole tiles in number, all of them or a multiple of the lanes in even shares; query
+    heads divide a group.
+    """
+    padded = pl.cdiv(queries, ROW_TILE) * ROW_TILE
+    least = min(padded, LANES)
+    together = max(x for x in range(1, group + 1) if group % x == 0 and x * least <= limit)
+    return even_block(padded, max(limit // together // LANES, 1) * LANES), together
+
+
+def by_head(x: Array, together: int, queries: int) -> Array:
+    """[B, T, N, H] as [B, N / together, together, queries, H], zeros where there is no query."""
+    b, t, n, h = x.shape
+    x = jnp.moveaxis(x.reshape(b, t, n // together, together, h), 1, 3)
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, queries - t), (0, 0)])
+
+
+def filled_up(positions: Array, size: int) -> Array:
+    """Positions [.., S] as [.., size]: nothing is in the rest."""
+    padding = [(0, 0)] * (positions.ndim - 1) + [(0, size - positions.shape[-1])]
+    return jnp.pad(positions, padding, constant_values=-1)
+
+
+def in_hbm(x: Array) -> Array:
+    """Keeps XLA from bringing a small slab to VMEM in full before the kernel starts."""
+    return pltpu.with_memory_space_constraint(x, pltpu.HBM)
+
+
+def product(subscripts: str, x: Array, y: Array) -> Array:
+    """`einsum` whatever precision the user's defaults ask of bfloat16, which has only one here."""
+    with jax.default_matmul_precision("default"):
+        return einsum(subscripts, x, y)
