@@ -108,8 +108,9 @@ def _tensors(model: Model) -> dict[str, np.ndarray]:
         for name, part in parts.items():
             found[f"{at}self_attn.{name}_proj.weight"] = part.reshape(width, -1).T
         found[f"{at}self_attn.o_proj.weight"] = np.asarray(layer["wo"]).T
+        gate_up = np.asarray(layer["w_gate_up"]).reshape(width, 2, -1)
         for j, name in enumerate(("gate", "up")):
-            found[f"{at}mlp.{name}_proj.weight"] = np.asarray(layer["w_gate_up"])[j].T
+            found[f"{at}mlp.{name}_proj.weight"] = gate_up[:, j].T
         found[f"{at}mlp.down_proj.weight"] = np.asarray(layer["w_down"]).T
         found[f"{at}input_layernorm.weight"] = layer["attn_norm"]
         found[f"{at}post_attention_layernorm.weight"] = layer["mlp_norm"]

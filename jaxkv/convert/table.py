@@ -83,8 +83,6 @@ class Rule:
 
 KEEP = Layout(lambda shape: shape, lambda x, shape, config: x)
 FLAT = Layout(lambda shape: (math.prod(shape),), lambda x, shape, config: x.reshape(shape))
-# [out, in] is our [1, in, out], one of a stack.
-STACKED = Layout(lambda shape: (shape[2], shape[1]), lambda x, shape, config: x.T[None])
 # [out, in] with one input axis in ours: [in, ..., out]
 LINEAR = Layout(
     lambda shape: (math.prod(shape[1:]), shape[0]),

@@ -88,8 +88,8 @@ def parameter_shapes(config: ModelConfig) -> dict:
     Projections of the same input are one array, because a decode step is paid by the number of
     products as well as by their bytes. Of the columns of `wqkv`, seen as [K, G + 2, H], those of
     [i] belong to KV head i: its G query heads, then its key, then its value; so heads are chosen,
-    ordered and sharded along one axis. `w_gate_up` is [2, D, F]. No other axes are kept apart: a
-    TPU pads small ones, or brings a weight to another order before it uses it.
+    ordered and sharded along one axis. Those of `w_gate_up` are [2, F]. The axes are folded because
+    a TPU brings a weight with small axes to another order before it uses it.
     """
     d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
     n, k, g = config.num_heads, config.num_kv_heads, config.group_size
@@ -98,7 +98,7 @@ def parameter_shapes(config: ModelConfig) -> dict:
         "wqkv": (d, k * (g + 2) * h),
         "wo": (n * h, d),
         "mlp_norm": (d,),
-        "w_gate_up": (2, d, f),
+        "w_gate_up": (d, 2 * f),
         "w_down": (f, d),
     }
     if config.qkv_bias:
@@ -106,7 +106,7 @@ def parameter_shapes(config: ModelConfig) -> dict:
     if config.out_bias:
         layer |= {"bo": (d,)}
     if config.mlp_bias:
-        layer |= {"b_gate_up": (2, f), "b_down": (d,)}
+        layer |= {"b_gate_up": (2 * f,), "b_down": (d,)}
     tree = {
         "embed": (config.vocab_size, d),
         "layers": tuple(dict(layer) for _ in range(config.num_layers)),

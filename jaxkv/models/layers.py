@@ -50,12 +50,6 @@ def _halves(rows: Array, weight: Array) -> Array:
 
 def gated_mlp(x: Hidden, layer: Params) -> Hidden:
     """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), [B, T, D]."""
-    weight, bias = layer["w_gate_up"], layer.get("b_gate_up")
-    rows = x.reshape(1, -1, x.shape[-1])
-    # As a batch of two, or a backend may bring the weight to another order first.
-    rows = jnp.broadcast_to(rows, (2, *rows.shape[1:]))
-    gate, up = einsum("pri,pio->pro", rows, weight).astype(x.dtype)
-    if bias is not None:
-        gate, up = gate + bias[:1], up + bias[1:]
-    out = (jax.nn.silu(gate) * up).reshape(*x.shape[:-1], -1)
-    return project(out, layer["w_down"], layer.get("b_down"))
+    both = project(x, layer["w_gate_up"], layer.get("b_gate_up"))
+    gate, up = jnp.split(both, 2, axis=-1)
+    return project(jax.nn.silu(gate) * up, layer["w_down"], layer.get("b_down"))

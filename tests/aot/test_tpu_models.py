@@ -53,7 +53,7 @@ POLICIES: dict[str, Callable[[Path], Policy]] = {
 def pattern(folder: Path, kind: str) -> str:
     heads = CONFIG.num_kv_heads if kind == GATES else CONFIG.num_heads
     values = np.random.default_rng(0).random((CONFIG.num_layers, heads))
-    save_pattern(folder / "pattern.json", kind, values, CONFIG.identity, {})
+    save_pattern(folder / "pattern.json", kind, values, "", {})
     return str(folder / "pattern.json")
 
 

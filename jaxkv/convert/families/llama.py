@@ -12,7 +12,7 @@ import numpy as np
 from jaxkv.convert.families.base import Family
 from jaxkv.convert.families.hf_rope import rope_from_hf
 from jaxkv.convert.fields import Fields
-from jaxkv.convert.table import FLAT, KEEP, LINEAR, STACKED, Layout, Rule, Shape, Share, Tensors
+from jaxkv.convert.table import FLAT, KEEP, LINEAR, Layout, Rule, Shape, Share, Tensors
 from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
 from jaxkv.rope import LinearScaling, Rope, RopeScaling, YarnScaling
@@ -180,6 +180,14 @@ def _heads(config: ModelConfig) -> Shape:
     return config.hidden_size, *_head_biases(config)
 
 
+def _gate_biases(config: ModelConfig) -> Shape:
+    return 2, config.intermediate_size
+
+
+def _gates(config: ModelConfig) -> Shape:
+    return config.hidden_size, *_gate_biases(config)
+
+
 def _rules(names: dict[str, str], linear: Layout, flat: Layout) -> tuple[Rule, ...]:
     """A table: `linear` and `flat` are the layouts of q's and k's weight and bias."""
     parts = {
@@ -189,10 +197,10 @@ def _rules(names: dict[str, str], linear: Layout, flat: Layout) -> tuple[Rule, .
         "q.bias": ("bqkv", flat, Share(1, _group, _head_biases)),
         "k.bias": ("bqkv", flat, Share(1, _one, _head_biases)),
         "v.bias": ("bqkv", FLAT, Share(1, _one, _head_biases)),
-        "gate": ("w_gate_up", STACKED, Share(0, _one)),
-        "up": ("w_gate_up", STACKED, Share(0, _one)),
-        "gate.bias": ("b_gate_up", FLAT, Share(0, _one)),
-        "up.bias": ("b_gate_up", FLAT, Share(0, _one)),
+        "gate": ("w_gate_up", LINEAR, Share(1, _one, _gates)),
+        "up": ("w_gate_up", LINEAR, Share(1, _one, _gates)),
+        "gate.bias": ("b_gate_up", FLAT, Share(0, _one, _gate_biases)),
+        "up.bias": ("b_gate_up", FLAT, Share(0, _one, _gate_biases)),
         "wo": ("wo", LINEAR, None),
         "w_down": ("w_down", LINEAR, None),
     }
