@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
@@ -61,7 +62,7 @@ def decode_attention(
         (x * jnp.asarray(scale, x.dtype)).reshape(b, heads, group, h).astype(k.dtype)
         for x in queries
     ]
-    first, last = _block_range(visible(q_pos[:, None, None], k_pos, sinks, window), block)
+    first, last = block_range(visible(q_pos[:, None, None], k_pos, sinks, window), block)
     if not interpret:
         # XLA would bring a small slab to VMEM in full before the kernel starts.
         k, v = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k, v))
@@ -208,20 +209,6 @@ def block_slots(slots: int, head_dim: int, group: int, itemsize: int) -> int:
     if not limit:
         raise NotImplementedError(f"{group} query heads of {head_dim} do not fit VMEM")
     return pl.cdiv(pl.cdiv(slots, pl.cdiv(slots, limit)), LANES) * LANES
-
-
-def _block_range(seen: Array, block: int) -> tuple[Array, Array]:
-    """The first and last block with a visible slot, int32 [B * P]; past it and 0 if there is none.
-
-    Args:
-      seen: bool [B, P, S].
-      block: slots a block.
-    """
-    slots = seen.shape[-1]
-    at = lax.div(lax.broadcasted_iota(jnp.int32, seen.shape, 2), block)
-    first = jnp.min(jnp.where(seen, at, pl.cdiv(slots, block)), axis=-1)
-    last = jnp.max(jnp.where(seen, at, 0), axis=-1)
-    return first.reshape(-1), last.reshape(-1)
 
 
 def _product(subscripts: str, x: Array, y: Array) -> Array:

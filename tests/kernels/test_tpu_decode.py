@@ -20,6 +20,7 @@ from jax import Array
 
 from pallas_kernels import decode_attention
 from pallas_kernels.decode import mosaic_tpu
+from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.decode.mosaic_tpu import Order, stored_order
 from pallas_kernels.visibility import visible
 
@@ -129,7 +130,7 @@ def test_the_range_of_blocks() -> None:
     seen = np.zeros((3, 1, 50), bool)
     seen[0, 0, [11, 39]] = True
     seen[1, 0, 49] = True
-    first, last = mosaic_tpu._block_range(jnp.asarray(seen), 10)
+    first, last = block_range(jnp.asarray(seen), 10)
     np.testing.assert_array_equal(first, [1, 4, 5])
     np.testing.assert_array_equal(last, [3, 4, 0])
 
