@@ -28,7 +28,7 @@ TILE = 8  # rows that lie together in shared memory, and so are copied together
 MAX_BLOCK = 128  # slots
 MAX_STAGES = 4  # blocks of K and V in shared memory
 CORES = 132  # of an H100 or H200; on others the shares are a little uneven
-SHARED_BYTES = 227 << 10  # what a core has, less what is reserved
+SHARED_BYTES = 226 << 10  # of a core, less what two blocks of threads have reserved
 LOG2E = math.log2(math.e)
 HIDDEN, SEEN, ALL_SEEN = 0, 1, 2  # a slot, and one in a block whose slots are all seen
 
