@@ -58,8 +58,8 @@ def _has_compiler() -> bool:
 
 needs_cuda_compiler = pytest.mark.skipif(
     not _has_compiler(),
-    reason="no compiler for NVIDIA GPUs: pip install --no-deps jax-cuda13-plugin and "
-    "jax-cuda13-pjrt of jax's version, nvidia-cuda-nvcc and nvidia-nvvm",
+    reason="no compiler for NVIDIA GPUs: pip install '.[cuda]' brings it, or with --no-deps "
+    "jax-cuda13-plugin and jax-cuda13-pjrt of jax's version, nvidia-cuda-nvcc and nvidia-nvvm",
 )
 
 
