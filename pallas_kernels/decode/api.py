@@ -22,7 +22,23 @@ def _mosaic_tpu(*args: Any, **kw: Any) -> tuple[Array, ...]:
     return mosaic_tpu.decode_attention(*args, **kw)
 
 
-IMPLEMENTATIONS = {"mosaic_tpu": _mosaic_tpu, "xla": xla.decode_attention}
+def _mosaic_gpu(*args: Any, **kw: Any) -> tuple[Array, ...]:
+    if jax.default_backend() != "gpu":
+        raise NotImplementedError(f"mosaic_gpu needs an NVIDIA GPU, not a {jax.default_backend()}")
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", None))
+    # Its matrix instructions came with 9.0 and left with 10.0.
+    if capability.split(".")[0] != "9":
+        raise NotImplementedError(f"mosaic_gpu needs compute capability 9.x, not {capability}")
+    from pallas_kernels.decode import mosaic_gpu
+
+    return mosaic_gpu.decode_attention(*args, **kw)
+
+
+IMPLEMENTATIONS = {
+    "mosaic_tpu": _mosaic_tpu,
+    "mosaic_gpu": _mosaic_gpu,
+    "xla": xla.decode_attention,
+}
 
 
 def decode_attention(

@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.tpu import (
     DTYPES,
@@ -64,7 +65,7 @@ def decode_attention(
         (x * jnp.asarray(scale, x.dtype)).reshape(b, heads, group, h).astype(k.dtype)
         for x in queries
     ]
-    first, last = _block_range(visible(q_pos[:, None, None], k_pos, sinks, window), block)
+    first, last = block_range(visible(q_pos[:, None, None], k_pos, sinks, window), block)
     if not interpret:
         k, v = in_hbm(k), in_hbm(v)
 
@@ -173,20 +174,6 @@ def block_slots(slots: int, head_dim: int, group: int, itemsize: int) -> int:
     if limit <= 0:
         raise NotImplementedError(f"{group} query heads of {head_dim} do not fit VMEM")
     return even_block(slots, limit)
-
-
-def _block_range(seen: Array, block: int) -> tuple[Array, Array]:
-    """The first and last block with a visible slot, int32 [B * P]; past it and 0 if there is none.
-
-    Args:
-      seen: bool [B, P, S].
-      block: slots a block.
-    """
-    slots = seen.shape[-1]
-    at = lax.div(lax.broadcasted_iota(jnp.int32, seen.shape, 2), block)
-    first = jnp.min(jnp.where(seen, at, pl.cdiv(slots, block)), axis=-1)
-    last = jnp.max(jnp.where(seen, at, 0), axis=-1)
-    return first.reshape(-1), last.reshape(-1)
 
 
 def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None:

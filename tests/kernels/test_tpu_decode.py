@@ -14,25 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_cases import OPTIONS, STATIC, TOLERANCE, arrays, zeros
+from decode_cases import check as compare
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax import Array
 
 from pallas_kernels import decode_attention
 from pallas_kernels.decode import mosaic_tpu
+from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.order import Order, stored_order
-from pallas_kernels.visibility import visible
 
-TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 # K, S, H: for each order of a slab in memory, one block and several with a ragged last one.
 SLABS = {
     Order.HEADS_SLOTS: [(1, 40, 128), (2, 264, 256), (3, 136, 128)],
     Order.HEADS_DIMS: [(3, 100, 64), (1, 250, 80), (2, 300, 96)],
     Order.SLOTS_HEADS: [(8, 5, 128), (8, 37, 128)],
 }
-OPTIONS = dict(scale=1.0, window=None, sinks=0, q_sink=None)
-STATIC = ("scale", "window", "sinks", "with_mass")
-XLA = jax.jit(functools.partial(decode_attention, implementation="xla"), static_argnames=STATIC)
 TWIN = jax.jit(
     functools.partial(mosaic_tpu.decode_attention, interpret=True), static_argnames=STATIC
 )
@@ -44,44 +41,10 @@ def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 128)
 
 
-def arrays(slab, rows, group, dtype, places, sinks, window, seed, hidden=math.nan):
-    """Arguments of the op, and K and V with and without `hidden` in the slots no query may see."""
-    heads, slots, h = slab
-    rng = np.random.default_rng(seed)
-    shapes = [(rows, heads * group, h)] * 2 + [(rows, heads, slots, h)] * 2
-    # In numpy: hundreds of small programs would take longer than the kernel.
-    q, q_sink, k, v = (rng.normal(size=shape).astype(jnp.dtype(dtype)) for shape in shapes)
-    k_pos = rng.integers(-1, slots, (rows, heads if places else 1, slots)).astype(np.int32)
-    k_pos[:, :, rng.integers(1, slots + 1) :] = -1  # what is not filled yet
-    k_pos[:, :, :sinks] = np.arange(sinks)
-    q_pos = rng.integers(slots // 2, slots, rows).astype(np.int32)
-    q_pos[0] = -1 if rows > 1 else q_pos[0]  # a row that sees nothing
-    seen = np.asarray(visible(q_pos[:, None, None], k_pos, sinks, window))[..., None]
-    clean, dirty = (
-        tuple(jnp.asarray(np.where(seen, x, np.asarray(fill, x.dtype))) for x in (k, v))
-        for fill in (0, hidden)
-    )
-    q, q_sink, q_pos, k_pos = (jnp.asarray(x) for x in (q, q_sink, q_pos, k_pos))
-    return q, q_sink, clean, dirty, q_pos, k_pos
-
-
-def check(slab, rows, group, dtype, places, sinks, window, seed, *, two, mass, hidden=math.nan):
-    q, q_sink, clean, dirty, q_pos, k_pos = arrays(
-        slab, rows, group, dtype, places, sinks, window, seed, hidden
-    )
-    mass = mass and stored_order(clean[0].shape, q.dtype.itemsize) is not Order.SLOTS_HEADS
-    options = dict(
-        scale=slab[2] ** -0.5, window=window, sinks=sinks, with_mass=mass,
-        q_sink=q_sink if two else None,
-    )  # fmt: skip
-    expected = XLA(q, *clean, q_pos, k_pos, **options)
-    actual = TWIN(q, *dirty, q_pos, k_pos, **options)
-    assert [(x.dtype, x.shape) for x in actual] == [(x.dtype, x.shape) for x in expected]
-    for one, other in zip(actual, expected, strict=True):
-        one, other = (np.asarray(x, np.float32) for x in (one, other))
-        tolerance = TOLERANCE[dtype]
-        np.testing.assert_allclose(one, other, atol=tolerance, rtol=tolerance)
-    return actual
+def check(slab, rows, group, dtype, *args, mass, **kw):
+    shape = (rows, *slab)
+    mass = mass and stored_order(shape, jnp.dtype(dtype).itemsize) is not Order.SLOTS_HEADS
+    return compare(TWIN, slab, rows, group, dtype, *args, mass=mass, **kw)
 
 
 @settings(
@@ -129,7 +92,7 @@ def test_the_range_of_blocks() -> None:
     seen = np.zeros((3, 1, 50), bool)
     seen[0, 0, [11, 39]] = True
     seen[1, 0, 49] = True
-    first, last = mosaic_tpu._block_range(jnp.asarray(seen), 10)
+    first, last = block_range(jnp.asarray(seen), 10)
     np.testing.assert_array_equal(first, [1, 4, 5])
     np.testing.assert_array_equal(last, [3, 4, 0])
 
@@ -143,12 +106,6 @@ def test_blocks_are_whole_or_of_lanes_and_cover(slots, head_dim, group, monkeypa
     assert block == slots or block % 128 == 0
     count = -(-slots // block)
     assert 0 <= count * block - slots < 128 * count, "shares are even"
-
-
-def zeros(heads: int, slots: int, h: int, dtype: type) -> tuple[Array, ...]:
-    slab = jnp.zeros((1, heads, slots, h), dtype)
-    q_pos, k_pos = jnp.zeros(1, jnp.int32), jnp.zeros((1, 1, slots), jnp.int32)
-    return jnp.zeros((1, heads, h), dtype), slab, slab, q_pos, k_pos
 
 
 @pytest.mark.parametrize(

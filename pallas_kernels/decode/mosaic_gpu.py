@@ -1,0 +1,387 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Decode attention as one Hopper kernel: K and V stream through shared memory once.
+
+The slots are split among as many blocks of threads as the GPU holds at once, and XLA merges their
+parts. Each keeps copies of the next blocks of K and V in flight while tensor cores work on one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.decode import xla
+from pallas_kernels.decode.blocks import block_range, merge
+from pallas_kernels.visibility import visible
+
+ROWS = 64  # of a matrix product; queries beyond a group's are not used
+TILE = 8  # rows that lie together in shared memory, and so are copied together
+MAX_BLOCK = 128  # slots
+MAX_STAGES = 4  # blocks of K and V in shared memory
+CORES = 132  # of an H100 or H200; on others the shares are a little uneven
+SHARED_BYTES = 226 << 10  # of a core, less what two blocks of threads have reserved
+LOG2E = math.log2(math.e)
+HIDDEN, SEEN, ALL_SEEN = 0, 1, 2  # a slot, and one in a block whose slots are all seen
+
+
+def decode_attention(
+    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
+    interpret: Any = None,
+) -> tuple[Array, ...]:  # fmt: skip
+    """See `api.decode_attention`; `interpret`, parameters of Pallas, runs it without a GPU."""
+    b, n, h = q.shape
+    heads, slots = k.shape[1], k.shape[2]
+    group, lanes = n // heads, b * heads
+    if k.dtype != jnp.bfloat16 or v.dtype != jnp.bfloat16:
+        # Tensor cores take float32 as TF32, of 10 bits.
+        raise NotImplementedError(f"keys and values of {k.dtype} and {v.dtype}: only bfloat16")
+    if h % 16 or h > 128 and h != 256:
+        raise NotImplementedError(f"heads of {h}: multiples of 16 up to 128, or 256")
+    if group > ROWS:
+        raise NotImplementedError(f"{group} query heads a KV head are more than {ROWS}")
+    if lanes * slots % TILE:
+        raise NotImplementedError(f"{b} x {heads} x {slots} slots are no multiple of {TILE}")
+    case = _plan(lanes, heads, slots, group, h, k_pos.shape[1], with_mass)
+    if lanes * slots < case.block:
+        raise NotImplementedError(f"{lanes * slots} slots are less than a block")
+
+    seen = visible(q_pos[:, None, None], k_pos, sinks, window)
+    slot = lax.broadcasted_iota(jnp.int32, seen.shape, 2)
+    if not sinks:
+        q_sink = None
+    kernel_seen = seen if q_sink is None else seen & (slot >= sinks)
+    marks, visited = _marks(_from_tile(kernel_seen, lanes), case.block)
+    first, last = block_range(visited, 1)
+    queries = (q * jnp.asarray(scale, q.dtype)).reshape(lanes, group, h).astype(k.dtype)
+    # What a product reads beyond a group, the next ones' queries, gives rows that nobody reads.
+    queries = jnp.pad(queries, ((0, 0), (0, case.rows - group), (0, 0))).reshape(-1, h)
+    queries = jnp.pad(queries, ((0, ROWS - case.rows), (0, 0)))
+
+    out, lse, *scores = _call(case, lanes, marks.shape[-1], interpret)(
+        queries, k.reshape(-1, h), v.reshape(-1, h), marks.reshape(-1, marks.shape[-1]),
+        first, last,
+    )  # fmt: skip
+    out, lse = out[:, :, :group], lse[:, :, :group]
+    sink_mass = None
+    if q_sink is not None:
+        # A few slots, as one more part: the kernel knows one query a row.
+        near = jnp.broadcast_to(seen[..., :sinks, None], (b, heads, min(sinks, slots), 1))
+        sink_out, sink_lse, *sink_mass = xla.decode_attention(
+            q_sink.astype(jnp.float32), k[:, :, :sinks],
+            jnp.where(near, v[:, :, :sinks], jnp.zeros((), v.dtype)), q_pos, k_pos[..., :sinks],
+            scale=scale, window=window, sinks=sinks, q_sink=None, with_mass=with_mass,
+        )  # fmt: skip
+        sink_out, sink_lse = sink_out.reshape(lanes, 1, group, h), sink_lse.reshape(lanes, 1, group)
+        out = jnp.concatenate([out.astype(jnp.float32), sink_out], axis=1)
+        lse = jnp.concatenate([lse, sink_lse], axis=1)
+    out, total = merge(out, lse, axis=1)
+    out, total = out.reshape(b, n, h).astype(q.dtype), total.reshape(b, n)
+    if not with_mass:
+        return out, total
+    level = jnp.where(jnp.isneginf(total), 0.0, total)
+    mass = _to_slots(scores[0][:, :group], slots).reshape(b, heads, group, slots)
+    mass = jnp.exp(mass - level.reshape(b, heads, group, 1))
+    # The kernel leaves out blocks that nobody sees.
+    mass = jnp.where(kernel_seen[:, :, None], mass, 0.0).reshape(b, n, slots)
+    if sink_mass:
+        share = jnp.exp(lse[:, -1].reshape(b, n) - level)[..., None]
+        mass = mass.at[..., :sinks].set(sink_mass[0] * share)
+    return out, total, mass
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """What a kernel is made for.
+
+    Attributes:
+      slots: slots of the slab.
+      heads: KV heads.
+      places: arrays of marks a row of the batch: 1, or one a KV head.
+      head_dim: H.
+      rows: query heads a KV head, rounded up to a tile.
+      block: slots a block.
+      splits: blocks of threads that share a KV head.
+      stages: blocks of K, and of V, in shared memory.
+      with_mass: whether scores go out.
+    """
+
+    slots: int
+    heads: int
+    places: int
+    head_dim: int
+    rows: int
+    block: int
+    splits: int
+    stages: int
+    with_mass: bool
+
+
+def _plan(
+    lanes: int, heads: int, slots: int, group: int, head_dim: int, places: int, with_mass: bool
+) -> _Case:
+    # Few dimensions leave registers for the scores of more slots, unless those go out as well.
+    block = min(MAX_BLOCK, 64 if with_mass or head_dim > 64 else 128)
+    stage = 4 * block * head_dim + 4 * block
+    fixed = 2 * ROWS * (head_dim + block) + (4 * ROWS * block if with_mass else 0) + (4 << 10)
+    # Two to a core: one computes while the other waits.
+    together = 2 if fixed + 2 * stage <= SHARED_BYTES // 2 else 1
+    stages = min(MAX_STAGES, (SHARED_BYTES // together - fixed) // stage)
+    return _Case(
+        slots=slots, heads=heads, places=heads if slots % TILE else places, head_dim=head_dim,
+        rows=pl.cdiv(group, TILE) * TILE, block=block, stages=stages, with_mass=with_mass,
+        splits=split_count(lanes, pl.cdiv(slots, block), together * CORES),
+    )  # fmt: skip
+
+
+def split_count(lanes: int, blocks: int, room: int) -> int:
+    """Among how many to split each of `lanes`: the fewest that leave the least room idle.
+
+    Args:
+      lanes: rows of the batch times KV heads.
+      blocks: blocks of slots, which are not split.
+      room: blocks of threads that the GPU holds at once.
+    """
+
+    def idle(splits: int) -> float:
+        used = lanes * splits / room
+        return 1 - used / math.ceil(used)
+
+    return min(range(1, min(blocks, max(room // lanes, 4)) + 1), key=idle)
+
+
+def _from_tile(seen: Array, lanes: int) -> Array:
+    """Visibility of the slots as the kernel counts them, from the first of a whole tile.
+
+    K and V are read as one matrix of all heads' slots, in whole tiles, so where S is no multiple
+    of a tile a head begins inside one and has its own shift.
+
+    Args:
+      seen: bool [B, P, S].
+      lanes: B * K.
+
+    Returns:
+      bool [B, P, S], or [B, K, S + TILE - 1] where heads are shifted.
+    """
+    b, _, slots = seen.shape
+    if slots % TILE == 0:
+        return seen
+    seen = jnp.broadcast_to(seen, (b, lanes // b, slots)).reshape(lanes, slots)
+    at = lax.broadcasted_iota(jnp.int32, (lanes, slots + TILE - 1), 1) - _shift(lanes, slots)
+    inside = (at >= 0) & (at < slots)
+    shifted = jnp.take_along_axis(seen, jnp.clip(at, 0, slots - 1), axis=1) & inside
+    return shifted.reshape(b, lanes // b, -1)
+
+
+def _to_slots(scores: Array, slots: int) -> Array:
+    """Scores [B * K, G, width] of the slots as the kernel counts them, to [B * K, G, S]."""
+    if slots % TILE == 0:
+        return scores[..., :slots]
+    at = lax.broadcasted_iota(jnp.int32, (len(scores), slots), 1) + _shift(len(scores), slots)
+    at = jnp.broadcast_to(at[:, None], (*scores.shape[:2], slots))
+    return jnp.take_along_axis(scores, at, axis=2)
+
+
+def _shift(lanes: int, slots: int) -> Array:
+    """How far into a tile each head begins, int32 [lanes, 1]."""
+    return lax.broadcasted_iota(jnp.int32, (lanes, 1), 0) * (slots % TILE) % TILE
+
+
+def _marks(seen: Array, block: int) -> tuple[Array, Array]:
+    """What the kernel may know of each slot, and which blocks hold any that is seen.
+
+    Args:
+      seen: bool [B, P, slots].
+      block: slots a block.
+
+    Returns:
+      int32 [B, P, slots up to a whole block] and bool [B, P, blocks].
+    """
+    seen = jnp.pad(seen, ((0, 0), (0, 0), (0, -seen.shape[-1] % block)))
+    blocks = seen.reshape(*seen.shape[:2], -1, block)
+    marks = jnp.where(jnp.all(blocks, axis=-1, keepdims=True), ALL_SEEN, blocks.astype(jnp.int32))
+    return marks.reshape(seen.shape), jnp.any(blocks, axis=-1)
+
+
+def _call(case: _Case, lanes: int, width: int, interpret: Any) -> Any:
+    """The kernel as a function of arrays.
+
+    Args:
+      case: what the kernel is made for.
+      lanes: B * K.
+      width: marks of a head.
+      interpret: see `decode_attention`.
+    """
+    h, block, stages = case.head_dim, case.block, case.stages
+    out_type = [
+        jax.ShapeDtypeStruct((lanes, case.splits, case.rows, h), jnp.bfloat16),
+        jax.ShapeDtypeStruct((lanes, case.splits, ROWS), jnp.float32),
+    ]
+    scratch: dict[str, Any] = dict(
+        q_smem=plgpu.SMEM((ROWS, h), jnp.bfloat16),
+        k_smem=plgpu.SMEM((stages, block, h), jnp.bfloat16),
+        v_smem=plgpu.SMEM((stages, block, h), jnp.bfloat16),
+        marks_smem=plgpu.SMEM((stages, block), jnp.int32),
+        weights_smem=plgpu.SMEM((ROWS, block), jnp.bfloat16),
+        lse_smem=plgpu.SMEM((ROWS,), jnp.float32),
+        q_there=plgpu.Barrier(),
+        k_there=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        v_there=plgpu.Barrier(num_barriers=stages),
+    )
+    if case.with_mass:
+        out_type.append(jax.ShapeDtypeStruct((lanes, case.rows, width), jnp.float32))
+        scratch["scores_smem"] = plgpu.SMEM((ROWS, block), jnp.float32)
+    return plgpu.kernel(
+        functools.partial(_kernel, case),
+        out_type=out_type,
+        scratch_types=scratch,
+        grid=(lanes, case.splits),
+        grid_names=("lane", "split"),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True,  # to 2^-22, of numbers that are rounded to bfloat16
+            lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+        ),
+        interpret=interpret,
+        kernel_name="decode_attention",
+    )
+
+
+def _kernel(
+    case: _Case, q_ref: Any, k_ref: Any, v_ref: Any, marks_ref: Any, first_ref: Any, last_ref: Any,
+    out_ref: Any, lse_ref: Any, *scores_ref: Any,
+    q_smem: Any, k_smem: Any, v_smem: Any, marks_smem: Any, weights_smem: Any, lse_smem: Any,
+    q_there: Any, k_there: Any, v_there: Any, scores_smem: Any = None,
+) -> None:  # fmt: skip
+    """One of the splits of one KV head; every `splits`th block from the first with a visible slot.
+
+    Args:
+      case: what is the same for all.
+      q_ref: [B K rows + ..., H].
+      k_ref: [B K S, H].
+      v_ref: [B K S, H].
+      marks_ref: [B P, width].
+      first_ref: first block with a visible slot, [B P].
+      last_ref: last block with a visible slot, [B P].
+      out_ref: [B K, splits, rows, H].
+      lse_ref: [B K, splits, ROWS].
+      *scores_ref: [B K, rows, width], with mass.
+      q_smem: the queries, and at the end the output.
+      k_smem: stages of K.
+      v_smem: stages of V.
+      marks_smem: stages of marks.
+      weights_smem: the weights of one block.
+      lse_smem: the end's log-sum-exp.
+      q_there: queries have arrived.
+      k_there: K and marks of a stage have arrived.
+      v_there: V of a stage has arrived.
+      scores_smem: scores on their way out, with mass.
+    """
+    block, h = case.block, case.head_dim
+    width = 64 if h == 256 else h  # of V at a time: more would not fit the registers
+    lane, split = lax.axis_index("lane"), lax.axis_index("split")
+    place = lax.div(lane, case.heads // case.places)
+    first = first_ref[place] + split
+    steps = lax.div(jnp.maximum(last_ref[place] - first + case.splits, 0), case.splits)
+    row = lax.div(lane * case.slots, TILE) * TILE
+
+    def start(step: Array) -> Array:
+        return (first + step * case.splits) * block
+
+    def fetch_k(step: Array, stage: Array) -> None:
+        rows = pl.ds(pl.multiple_of(row + start(step), TILE), block)
+        plgpu.copy_gmem_to_smem(k_ref.at[rows], k_smem.at[stage], k_there.at[stage])
+
+    def fetch_v(step: Array, stage: Array) -> None:
+        rows = pl.ds(pl.multiple_of(row + start(step), TILE), block)
+        marks = marks_ref.at[place, pl.ds(pl.multiple_of(start(step), block), block)]
+        plgpu.copy_gmem_to_smem(marks, marks_smem.at[stage], k_there.at[stage])
+        plgpu.copy_gmem_to_smem(v_ref.at[rows], v_smem.at[stage], v_there.at[stage])
+
+    def product(a: Any, b: Any) -> Array:
+        def run(total: Any) -> Array:
+            plgpu.wgmma(total, a, b)
+            return total[...]
+
+        return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[1]), jnp.float32))
+
+    def down(column: Array, columns: int) -> Array:
+        return lax.broadcast_in_dim(column, (ROWS, columns), (0,))
+
+    queries = pl.ds(pl.multiple_of(lane * case.rows, TILE), ROWS)
+    plgpu.copy_gmem_to_smem(q_ref.at[queries], q_smem, q_there)
+    for ahead in range(case.stages):
+
+        @pl.when(ahead < steps)
+        def _(ahead: int = ahead) -> None:
+            fetch_k(jnp.int32(ahead), jnp.int32(ahead))
+            fetch_v(jnp.int32(ahead), jnp.int32(ahead))
+
+    plgpu.barrier_wait(q_there)
+
+    def visit(step: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        top, total, *sums = carry
+        stage = lax.rem(step, jnp.int32(case.stages))
+        plgpu.barrier_wait(k_there.at[stage])
+        scores = product(q_smem, k_smem.at[stage].T)
+
+        @pl.when(step + case.stages < steps)
+        def _() -> None:
+            fetch_k(step + case.stages, stage)
+
+        seen = lax.broadcast_in_dim(marks_smem[stage] > HIDDEN, scores.shape, (1,))
+        scores = jnp.where(seen, scores, -jnp.inf)
+        higher = jnp.maximum(top, jnp.max(scores, axis=1))
+        base = jnp.where(higher == -jnp.inf, 0.0, higher)  # no visible slot yet
+        shrink = jnp.exp2((top - base) * LOG2E)
+        weights = jnp.exp2(scores * LOG2E - down(base * LOG2E, block))
+        total = total * shrink + jnp.sum(weights, axis=1)
+        weights_smem[...] = weights.astype(jnp.bfloat16)
+        if case.with_mass:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            scores_smem[...] = scores
+        plgpu.barrier_wait(v_there.at[stage])
+
+        # A weight of 0 hides any number, but not a NaN or an infinity that a hidden slot may hold.
+        @pl.when(marks_smem[stage, 0] != ALL_SEEN)
+        def _() -> None:
+            shown = lax.broadcast_in_dim(marks_smem[stage] > HIDDEN, (block, width), (0,))
+            for at in range(0, h, width):
+                v = v_smem[stage, :, pl.ds(at, width)]
+                v_smem[stage, :, pl.ds(at, width)] = jnp.where(shown, v, jnp.zeros_like(v))
+
+        plgpu.commit_smem()
+        if case.with_mass:
+            slots = pl.ds(pl.multiple_of(start(step), block), block)
+            plgpu.copy_smem_to_gmem(
+                scores_smem.at[pl.ds(0, case.rows)], scores_ref[0].at[lane, :, slots]
+            )
+        for part, at in enumerate(range(0, h, width)):
+            fresh = product(weights_smem, v_smem.at[stage, :, pl.ds(at, width)])
+            sums[part] = sums[part] * down(shrink, width) + fresh
+
+        @pl.when(step + case.stages < steps)
+        def _() -> None:
+            fetch_v(step + case.stages, stage)
+
+        return higher, total, *sums
+
+    zeros = jnp.zeros((ROWS,), jnp.float32)
+    empty = [jnp.zeros((ROWS, width), jnp.float32)] * (h // width)
+    top, total, *sums = lax.fori_loop(0, steps, visit, (zeros - jnp.inf, zeros, *empty))
+    divisor = jnp.where(total == 0.0, 1.0, total)
+    for part, at in enumerate(range(0, h, width)):
+        q_smem[:, pl.ds(at, width)] = (sums[part] / down(divisor, width)).astype(jnp.bfloat16)
+    lse_smem[...] = jnp.log(total) + jnp.where(top == -jnp.inf, 0.0, top)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(q_smem.at[pl.ds(0, case.rows)], out_ref.at[lane, split])
+    plgpu.copy_smem_to_gmem(lse_smem, lse_ref.at[lane, split])
+    plgpu.wait_smem_to_gmem(0)

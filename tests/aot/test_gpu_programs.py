@@ -1,0 +1,114 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU decode kernel lowers for CUDA, compiles for an H100, and reads a slab where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gpu
+import jax
+import jax.numpy as jnp
+import pytest
+from tpu import moves
+
+from pallas_kernels.decode import mosaic_gpu
+
+pytestmark = pytest.mark.aot
+
+KERNEL = "mosaic_gpu_v2"  # the call of XLA that holds it
+MODELS = {  # query heads, KV heads, dimensions of a head
+    "llama-3.1-8b and qwen3-8b": (32, 8, 128),
+    "llama-3.2-1b": (32, 8, 64),
+    "smollm2-135m": (9, 3, 64),
+    "gemma-3-1b": (4, 1, 256),
+}
+# 3 heads or 1 of 1029 slots end inside a tile, and so do all together but for 8 rows.
+CASES = [(model, slots, 1) for model in list(MODELS)[:2] for slots in (1029, 8192, 131072)] + [
+    (model, slots, rows)
+    for model in list(MODELS)[2:]
+    for slots, rows in ((1029, 8), (8192, 1), (131072, 1))
+]
+
+
+def program(
+    model: str, slots: int, rows: int = 1, *, places: int = 1, sinks: int = 0,
+    window: int | None = None, with_mass: bool = False,
+) -> tuple[Callable[..., Any], tuple[Any, ...], int]:  # fmt: skip
+    """A decode step's attention, the shapes of its arguments, and the numbers in K."""
+    n, heads, h = MODELS[model]
+    q = jax.ShapeDtypeStruct((rows, n, h), jnp.bfloat16)
+    slab = jax.ShapeDtypeStruct((rows, heads, slots, h), jnp.bfloat16)
+    q_pos = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    k_pos = jax.ShapeDtypeStruct((rows, places, slots), jnp.int32)
+    options = dict(scale=h**-0.5, sinks=sinks, window=window, with_mass=with_mass)
+
+    def attend(q, k, v, q_pos, k_pos, q_sink):
+        sink = q_sink if sinks else None
+        return mosaic_gpu.decode_attention(q, k, v, q_pos, k_pos, q_sink=sink, **options)
+
+    return attend, (q, slab, slab, q_pos, k_pos, q), rows * heads * slots * h
+
+
+def check(model: str, slots: int, rows: int = 1, **options: Any) -> None:
+    attend, args, size = program(model, slots, rows, **options)
+    compiled = gpu.compile_for(attend, *args)
+    text = compiled.as_text()
+    assert KERNEL in text
+    assert moves(text, size) == []
+    # Partial outputs, some KiB for each block of threads that the GPU holds, and the marks.
+    marks = 8 * rows * slots * max(options.get("places", 1), MODELS[model][1] if slots % 8 else 1)
+    scores = 64 * rows * MODELS[model][1] * slots if options.get("with_mass") else 0
+    assert compiled.memory_analysis().temp_size_in_bytes < (2 << 20) + marks + scores
+
+
+@pytest.mark.parametrize(("model", "slots", "rows"), CASES)
+def test_lowers_for_cuda(model: str, slots: int, rows: int) -> None:
+    attend, args, _ = program(model, slots, rows)
+    assert KERNEL in gpu.lower_for(attend, *args)
+
+
+def test_lowers_with_everything() -> None:
+    attend, args, _ = program(
+        "llama-3.2-1b", 1029, 4, places=8, sinks=4, window=1000, with_mass=True
+    )
+    assert KERNEL in gpu.lower_for(attend, *args)
+
+
+@gpu.needs_cuda_compiler
+@pytest.mark.parametrize(("model", "slots", "rows"), CASES)
+def test_compiles_for_an_h100(model: str, slots: int, rows: int) -> None:
+    check(model, slots, rows)
+
+
+@gpu.needs_cuda_compiler
+@pytest.mark.parametrize("slots", [1029, 8192])
+def test_sinks_a_window_rows_and_heads_of_their_own(slots: int) -> None:
+    check("llama-3.1-8b and qwen3-8b", slots, 4, places=8, sinks=4, window=1000)
+
+
+@gpu.needs_cuda_compiler
+@pytest.mark.parametrize("model", MODELS)
+def test_mass(model: str) -> None:
+    check(model, 8192, with_mass=True)
+
+
+@gpu.needs_cuda_compiler
+def test_defaults_of_precision_do_not_reach_the_kernel() -> None:
+    with jax.default_matmul_precision("highest"):
+        check("smollm2-135m", 8192)
+
+
+@gpu.needs_cuda_compiler
+def test_another_order_costs_a_copy_that_is_found() -> None:
+    """Else the tests above might see no copy in any program."""
+    attend, (q, slab, _, *args), size = program("llama-3.2-1b", 8192)
+    b, heads, slots, h = slab.shape
+    slab = jax.ShapeDtypeStruct((b, slots, heads, h), slab.dtype)
+
+    def turned(q, k, v, *args):
+        return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), *args)
+
+    text = gpu.compile_for(turned, q, slab, slab, *args).as_text()
+    assert KERNEL in text and len(moves(text, size)) >= 2
