@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -41,18 +42,19 @@ CONFIG = ModelConfig(
     max_positions=131072,
     tie_embeddings=True,
 )
-POLICIES: dict[str, Callable[[Path], Policy]] = {
-    "full": lambda folder: Full(),
-    "streaming": lambda folder: StreamingLLM(4, 1020),
-    "duo": lambda folder: DuoAttention(pattern(folder, GATES), 0.5, 64, 256),
-    "headkv": lambda folder: HeadKV(pattern(folder, SCORES), 1024),
-    "recycled": lambda folder: RecycledAttention(1024, 10),
+# How many layers a pattern is for, and where to write it.
+POLICIES: dict[str, Callable[[int, Path], Policy]] = {
+    "full": lambda layers, folder: Full(),
+    "streaming": lambda layers, folder: StreamingLLM(4, 1020),
+    "duo": lambda layers, folder: DuoAttention(pattern(GATES, layers, folder), 0.5, 64, 256),
+    "headkv": lambda layers, folder: HeadKV(pattern(SCORES, layers, folder), 1024),
+    "recycled": lambda layers, folder: RecycledAttention(1024, 10),
 }
 
 
-def pattern(folder: Path, kind: str) -> str:
+def pattern(kind: str, layers: int, folder: Path) -> str:
     heads = CONFIG.num_kv_heads if kind == GATES else CONFIG.num_heads
-    values = np.random.default_rng(0).random((CONFIG.num_layers, heads))
+    values = np.random.default_rng(0).random((layers, heads))
     save_pattern(folder / "pattern.json", kind, values, "", {})
     return str(folder / "pattern.json")
 
@@ -63,15 +65,15 @@ def on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
 
 
-def arguments(policy: Policy, batch: int) -> tuple[Any, Any]:
+def arguments(config: ModelConfig, policy: Policy, batch: int) -> tuple[Any, Any]:
     """Parameters and state, abstract, in bfloat16."""
     is_shape = lambda x: isinstance(x, tuple) and all(isinstance(n, int) for n in x)  # noqa: E731
     params = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16),
-        parameter_shapes(CONFIG),
+        parameter_shapes(config),
         is_leaf=is_shape,
     )
-    return params, jax.eval_shape(lambda: start(CONFIG, policy, batch, SLOTS, "bfloat16", 0))
+    return params, jax.eval_shape(lambda: start(config, policy, batch, SLOTS, "bfloat16", 0))
 
 
 def integers(*shape: int) -> jax.ShapeDtypeStruct:
@@ -91,8 +93,8 @@ def check(compiled: jax.stages.Compiled, params: Any, state: Any) -> None:
     "name, batch", [*((name, 1) for name in POLICIES), ("full", 4), ("duo", 4), ("recycled", 4)]
 )
 def test_decode(name: str, batch: int, tmp_path: Path) -> None:
-    policy = POLICIES[name](tmp_path)
-    params, state = arguments(policy, batch)
+    policy = POLICIES[name](CONFIG.num_layers, tmp_path)
+    params, state = arguments(CONFIG, policy, batch)
     step = functools.partial(decode_tokens, config=CONFIG, policy=policy, sampler=Greedy())
     compiled = tpu.compile_for("v5e", step, params, state, integers(), integers(2), donate=(1,))
     check(compiled, params, state)
@@ -109,9 +111,10 @@ def test_decode(name: str, batch: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_prefill(name: str, tmp_path: Path) -> None:
-    policy = POLICIES[name](tmp_path)
-    params, state = arguments(policy, 1)
-    step = functools.partial(prefill_chunk, config=CONFIG, policy=policy)
+    one = dataclasses.replace(CONFIG, num_layers=1)
+    policy = POLICIES[name](1, tmp_path)
+    params, state = arguments(one, policy, 1)
+    step = functools.partial(prefill_chunk, config=one, policy=policy)
     tokens = SLOTS if name == "headkv" else CHUNK  # one that chooses after a prompt takes all of it
     compiled = tpu.compile_for(
         "v5e", step, params, state, integers(1, tokens), integers(1), donate=(1,)
