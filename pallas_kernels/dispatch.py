@@ -18,6 +18,11 @@ PLATFORM_ORDER: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def order() -> tuple[str, ...]:
+    """What is tried on this platform, the first first."""
+    return PLATFORM_ORDER.get(jax.default_backend(), ("xla",))
+
+
 def dispatch(table: Mapping[str, Callable[..., Any]], implementation: Implementation, *args, **kw):
     """Calls the first implementation that can take the case.
 
@@ -35,8 +40,7 @@ def dispatch(table: Mapping[str, Callable[..., Any]], implementation: Implementa
       ExceptionGroup: none of several can.
     """
     if implementation is None:
-        order = PLATFORM_ORDER.get(jax.default_backend(), ("xla",))
-        names = tuple(name for name in order if name in table)
+        names = tuple(name for name in order() if name in table)
     else:
         names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
     if unknown := [name for name in names if name not in table] or not names:

@@ -12,22 +12,27 @@ from typing import Any
 
 from jaxkv.arguments import make_parser, parse
 from jaxkv.errors import InputError, one_line_errors
+from jaxkv.figures import check_picture
 from jaxkv.files import check_target, write_json
 from jaxkv.policies.base import Policy
 from jaxkv.policies.registry import POLICIES, make_policies
 from jaxkv.startup import prepare
 
 COMMAND = "jaxkv.bench"
-_DESCRIPTION = """Time decoding, prefill or a long stream.
+_DESCRIPTION = """Time decoding, prefill, a long stream, or the attention ops alone.
 
 `roofline` is the time in which the device reads the weights and the kept keys and values once, at
 the bandwidth of plain matrix-vector products measured in the same run, over the time of a step.
+
+`kernels` times each op over a full cache, and gives the share of the bandwidth at which the device
+copies: each implementation that this device has, and jax.nn.dot_product_attention.
 
 examples:
   python -m jaxkv.bench decode --policy full,streaming --contexts 1000,6000
   python -m jaxkv.bench decode --policy streaming,recompute
   python -m jaxkv.bench prefill --contexts 6000 --beside transformers
   python -m jaxkv.bench stream --policy streaming --tokens 50000 --fed
+  python -m jaxkv.bench kernels --contexts 8192,131072 --heads 32,8,128 --dtype bfloat16
 """
 
 
@@ -63,6 +68,8 @@ def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str,
     from jaxkv.machine import where
 
     with bars() as progress:
+        if options.task == "kernels":
+            return {"task": options.task, **where(), **_kernels(options, progress)}
         model = load(options.model, options.dtype, progress)
         result: dict[str, Any] = {"task": options.task, "model": options.model, **where()}
         if options.task == "stream":
@@ -72,6 +79,22 @@ def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str,
             return {**result, "rows": rows}
         result["matvec_bytes_per_s"] = bandwidth = matvec_bandwidth()
         return {**result, **_compare(options, policies, model, bandwidth, progress)}
+
+
+def _kernels(options: argparse.Namespace, progress: Any) -> dict[str, Any]:
+    from jaxkv.bench import kernels
+    from jaxkv.figures import save_picture
+
+    heads, kv_heads, head_dim = _numbers("--heads", options.heads, 3)
+    shapes = kernels.Shapes(heads, kv_heads, head_dim, options.dtype)
+    names = list(kernels.OPS) if options.ops is None else options.ops.split(",")
+    for name in names:
+        if name not in kernels.OPS:
+            raise InputError(f"--ops has {name!r}; each must be one of {', '.join(kernels.OPS)}")
+    found = kernels.compare(shapes, names, _contexts(options), options.runs, progress)
+    if options.plot:
+        save_picture(options.plot, lambda figure: kernels.draw(figure, found["rows"]))
+    return found
 
 
 def _compare(
@@ -130,8 +153,18 @@ def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     heads = {
-        "policy": lambda row: " ".join(str(x) for x in row["policy"].values()),
+        "op": lambda row: row.get("op"),
+        "implementation": lambda row: row.get("implementation"),
+        "policy": lambda row: (
+            " ".join(str(x) for x in row["policy"].values()) if "policy" in row else None
+        ),
         "context": lambda row: row.get("context"),
+        "µs": lambda row: _number(row.get("us")),
+        "MB": lambda row: _number(row["bytes"] / 1e6) if "bytes" in row else None,
+        "of copies": lambda row: (
+            f"{row['of_copy_bandwidth']:.0%}" if "of_copy_bandwidth" in row else None
+        ),
+        "refused": lambda row: row.get("refused"),
         "step ms": lambda row: _number(row.get("step_ms")),
         "mean ms": lambda row: _number(row.get("mean_step_ms")),
         "tokens/s": lambda row: _number(row.get("tokens_per_s")),
@@ -158,12 +191,15 @@ def _show(result: dict[str, Any]) -> None:
     }
     cells = [[get(row) for get in heads.values()] for row in result["rows"]]
     used = [i for i in range(len(heads)) if any(row[i] is not None for row in cells)]
-    table = Table(title=f"{result['task']}, {result['model']}, {result['device']}")
+    what = result.get("model") or result["dtype"]
+    table = Table(title=f"{result['task']}, {what}, {result['device']}")
     for i in used:
         table.add_column(list(heads)[i])
     for row in cells:
         table.add_row(*("" if row[i] is None else str(row[i]) for i in used))
     Console().print(table)
+    if "copy_bytes_per_s" in result:
+        print(f"copy bandwidth {result['copy_bytes_per_s'] / 1e9:.1f} GB/s")
     if "matvec_bytes_per_s" in result:
         print(f"matrix-vector bandwidth {result['matvec_bytes_per_s'] / 1e9:.1f} GB/s")
 
@@ -173,20 +209,28 @@ def _number(value: float | None, digits: int = 1) -> str | None:
 
 
 def _contexts(options: argparse.Namespace) -> list[int]:
+    return _numbers("--contexts", options.contexts, None)
+
+
+def _numbers(flag: str, text: str | int, count: int | None) -> list[int]:
     try:
-        lengths = [int(word) for word in str(options.contexts).split(",")]
+        numbers = [int(word) for word in str(text).split(",")]
     except ValueError:
-        lengths = [0]
-    if any(length < 1 for length in lengths):
-        raise InputError(
-            f"--contexts is {options.contexts!r}; it must be lengths such as 1000,6000"
-        )
-    return lengths
+        numbers = [0]
+    if any(number < 1 for number in numbers) or count not in (None, len(numbers)):
+        wanted = "lengths such as 1000,6000" if count is None else "N,K,H such as 32,8,128"
+        raise InputError(f"{flag} is {text!r}; it must be {wanted}")
+    return numbers
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.task not in ("decode", "prefill", "stream"):
-        raise InputError(f"TASK is {options.task!r}; it must be decode, prefill or stream")
+    if options.task not in ("decode", "prefill", "stream", "kernels"):
+        raise InputError(f"TASK is {options.task!r}; it must be decode, prefill, stream or kernels")
+    if options.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype is {options.dtype!r}; it must be float32 or bfloat16")
+    heads, kv_heads, _ = _numbers("--heads", options.heads, 3)
+    if heads % kv_heads:
+        raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
     for name in ("tokens", "runs"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} is {getattr(options, name)}; it must be at least 1")
@@ -199,12 +243,14 @@ def _check(options: argparse.Namespace) -> None:
     _contexts(options)
     if options.out:
         check_target("--out", options.out)
+    if options.plot:
+        check_picture("--plot", options.plot)
 
 
 def _parser() -> Any:
     parser = make_parser(COMMAND, _DESCRIPTION)
     add = parser.add_argument
-    add("task", metavar="TASK", type=str, help="decode, prefill or stream")
+    add("task", metavar="TASK", type=str, help="decode, prefill, stream or kernels")
     add("--model", default="smollm2-135m-instruct", metavar="NAME", help="as for jaxkv.decode")
     add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16")
     add(
@@ -235,6 +281,15 @@ def _parser() -> Any:
     add("--beside", type=str | None, metavar="PEER", help="transformers: time its generate too")
     add("--min-speedup", type=float | None, metavar="X", help="fail (status 1) below this")
     add("--min-roofline", type=float | None, metavar="X", help="fail (status 1) below this")
+    add(
+        "--heads",
+        type=str,
+        default="9,3,64",
+        metavar="N,K,H",
+        help="kernels: query heads, KV heads, dimensions (default: 9,3,64, the default model's)",
+    )
+    add("--ops", type=str | None, metavar="NAMES", help="kernels: which (default: all)")
+    add("--plot", type=str | None, metavar="FILE.png", help="kernels: time over the context")
     add("--out", type=str | None, metavar="FILE", help="also write the JSON there")
     add("--json", action="store_true", help="JSON on stdout instead of a table")
     return parser

@@ -39,6 +39,17 @@ def matvec_bandwidth(total_bytes: int = 2**29, runs: int = 9) -> float:
     return count * rows * columns * 4 / seconds
 
 
+def copy_bandwidth(total_bytes: int = 2**28, runs: int = 9) -> float:
+    """Bytes per second, read and written, at which the device changes a large array."""
+    held = [jnp.zeros((total_bytes // 4,), jnp.float32)]
+    change = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def once() -> None:  # in place: fresh memory would be paid for page by page
+        held[0] = jax.block_until_ready(change(held[0]))
+
+    return 2 * total_bytes / median_seconds(once, runs)
+
+
 def median_seconds(call: Callable[[], Any], runs: int) -> float:
     """The median over `runs` calls, after one that is not counted."""
     call()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tpu
-from test_tpu_programs import MODELS
+from test_tpu_decode_programs import MODELS
 
 from pallas_kernels.mass import mosaic_tpu
 

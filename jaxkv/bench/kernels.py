@@ -1,0 +1,194 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The attention ops alone: each implementation beside the bytes it must move."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxkv.bench.measure import copy_bandwidth, median_seconds
+from jaxkv.convert.table import Progress
+from pallas_kernels.decode.api import IMPLEMENTATIONS as DECODE
+from pallas_kernels.dispatch import order
+from pallas_kernels.mass.api import IMPLEMENTATIONS as MASS
+from pallas_kernels.prefill.api import IMPLEMENTATIONS as PREFILL
+
+COLD_BYTES = 2**28  # of different slabs, taken by turns, so that none waits in a processor's cache
+QUERIES = 512  # of a chunk of prefill
+DENSE = "jax.nn.dot_product_attention"  # the peer: what jax itself offers
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """N query heads, K KV heads of H dimensions, and what they are made of."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One op over a slab that is full.
+
+    Attributes:
+      implementations: by name.
+      peer: the same with jax's own op, or None.
+      call: (implementation, q [1, T, N, H], k, v, q_pos [1, T], k_pos) -> an array like q.
+      queries: T.
+      moved: (shapes, slots) -> bytes that must be moved once.
+    """
+
+    implementations: Mapping[str, Callable[..., Any]]
+    peer: Callable[..., Array] | None
+    call: Callable[..., Array]
+    queries: int
+    moved: Callable[[Shapes, int], int]
+
+
+def compare(
+    shapes: Shapes, names: Sequence[str], contexts: Sequence[int], runs: int, progress: Progress
+) -> dict[str, Any]:
+    """Rows of every op, implementation of this platform, and length.
+
+    An implementation that does not serve a case says why.
+    """
+    bandwidth = copy_bandwidth()
+    cases = [(name, slots) for name in names for slots in contexts]
+    rows = []
+    for index, (name, slots) in enumerate(cases):
+        op = OPS[name]
+        moved = op.moved(shapes, slots)
+        here = [key for key in order() if key in op.implementations]
+        functions = {key: _bound(op, op.implementations[key]) for key in here}
+        if op.peer is not None:
+            functions[DENSE] = op.peer
+        for key, function in functions.items():
+            row: dict[str, Any] = {"op": name, "implementation": key, "context": slots}
+            try:
+                seconds = _seconds(function, op.queries, shapes, slots, runs)
+            except NotImplementedError as error:
+                rows.append({**row, "refused": str(error)})
+                continue
+            share = moved / bandwidth / seconds
+            rows.append({**row, "us": seconds * 1e6, "bytes": moved, "of_copy_bandwidth": share})
+        progress(f"{name} at {slots}", index + 1, len(cases))
+    return {**dataclasses.asdict(shapes), "copy_bytes_per_s": bandwidth, "rows": rows}
+
+
+def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Time over the length, a panel for each op."""
+    rows = [row for row in rows if "us" in row]
+    names = list(dict.fromkeys(row["op"] for row in rows))
+    figure.set_size_inches(4.2 * max(1, len(names)), 3.6)
+    for name, axis in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        mine = [row for row in rows if row["op"] == name]
+        for key in dict.fromkeys(row["implementation"] for row in mine):
+            line = [row for row in mine if row["implementation"] == key]
+            axis.plot([r["context"] for r in line], [r["us"] for r in line], "o-", label=key)
+        least = {row["context"]: row["us"] * row["of_copy_bandwidth"] for row in mine}
+        axis.plot(list(least), list(least.values()), "k:", label="bytes / copy bandwidth")
+        axis.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="µs", title=name)
+        axis.legend(fontsize=7)
+
+
+def _seconds(
+    function: Callable[..., Array], queries: int, shapes: Shapes, slots: int, runs: int
+) -> float:
+    """Of one call, in a program that makes many after one another, each over another slab."""
+    slab = (1, shapes.kv_heads, slots, shapes.head_dim)
+    size = math.prod(slab) * 2 * jnp.dtype(shapes.dtype).itemsize
+    count = min(64, max(2, -(-COLD_BYTES // size)))
+    keys = jax.random.split(jax.random.key(0), 2 * count + 1)
+    normal = jax.jit(jax.random.normal, static_argnums=(1, 2))
+    slabs = [normal(key, slab, shapes.dtype) for key in keys[: 2 * count]]
+    q = normal(keys[-1], (1, queries, shapes.heads, shapes.head_dim), shapes.dtype)
+    q_pos = slots - queries + jnp.arange(queries, dtype=jnp.int32)[None]
+    k_pos = jnp.arange(slots, dtype=jnp.int32)[None, None]
+
+    @jax.jit
+    def many(q: Array, slabs: list[Array], q_pos: Array, k_pos: Array) -> Array:
+        for k, v in zip(slabs[::2], slabs[1::2], strict=True):
+            # Each query depends on the result before it, or the calls could be made at once.
+            q = lax.optimization_barrier(q + 1e-6 * function(q, k, v, q_pos, k_pos))
+        return q
+
+    args = q, slabs, q_pos, k_pos
+    return median_seconds(lambda: jax.block_until_ready(many(*args)), runs) / count
+
+
+def _bound(op: Op, function: Callable[..., Any]) -> Callable[..., Array]:
+    return lambda q, k, v, q_pos, k_pos: op.call(function, q, k, v, q_pos, k_pos).astype(q.dtype)
+
+
+def _decode(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+    out = f(
+        q[:, 0], k, v, q_pos[:, 0], k_pos, scale=_scale(q), window=None, sinks=0, q_sink=None,
+        with_mass=False,
+    )[0]  # fmt: skip
+    return out[:, None]
+
+
+def _decode_mass(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+    out, _, mass = f(
+        q[:, 0], k, v, q_pos[:, 0], k_pos, scale=_scale(q), window=None, sinks=0, q_sink=None,
+        with_mass=True,
+    )  # fmt: skip
+    return out[:, None] + jnp.max(mass)
+
+
+def _prefill(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+    used = jnp.max(k_pos) + 1  # traced, as it is in a chunk of a prompt
+    return f(
+        q, k, v, q_pos, k_pos, scale=_scale(q), window=None, sinks=0, num_slots=used
+    )[0]  # fmt: skip
+
+
+def _mass(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+    del v
+    lse = jnp.full(q.shape[:3], math.log(k.shape[2]), jnp.float32)
+    mass = f(q, lse, k, q_pos, k_pos, scale=_scale(q), num_slots=jnp.max(k_pos) + 1)
+    return q + jnp.max(mass)
+
+
+def _dense(q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array) -> Array:
+    """The slab as jax's op wants it, [B, S, K, H]; it masks by what it is given."""
+    seen = (k_pos[:, :, None] <= q_pos[:, None, :, None]) & (k_pos >= 0)[:, :, None]
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    return jax.nn.dot_product_attention(q, keys, values, mask=seen, scale=_scale(q))
+
+
+def _scale(q: Array) -> float:
+    return q.shape[-1] ** -0.5
+
+
+def _slab_bytes(shapes: Shapes, slots: int, arrays: int, queries: int) -> int:
+    """Of keys, and values if `arrays` is 2; of queries and what comes out; and of positions."""
+    item = jnp.dtype(shapes.dtype).itemsize
+    slab = shapes.kv_heads * slots * shapes.head_dim * item
+    rows = queries * shapes.heads * shapes.head_dim * item
+    return arrays * slab + arrays * rows + 4 * slots
+
+
+OPS: Mapping[str, Op] = {
+    "decode": Op(DECODE, _dense, _decode, 1, lambda shapes, s: _slab_bytes(shapes, s, 2, 1)),
+    "decode-mass": Op(
+        DECODE, None, _decode_mass, 1,
+        lambda shapes, s: _slab_bytes(shapes, s, 2, 1) + 4 * shapes.heads * s,
+    ),
+    "prefill": Op(
+        PREFILL, _dense, _prefill, QUERIES, lambda shapes, s: _slab_bytes(shapes, s, 2, QUERIES)
+    ),
+    "mass": Op(
+        MASS, None, _mass, QUERIES,
+        lambda shapes, s: _slab_bytes(shapes, s, 1, QUERIES) + 4 * shapes.heads * s,
+    ),
+}  # fmt: skip

@@ -1,0 +1,68 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m jaxkv.bench`: what it reports, and what it refuses. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jaxkv.bench.__main__ import main
+
+MACHINE = {"device", "platform", "jax", "python", "date", "command"}
+
+
+def test_decode_reports_what_it_read(capsys, tmp_path):
+    out = tmp_path / "new" / "decode.json"
+    main(
+        ["decode", "--model", "tiny-random", "--policy", "full,recycled:k=8:stride=4", "--contexts",
+         "20", "--tokens", "17", "--runs", "1", "--out", str(out), "--json"]
+    )  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads(out.read_text())
+    assert MACHINE < set(report)
+    full, recycled = report["rows"]
+    assert full["context"] == recycled["context"] == 20
+    assert 0 < recycled["bytes_read"] < full["bytes_read"]
+
+
+def test_kernels_beside_jax_itself(capsys, tmp_path):
+    plot = tmp_path / "kernels.png"
+    main(
+        ["kernels", "--ops", "decode,mass", "--heads", "4,2,16", "--contexts", "520,1040", "--runs",
+         "1", "--plot", str(plot), "--json"]
+    )  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    assert MACHINE | {"copy_bytes_per_s"} < set(report)
+    cases = [(row["op"], row["implementation"], row["context"]) for row in report["rows"]]
+    dense = "jax.nn.dot_product_attention"
+    assert cases == [
+        *[("decode", name, slots) for slots in (520, 1040) for name in ("xla", dense)],
+        *[("mass", "xla", slots) for slots in (520, 1040)],
+    ]
+    # Keys and values of two heads, one query and one result of four heads, positions.
+    assert report["rows"][0]["bytes"] == 4 * (2 * 2 * 520 * 16 + 2 * 4 * 16 + 520)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sprint"], "kernels"),
+        (["kernels", "--heads", "9,2,64"], "multiple"),
+        (["kernels", "--heads", "9,3"], "32,8,128"),
+        (["kernels", "--ops", "decode,sort"], "decode-mass"),
+        (["kernels", "--dtype", "int4"], "bfloat16"),
+        (["decode", "--contexts", "0"], "1000,6000"),
+        (["decode", "--tokens", "3"], "17"),
+        (["decode", "--out", "/"], "folder"),
+        (["kernels", "--plot", "x.doc"], ".png"),
+    ],
+)
+def test_wrong_input_is_one_line(capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--model", "tiny-random"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == ""
+    assert said in err.splitlines()[-1] and "Traceback" not in err
