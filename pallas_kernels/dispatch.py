@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,17 @@ PLATFORM_ORDER: Mapping[str, tuple[str, ...]] = {
 def order() -> tuple[str, ...]:
     """What is tried on this platform, the first first."""
     return PLATFORM_ORDER.get(jax.default_backend(), ("xla",))
+
+
+def for_tpu(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module of Pallas kernels: slow to import, and of no use but on a TPU."""
+
+    def call(*args: Any, **kw: Any) -> Any:
+        if jax.default_backend() != "tpu":
+            raise NotImplementedError(f"mosaic_tpu needs a TPU, not a {jax.default_backend()}")
+        return getattr(importlib.import_module(module), name)(*args, **kw)
+
+    return call
 
 
 def dispatch(table: Mapping[str, Callable[..., Any]], implementation: Implementation, *args, **kw):

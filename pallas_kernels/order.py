@@ -60,7 +60,6 @@ def keep_order(slab: Array) -> Array:
     XLA gives arguments their stored order, but in a loop the order that some operation likes best,
     be it one that runs once in ten steps: the slab is then copied at every step.
     """
-
     return lax.platform_dependent(slab, tpu=in_stored_order, default=lambda x: x)
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the TPU kernels share: how XLA lays out a slab, how large blocks may be, exact products."""
+"""What the TPU kernels share: how large blocks may be, how queries lie in them, exact products."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pallas_kernels.precision import einsum
 
 ROW_TILE = 16  # rows that a tile takes in any dtype that is served
 VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the smallest limit
+ROOM_BYTES = 14 << 20  # where all that a kernel needs is counted: most of the smallest limit
 SMEM_BYTES = 256 << 10  # for what says which blocks to visit: a quarter of what a core has
 DTYPES = (jnp.float32, jnp.bfloat16)
 

@@ -10,16 +10,7 @@ import jax
 from jax import Array
 
 from pallas_kernels.decode import xla
-from pallas_kernels.dispatch import Implementation, dispatch
-
-
-def _mosaic_tpu(*args: Any, **kw: Any) -> tuple[Array, ...]:
-    if jax.default_backend() != "tpu":
-        raise NotImplementedError(f"mosaic_tpu needs a TPU, not a {jax.default_backend()}")
-    # Pallas is slow to import, and of no use elsewhere.
-    from pallas_kernels.decode import mosaic_tpu
-
-    return mosaic_tpu.decode_attention(*args, **kw)
+from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
 
 
 def _mosaic_gpu(*args: Any, **kw: Any) -> tuple[Array, ...]:
@@ -29,13 +20,14 @@ def _mosaic_gpu(*args: Any, **kw: Any) -> tuple[Array, ...]:
     # Its matrix instructions came with 9.0 and left with 10.0.
     if capability.split(".")[0] != "9":
         raise NotImplementedError(f"mosaic_gpu needs compute capability 9.x, not {capability}")
+    # Pallas is slow to import, and of no use elsewhere.
     from pallas_kernels.decode import mosaic_gpu
 
     return mosaic_gpu.decode_attention(*args, **kw)
 
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": _mosaic_tpu,
+    "mosaic_tpu": for_tpu("pallas_kernels.decode.mosaic_tpu", "decode_attention"),
     "mosaic_gpu": _mosaic_gpu,
     "xla": xla.decode_attention,
 }

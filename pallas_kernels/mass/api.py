@@ -4,26 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 from jax import Array
 
-from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
 from pallas_kernels.mass import reference, xla
 
-
-def _mosaic_tpu(*args: Any, **kw: Any) -> Array:
-    if jax.default_backend() != "tpu":
-        raise NotImplementedError(f"mosaic_tpu needs a TPU, not a {jax.default_backend()}")
-    # Pallas is slow to import, and of no use elsewhere.
-    from pallas_kernels.mass import mosaic_tpu
-
-    return mosaic_tpu.attention_mass(*args, **kw)
-
-
 IMPLEMENTATIONS = {
-    "mosaic_tpu": _mosaic_tpu,
+    "mosaic_tpu": for_tpu("pallas_kernels.mass.mosaic_tpu", "attention_mass"),
     "xla": xla.attention_mass,
     "reference": reference.attention_mass,
 }

@@ -20,6 +20,7 @@ from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.tpu import (
     DTYPES,
+    ROOM_BYTES,
     SMEM_BYTES,
     by_head,
     even_block,
@@ -32,7 +33,6 @@ from pallas_kernels.visibility import visible
 
 MAX_BLOCK = 1024  # slots
 MAX_ROWS = 512  # queries times heads
-VMEM_BYTES = 14 << 20  # of the 16 MiB that a kernel is given where least
 
 
 def attention_mass(
@@ -152,7 +152,7 @@ def block_shape(
     fixed = 2 * rows * width * itemsize + 4 * tall * 4 * LANES
     # Two of K; what is computed of it, float32 in three parts; scores; the sum and two results.
     each = width * (2 * itemsize + (6 if itemsize == 2 else 20)) + 8 * rows + 96 * together
-    limit = min((VMEM_BYTES - fixed) // each, MAX_BLOCK) // LANES * LANES
+    limit = min((ROOM_BYTES - fixed) // each, MAX_BLOCK) // LANES * LANES
     if limit <= 0:
         raise NotImplementedError(f"{rows} queries of {head_dim} do not fit VMEM")
     return even_block(slots, limit), tall, together

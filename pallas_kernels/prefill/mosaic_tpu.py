@@ -24,6 +24,7 @@ from pallas_kernels.order import LANES, Order, stored_order
 from pallas_kernels.prefill import xla
 from pallas_kernels.tpu import (
     DTYPES,
+    ROOM_BYTES,
     SMEM_BYTES,
     by_head,
     even_block,
@@ -36,7 +37,6 @@ from pallas_kernels.visibility import visible
 
 MAX_BLOCK = 1024  # slots: the reductions along them cost as much for a few
 MAX_ROWS = 512  # queries times heads: so often is a key used that was read once
-VMEM_BYTES = 14 << 20  # of the 16 MiB that a kernel is given where least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ def block_shape(
     fixed = rows * (4 * width * itemsize + 4 * width + 2 * 4 * LANES) + 2 * tall * 4 * LANES
     # Two of K and of V; what is computed of them, float32 in three parts; and the scores.
     each = 4 * width * itemsize + width * (12 if itemsize == 2 else 40) + 8 * rows
-    limit = min((VMEM_BYTES - fixed) // each, MAX_BLOCK) // LANES * LANES
+    limit = min((ROOM_BYTES - fixed) // each, MAX_BLOCK) // LANES * LANES
     if limit <= 0:
         raise NotImplementedError(f"{rows} queries of {head_dim} do not fit VMEM")
     return even_block(slots, limit), tall, together

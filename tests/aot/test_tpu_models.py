@@ -110,9 +110,10 @@ def test_decode(name: str, batch: int, tmp_path: Path) -> None:
     # A slab that is read in a kernel and written in place is in no line of its own.
     sizes = [x.size for x in jax.tree.leaves(state.cache.layers) if x.ndim == 4]
     whole = max(sizes) if name == "recycled" else min(sizes)
-    if name == "headkv":
-        return  # XLA turns one of its groups around, of three heads, to write into it
-    assert tpu.moves("\n".join(tpu.every_step(compiled.as_text())), whole) == []
+    moves = tpu.moves("\n".join(tpu.every_step(compiled.as_text())), whole)
+    if name == "headkv":  # XLA turns one of its groups around, of three heads, to write into it
+        moves = [move for move in moves if "[1,3," not in move]
+    assert moves == []
 
 
 @pytest.mark.parametrize("name", POLICIES)
