@@ -121,8 +121,9 @@ def test_shapes_must_be_those_of_the_configuration(copy: Path) -> None:
 
 
 def test_other_formats_and_lost_files_are_refused(copy: Path) -> None:
-    (copy / "jaxkv.json").write_text('{"format": 9}')
-    _refused(copy, "format 9")
+    for number in (1, 9):
+        (copy / "jaxkv.json").write_text(f'{{"format": {number}}}')
+        _refused(copy, f"format {number}.*convert the original again")
     (copy / "jaxkv.json").write_text("{")
     _refused(copy, "jaxkv.json is not valid JSON")
     (copy / "jaxkv.json").unlink()

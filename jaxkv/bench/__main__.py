@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -49,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             print(f"\n{COMMAND}: interrupted", file=sys.stderr)
             raise SystemExit(130) from None
-        result["command"] = f"python -m {COMMAND} " + " ".join(words)
+        result["command"] = f"python -m {COMMAND} {shlex.join(words)}"
+        print(json.dumps(result)) if options.json else _show(result)
         if options.out:
             write_json(options.out, result)
-    print(json.dumps(result)) if options.json else _show(result)
     failed = _failures(options, result)
     for line in failed:
         print(f"{COMMAND}: {line}", file=sys.stderr)
@@ -231,6 +232,13 @@ def _check(options: argparse.Namespace) -> None:
     heads, kv_heads, _ = _numbers("--heads", options.heads, 3)
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
+    alone = options.task == "kernels"
+    for name in ("ops", "plot"):
+        if getattr(options, name) is not None and not alone:
+            raise InputError(f"--{name} is for kernels, not for {options.task}")
+    for name in ("beside", "min_speedup", "min_roofline"):
+        if getattr(options, name) is not None and alone:
+            raise InputError(f"--{name.replace('_', '-')} is not for kernels")
     for name in ("tokens", "runs"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} is {getattr(options, name)}; it must be at least 1")

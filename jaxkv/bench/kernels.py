@@ -20,7 +20,7 @@ from pallas_kernels.dispatch import order
 from pallas_kernels.mass.api import IMPLEMENTATIONS as MASS
 from pallas_kernels.prefill.api import IMPLEMENTATIONS as PREFILL
 
-COLD_BYTES = 2**28  # of different slabs, taken by turns, so that none waits in a processor's cache
+COLD_BYTES = 2**28  # of different keys and values by turns: none waits in a processor's cache
 QUERIES = 512  # of a chunk of prefill
 DENSE = "jax.nn.dot_product_attention"  # the peer: what jax itself offers
 
@@ -43,7 +43,7 @@ class Op:
       implementations: by name.
       peer: the same with jax's own op, or None.
       call: (implementation, q [1, T, N, H], k, v, q_pos [1, T], k_pos) -> an array like q.
-      queries: T.
+      queries: T, or the slots if they are fewer.
       moved: (shapes, slots) -> bytes that must be moved once.
     """
 
@@ -103,13 +103,17 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 def _seconds(
     function: Callable[..., Array], queries: int, shapes: Shapes, slots: int, runs: int
 ) -> float:
-    """Of one call, in a program that makes many after one another, each over another slab."""
+    """Of one call, in a program that makes many after one another, each over another slab.
+
+    Where mass is given it is read once more, for the next call to depend on it.
+    """
     slab = (1, shapes.kv_heads, slots, shapes.head_dim)
     size = math.prod(slab) * 2 * jnp.dtype(shapes.dtype).itemsize
     count = min(64, max(2, -(-COLD_BYTES // size)))
     keys = jax.random.split(jax.random.key(0), 2 * count + 1)
     normal = jax.jit(jax.random.normal, static_argnums=(1, 2))
     slabs = [normal(key, slab, shapes.dtype) for key in keys[: 2 * count]]
+    queries = min(queries, slots)
     q = normal(keys[-1], (1, queries, shapes.heads, shapes.head_dim), shapes.dtype)
     q_pos = slots - queries + jnp.arange(queries, dtype=jnp.int32)[None]
     k_pos = jnp.arange(slots, dtype=jnp.int32)[None, None]
@@ -172,7 +176,7 @@ def _scale(q: Array) -> float:
 
 def _slab_bytes(shapes: Shapes, slots: int, arrays: int, queries: int) -> int:
     """Of keys, and values if `arrays` is 2; of queries and what comes out; and of positions."""
-    item = jnp.dtype(shapes.dtype).itemsize
+    item, queries = jnp.dtype(shapes.dtype).itemsize, min(queries, slots)
     slab = shapes.kv_heads * slots * shapes.head_dim * item
     rows = queries * shapes.heads * shapes.head_dim * item
     return arrays * slab + arrays * rows + 4 * slots

@@ -17,6 +17,7 @@ from jax import Array, lax
 from jaxkv.typing import Lengths, NewKeys, Positions
 from pallas_kernels.order import SUBLANES, in_stored_order
 
+UNROLLED = 4  # rows whose writes are spelled out
 Arrays = tuple[Array, ...]
 
 
@@ -78,10 +79,10 @@ def append(
       k: [B, T, K, H], rotated.
       v: [B, T, K, H].
       positions: int32 [B, T], -1 for padding, which is not written.
-      slots: int32 [B, T], distinct within a row; a slot of S or more drops the token, which still
-        counts as seen.
-      consecutive: whether the tokens of a row go into slots that follow one another, as a single
-        token always does: a TPU then writes in place.
+      slots: int32 [B, T], not negative, distinct within a row; a slot of S or more drops the
+        token, which still counts as seen.
+      consecutive: whether the valid tokens of a row come first and go into slots that follow one
+        another, as a single token always does: a TPU then writes in place.
 
     Returns:
       The slab after the writes.
@@ -127,19 +128,25 @@ def _write_run(old: Array, new: Array, first: Array, count: Array) -> Array:
     around = [(0, 0), (0, 0), (width, width)] + [(0, 0)] * (old.ndim - 3)
     fresh = jnp.pad(fresh, around)
     hold = in_stored_order if old.ndim == 4 else lambda x: x
-    old = hold(old)
-    for row in range(old.shape[0]):
+
+    def write(row: int | Array, old: Array) -> Array:
         begin = first[row] if size > 1 else lax.div(first[row], SUBLANES) * SUBLANES
         begin = jnp.minimum(begin, slots - width)
         here = begin + jnp.arange(width)
         taken = (here >= first[row]) & (here < first[row] + count[row])
         taken = taken.reshape(1, 1, width, *[1] * (old.ndim - 3))
         offset = width + begin - first[row]
-        moved = lax.dynamic_slice_in_dim(fresh[row : row + 1], offset, width, 2)
+        mine = lax.dynamic_slice_in_dim(fresh, row, 1, 0)
+        moved = lax.dynamic_slice_in_dim(mine, offset, width, 2)
         at = (row, 0, begin, *[0] * (old.ndim - 3))
         there = lax.dynamic_slice(old, at, (1, old.shape[1], width, *old.shape[3:]))
-        old = lax.dynamic_update_slice(old, jnp.where(taken, moved, there), at)
-        old = hold(old)
+        return hold(lax.dynamic_update_slice(old, jnp.where(taken, moved, there), at))
+
+    old = hold(old)
+    if old.shape[0] > UNROLLED:
+        return lax.fori_loop(0, old.shape[0], write, old)
+    for row in range(old.shape[0]):
+        old = write(row, old)
     return old
 
 

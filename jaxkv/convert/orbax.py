@@ -84,7 +84,8 @@ def load(
     note = read_json(path / MARK)
     if note.get("format") != _FORMAT:
         raise InputError(
-            f"{path / MARK} has format {note.get('format')!r:.60}; this version reads {_FORMAT}"
+            f"{path / MARK} has format {note.get('format')!r:.60}; this version reads {_FORMAT}; "
+            "convert the original again: python -m jaxkv.convert SRC DST"
         )
     _check_files(path, note.get("files"))
     config = config_json.from_json(read_json(path / _CONFIG), str(path / _CONFIG))

@@ -60,12 +60,12 @@ class Layout:
 class Share:
     """The part of one of our arrays that one tensor fills: `size` entries along `axis`.
 
-    `view` is the shape with that axis, where our array has it folded into another.
+    `view` is the shape that has that axis: our array has it folded into another.
     """
 
     axis: int
     size: Callable[[ModelConfig], int]
-    view: Callable[[ModelConfig], Shape] | None = None
+    view: Callable[[ModelConfig], Shape]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,14 +155,14 @@ def _join(
 ) -> np.ndarray:
     """One of our arrays from several tensors, each written into its place."""
     out = np.empty(shape, dtype)
-    view, begin = out, 0
+    begin = 0
     for name, source in sources:
-        assert source.rule.share is not None
-        axis, size = source.rule.share.axis, source.rule.share.size(config)
-        if source.rule.share.view:
-            view = out.reshape(source.rule.share.view(config))
-        place = (slice(None),) * axis + (slice(begin, begin + size),)
-        view[place] = source.rule.layout.arrange(tensors.read(name), source.shape, config)
+        share = source.rule.share
+        assert share is not None
+        size = share.size(config)
+        place = (slice(None),) * share.axis + (slice(begin, begin + size),)
+        part = source.rule.layout.arrange(tensors.read(name), source.shape, config)
+        out.reshape(share.view(config))[place] = part
         begin += size
     return out
 
@@ -177,7 +177,7 @@ def _wanted(config: ModelConfig, rules: tuple[Rule, ...]) -> dict[str, Source]:
             name = rule.theirs.replace("#", number.group()) if number else rule.theirs
             part = list(shape)
             if rule.share:
-                part = list(rule.share.view(config)) if rule.share.view else part
+                part = list(rule.share.view(config))
                 part[rule.share.axis] = rule.share.size(config)
             wanted[name] = Source(path, tuple(part), rule)
     return wanted

@@ -38,14 +38,14 @@ def _run(task: Task, common: Common, own: Any) -> None:
         model = load(common.model, common.dtype, progress)
         results = task.evaluate(model, common, own, progress)
     objects = [result.as_json() for result in results]
-    if common.out is not None:
-        from jaxkv.machine import where
-
-        write_json(common.out, {**where(), "command": common.command, "rows": objects})
     if common.json:
         print(json.dumps(objects if len(objects) > 1 else objects[0]))
     else:
         print_table(results)
+    if common.out is not None:
+        from jaxkv.machine import where
+
+        write_json(common.out, {**where(), "command": common.command, "rows": objects})
     if common.plot is not None:
         save_picture(common.plot, lambda figure: task.draw(figure, results))
 

@@ -90,7 +90,7 @@ def parameter_shapes(config: ModelConfig) -> dict:
     Projections of the same input are one array, because a decode step is paid by the number of
     products as well as by their bytes. Of the columns of `wqkv`, seen as [K, G + 2, H], those of
     [i] belong to KV head i: its G query heads, then its key, then its value; so heads are chosen,
-    ordered and sharded along one axis. Those of `w_gate_up` are [2, F]. The axes are folded because
+    ordered along one axis. Those of `w_gate_up` are [2, F]. The axes are folded because
     a TPU brings a weight with small axes to another order before it uses it.
     """
     d, f, h = config.hidden_size, config.intermediate_size, config.head_dim

@@ -89,9 +89,15 @@ def check(compiled: jax.stages.Compiled, params: Any, state: Any) -> None:
     assert memory.argument_size_in_bytes < 1.05 * kept
 
 
-@pytest.mark.parametrize(
-    "name, batch", [*((name, 1) for name in POLICIES), ("full", 4), ("duo", 4), ("recycled", 4)]
-)
+BATCHES = [(name, 1) for name in POLICIES] + [
+    ("full", 4),
+    ("duo", 4),
+    ("recycled", 4),
+    ("full", 16),
+]
+
+
+@pytest.mark.parametrize("name, batch", BATCHES)
 def test_decode(name: str, batch: int, tmp_path: Path) -> None:
     policy = POLICIES[name](CONFIG.num_layers, tmp_path)
     params, state = arguments(CONFIG, policy, batch)
