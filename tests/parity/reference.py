@@ -77,7 +77,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # beside TINY: odd sizes, and G of 1, 3
     "phi3": {
         "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": None,
         "head_dim": None, "num_attention_heads": 8, "num_key_value_heads": 2, "pad_token_id": 0,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        "partial_rotary_factor": 0.5,
     },
     "qwen2": {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False,
@@ -125,13 +125,10 @@ def write_tiny(folder: Path, scaling: str, bias: bool = False, family: str = "ll
         if bias:
             shapes |= {f"{at}{name}.bias": shape[:1] for name, shape in linear.items()}
         if family == "phi3":
-            for fused, names in (
-                ("self_attn.qkv_proj", "qkv"),
-                ("mlp.gate_up_proj", ("gate", "up")),
-            ):
-                parts = [f"{at}{fused.split('.')[0]}.{x}_proj.weight" for x in names]
-                rows = sum(shapes.pop(part)[0] for part in parts)
-                shapes[f"{at}{fused}.weight"] = (rows, d)
+            for name, parts in (("self_attn.qkv", "q k v"), ("mlp.gate_up", "gate up")):
+                module = name.split(".")[0]
+                rows = [shapes.pop(f"{at}{module}.{x}_proj.weight")[0] for x in parts.split()]
+                shapes[f"{at}{name}_proj.weight"] = (sum(rows), d)
         if family == "qwen2":
             heads = {"q": n, "k": k, "v": k}
             shapes |= {f"{at}self_attn.{x}_proj.bias": (heads[x] * h,) for x in heads}
