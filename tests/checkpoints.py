@@ -54,6 +54,10 @@ def weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
             if config.get(flag):
                 maps = [n for n in layer if n.startswith(part)]
                 layer |= {n.replace(".weight", ".bias"): layer[n][:1] for n in maps}
+        if config["model_type"] == "qwen2":
+            layer |= {f"self_attn.{x}_proj.bias": (m,) for x, m in (("q", q), ("k", k), ("v", k))}
+        if config["model_type"] == "qwen3":
+            layer |= {f"self_attn.{x}_norm.weight": (h,) for x in "qk"}
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (d,)
     if not config["tie_word_embeddings"]:
@@ -94,6 +98,8 @@ _GGUF_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -103,12 +109,12 @@ _GGUF_NAMES = {
 def to_gguf(
     config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], unpair: bool = False
 ) -> dict[str, np.ndarray]:
-    """Renames tensors as llama.cpp does, and puts rotary pairs side by side, or back apart."""
+    """Renames tensors as llama.cpp does; a Llama's rotary pairs go side by side, or back apart."""
     renamed = {}
     for name, x in tensors.items():
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         for part, key in heads.items():
-            if part in name:
+            if part in name and config["model_type"] == "llama":
                 n = config[key]
                 two = (n, -1, 2, *x.shape[1:]) if unpair else (n, 2, -1, *x.shape[1:])
                 x = x.reshape(two).swapaxes(1, 2).reshape(x.shape)
@@ -136,17 +142,26 @@ def write_gguf(
       extra: further pairs of the header, or other values for those that are written anyway.
       raw: already quantised matrices by GGUF name, in place of the quantised `tensors`.
     """
-    writer = gguf.GGUFWriter(path, "llama")
+    arch = config["model_type"]
+    writer = gguf.GGUFWriter(path, arch)
     d, n = config["hidden_size"], config["num_attention_heads"]
     pairs = {
-        "llama.block_count": config["num_hidden_layers"],
-        "llama.context_length": config["max_position_embeddings"],
-        "llama.embedding_length": d,
-        "llama.feed_forward_length": config["intermediate_size"],
-        "llama.attention.head_count": n,
-        "llama.attention.head_count_kv": config["num_key_value_heads"],
-        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        "llama.rope.freq_base": config["rope_theta"],
+        f"{arch}.block_count": config["num_hidden_layers"],
+        f"{arch}.context_length": config["max_position_embeddings"],
+        f"{arch}.embedding_length": d,
+        f"{arch}.feed_forward_length": config["intermediate_size"],
+        f"{arch}.attention.head_count": n,
+        f"{arch}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        f"{arch}.rope.freq_base": config["rope_theta"],
+        **(
+            {
+                f"{arch}.attention.key_length": config["head_dim"],
+                f"{arch}.attention.value_length": config["head_dim"],
+            }
+            if "head_dim" in config
+            else {}
+        ),
         **_tokenizer_pairs(),
         **(extra or {}),
     }

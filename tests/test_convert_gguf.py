@@ -54,6 +54,17 @@ def test_plain_numbers_equal_the_original(tmp_path: Path) -> None:
     assert ours.tokenizer.encode("Hello there") == theirs.tokenizer.encode("Hello there")
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_other_families_equal_the_original(tmp_path: Path, family: str) -> None:
+    config = {**checkpoints.CONFIG, "model_type": family, "head_dim": 16}
+    ours = gguf.load(checkpoints.write_gguf(tmp_path / "m.gguf", config))
+    theirs = hf.load(checkpoints.write_hf(tmp_path / "hf", config))
+    assert ours.config == theirs.config
+    assert ours.config.qkv_bias == (family == "qwen2")
+    assert ours.config.qk_norm == (family == "qwen3")
+    _equal(ours.params, theirs.params)
+
+
 @pytest.mark.parametrize("kind", _QUANTISED, ids=lambda kind: kind.name)
 def test_blocks_are_read_as_the_package_reads_them(tmp_path: Path, kind: Kind) -> None:
     config = checkpoints.WIDE

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from jaxkv.convert import hf
-from jaxkv.convert.families import llama
+from jaxkv.convert.families import by_hf_type
 from jaxkv.convert.fields import Fields
 from jaxkv.errors import InputError
 from jaxkv.models.config import parameter_shapes
@@ -37,9 +37,8 @@ FULL = {
 
 def config(**changes):
     values = {**checkpoints.CONFIG, **changes}
-    return llama.hf_config(
-        Fields({k: v for k, v in values.items() if v != "absent"}, "config.json")
-    )
+    fields = Fields({k: v for k, v in values.items() if v != "absent"}, "config.json")
+    return by_hf_type(values["model_type"]).hf_config(fields)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -123,6 +122,9 @@ def test_absurd_fields_are_named(key: str, value: object) -> None:
         ({"partial_rotary_factor": 2.0}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"sliding_window": 128}, "sliding_window"),
+        ({"model_type": "mistral", "sliding_window": 128}, "sliding_window"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window"),
         ({"max_position_embeddings": "absent"}, "max_position_embeddings"),
     ],
 )

@@ -74,8 +74,8 @@ class Peer:
 
 
 def _config(transformers: Any, config: ModelConfig) -> Any:
-    if config.rope.scaling is not None or config.qkv_bias or config.mlp_bias:
-        raise InputError("--beside transformers is for models with plain RoPE and no biases")
+    if config.rope.scaling is not None or config.qkv_bias or config.mlp_bias or config.qk_norm:
+        raise InputError("--beside transformers is for Llamas with plain RoPE and no biases")
     return transformers.LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,

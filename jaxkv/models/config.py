@@ -27,6 +27,7 @@ class ModelConfig:
       rms_norm_eps: epsilon of every RMSNorm.
       tie_embeddings: the output head is the embedding, transposed.
       qkv_bias, out_bias, mlp_bias: whether those projections add a bias.
+      qk_norm: whether every head's query and key go through an RMSNorm before they are rotated.
     """
 
     vocab_size: int
@@ -43,6 +44,7 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -105,6 +107,8 @@ def parameter_shapes(config: ModelConfig) -> dict:
         layer |= {"bqkv": (k * (g + 2) * h,)}
     if config.out_bias:
         layer |= {"bo": (d,)}
+    if config.qk_norm:
+        layer |= {"q_norm": (h,), "k_norm": (h,)}
     if config.mlp_bias:
         layer |= {"b_gate_up": (2 * f,), "b_down": (d,)}
     tree = {

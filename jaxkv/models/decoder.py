@@ -227,6 +227,9 @@ def _block(
     qkv = project(y, layer["wqkv"], layer.get("bqkv")).reshape(*y.shape[:2], *heads)
     q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
     q = q.reshape(*q.shape[:2], config.num_heads, config.head_dim)
+    if config.qk_norm:
+        q = rms_norm(q, layer["q_norm"], config.rms_norm_eps)
+        k = rms_norm(k, layer["k_norm"], config.rms_norm_eps)
     kept, out = attend(q, k, v)
     out = out.reshape(*out.shape[:2], config.num_heads * config.head_dim)
     x = x + project(out, layer["wo"], layer.get("bo"))

@@ -12,11 +12,17 @@ from jaxkv.typing import Hidden, Params
 from pallas_kernels.precision import einsum
 
 
-def rms_norm(x: Hidden, weight: Array, eps: float) -> Hidden:
-    """Root-mean-square normalisation (arXiv 1910.07467), in float32, [B, T, D]."""
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """Root-mean-square normalisation (arXiv 1910.07467) of the last axis, in float32.
+
+    Args:
+      x: [..., D].
+      weight: [D].
+      eps: added to the mean of the squares.
+    """
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * weight[None, None]
+    return wide.astype(x.dtype) * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
 
 
 def project(x: Array, weight: Array, bias: Array | None = None) -> Array:

@@ -89,12 +89,8 @@ def check(compiled: jax.stages.Compiled, params: Any, state: Any) -> None:
     assert memory.argument_size_in_bytes < 1.05 * kept
 
 
-BATCHES = [(name, 1) for name in POLICIES] + [
-    ("full", 4),
-    ("duo", 4),
-    ("recycled", 4),
-    ("full", 16),
-]
+BATCHES = [(name, 1) for name in POLICIES]
+BATCHES += [("full", 4), ("duo", 4), ("recycled", 4), ("full", 16)]
 
 
 @pytest.mark.parametrize("name, batch", BATCHES)

@@ -25,6 +25,10 @@ def main() -> None:
             path = reference.write_tiny(Path(folder) / scaling, scaling)
             model = hugging_face.folder(path)
             golden[f"tiny-{scaling}"] = hugging_face.logits(model, reference.tiny_tokens())[:, ::9]
+        for family in reference.FAMILIES:
+            path = reference.write_tiny(Path(folder) / family, "plain", family=family)
+            model = hugging_face.folder(path)
+            golden[f"tiny-{family}"] = hugging_face.logits(model, reference.tiny_tokens())[:, ::9]
     ours = load("smollm2-135m-instruct")
     from jaxkv.convert import download
 

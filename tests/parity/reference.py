@@ -69,21 +69,47 @@ def tiny_tokens() -> np.ndarray:
     return np.random.default_rng(3).integers(0, TINY["vocab_size"], (2, 200))
 
 
-def write_tiny(folder: Path, scaling: str, bias: bool = False) -> Path:
-    """A random Llama as a Hugging Face folder."""
-    config = dict(TINY)
+FAMILIES: dict[str, dict[str, Any]] = {  # beside TINY: odd sizes, and G of 1, 3 and 8
+    "mistral": {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None,
+        "num_attention_heads": 8, "num_key_value_heads": 1,
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": None,
+        "head_dim": None, "num_attention_heads": 8, "num_key_value_heads": 2, "pad_token_id": 0,
+        "partial_rotary_factor": 0.5,
+    },
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False,
+        "sliding_window": 128, "head_dim": None, "tie_word_embeddings": True,
+        "num_key_value_heads": 4,
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": False,
+        "head_dim": 24, "num_attention_heads": 3, "num_key_value_heads": 1,
+    },
+}  # fmt: skip
+
+
+def write_tiny(folder: Path, scaling: str, bias: bool = False, family: str = "llama") -> Path:
+    """A random model as a Hugging Face folder."""
+    config = TINY | FAMILIES.get(family, {})
+    if config["head_dim"] is None:
+        del config["head_dim"]
     if SCALINGS[scaling]:
         config["rope_scaling"] = SCALINGS[scaling]
     if bias:
         config |= {"attention_bias": True, "mlp_bias": True}
     rng = np.random.default_rng(11)
-    d, f, h = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    d, f = config["hidden_size"], config["intermediate_size"]
+    h = config.get("head_dim", d // config["num_attention_heads"])
     n, k, v = (config[x] for x in ("num_attention_heads", "num_key_value_heads", "vocab_size"))
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (v, d),
         "model.norm.weight": (d,),
-        "lm_head.weight": (v, d),
     }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (v, d)
     for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}."
         linear = {
@@ -98,6 +124,16 @@ def write_tiny(folder: Path, scaling: str, bias: bool = False) -> Path:
         shapes |= {f"{at}{name}.weight": shape for name, shape in linear.items()}
         if bias:
             shapes |= {f"{at}{name}.bias": shape[:1] for name, shape in linear.items()}
+        if family == "phi3":
+            for name, parts in (("self_attn.qkv", "q k v"), ("mlp.gate_up", "gate up")):
+                module = name.split(".")[0]
+                rows = [shapes.pop(f"{at}{module}.{x}_proj.weight")[0] for x in parts.split()]
+                shapes[f"{at}{name}_proj.weight"] = (sum(rows), d)
+        if family == "qwen2":
+            heads = {"q": n, "k": k, "v": k}
+            shapes |= {f"{at}self_attn.{x}_proj.bias": (heads[x] * h,) for x in heads}
+        if family == "qwen3":
+            shapes |= {f"{at}self_attn.{x}_norm.weight": (h,) for x in "qk"}
         shapes |= {f"{at}{x}_layernorm.weight": (d,) for x in ("input", "post_attention")}
     tensors = {}
     for name, shape in shapes.items():

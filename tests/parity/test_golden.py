@@ -29,6 +29,13 @@ def test_tiny_logits(golden, tmp_path: Path, scaling: str) -> None:
     np.testing.assert_allclose(got, golden[f"tiny-{scaling}"], atol=1e-4)
 
 
+@pytest.mark.parametrize("family", reference.FAMILIES)
+def test_family_logits(golden, tmp_path: Path, family: str) -> None:
+    model = hf.load(reference.write_tiny(tmp_path, "plain", family=family))
+    got = logits_of(model, jnp.asarray(reference.tiny_tokens(), jnp.int32))[:, ::9]
+    np.testing.assert_allclose(got, golden[f"tiny-{family}"], atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_smollm2_logits(golden, smollm2) -> None:

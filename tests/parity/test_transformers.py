@@ -34,6 +34,18 @@ def test_tiny(tmp_path: Path, scaling: str, bias: bool) -> None:
         assert generated == hugging_face.greedy(theirs, row, 32)
 
 
+@pytest.mark.parametrize("family", reference.FAMILIES)
+def test_families(tmp_path: Path, family: str) -> None:
+    path = reference.write_tiny(tmp_path, "plain", family=family)
+    ours, theirs = hf.load(path), hugging_face.folder(path)
+    tokens = reference.tiny_tokens()
+    got = logits_of(ours, jnp.asarray(tokens, jnp.int32))
+    np.testing.assert_allclose(got, hugging_face.logits(theirs, tokens), atol=1e-4)
+    rows = [row[:40].tolist() for row in tokens]
+    for row, generated in zip(rows, greedy_tokens(ours, rows, 32), strict=True):
+        assert generated == hugging_face.greedy(theirs, row, 32)
+
+
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_smollm2(smollm2, smollm2_gguf: Path) -> None:

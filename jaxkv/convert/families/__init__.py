@@ -4,11 +4,17 @@
 
 from __future__ import annotations
 
-from jaxkv.convert.families import llama
+from jaxkv.convert.families import llama, mistral, phi, qwen
 from jaxkv.convert.families.base import Family
 from jaxkv.errors import InputError
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    phi.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
+)
 
 
 def by_hf_type(model_type: str) -> Family:

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Llama 1 to 3, SmolLM and everything else that publishes itself as `llama`."""
+"""Llama 1 to 3, SmolLM and everything else that publishes itself as `llama`; what is near to it."""
 
 from __future__ import annotations
 
@@ -32,16 +32,22 @@ class ExplicitScaling:
 
 
 def hf_config(fields: Fields) -> ModelConfig:
-    """config.json -> our configuration."""
+    """config.json of a Llama -> our configuration."""
+    if fields.raw("sliding_window") is not None:
+        raise fields.refuse("sliding_window", "null: native windows are not supported")
+    bias = fields.flag("attention_bias", False)
+    # Hugging Face's Llama has it on all four projections.
+    return dataclasses.replace(hf_shapes(fields), qkv_bias=bias, out_bias=bias)
+
+
+def hf_shapes(fields: Fields) -> ModelConfig:
+    """What config.json says of any model of this kind, which has no biases in its attention."""
     hidden = fields.integer("hidden_size", high=2**20)
     heads = fields.integer("num_attention_heads", high=2**16)
     head_dim = _head_dim(fields, "head_dim", "hidden_size", hidden, heads)
     max_positions = fields.integer("max_position_embeddings", high=2**31 - 1)
     if fields.text("hidden_act", "silu") != "silu":
         raise fields.refuse("hidden_act", "silu")
-    if fields.raw("sliding_window") is not None:
-        raise fields.refuse("sliding_window", "null: its attention is not a Llama's")
-    bias = fields.flag("attention_bias", False)
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -54,44 +60,43 @@ def hf_config(fields: Fields) -> ModelConfig:
         max_positions=max_positions,
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         tie_embeddings=fields.flag("tie_word_embeddings", False),
-        qkv_bias=bias,
-        out_bias=bias,  # Hugging Face's Llama has it on all four projections
         mlp_bias=fields.flag("mlp_bias", False),
     )
 
 
-def gguf_config(fields: Fields, tensors: Tensors) -> ModelConfig:
-    """A GGUF header -> our configuration; biases and tying are seen from the tensors."""
-    hidden = fields.integer("llama.embedding_length", high=2**20)
-    heads = fields.integer("llama.attention.head_count", high=2**16)
-    if fields.integer("llama.expert_count", 0, low=0) > 0:
-        raise fields.refuse("llama.expert_count", "0: mixtures of experts are not supported")
-    keys = ("llama.attention.key_length", "llama.embedding_length")
+def gguf_config(fields: Fields, tensors: Tensors, arch: str = "llama") -> ModelConfig:
+    """A GGUF header -> our configuration; biases, norms and tying are seen from the tensors."""
+    hidden = fields.integer(f"{arch}.embedding_length", high=2**20)
+    heads = fields.integer(f"{arch}.attention.head_count", high=2**16)
+    if fields.integer(f"{arch}.expert_count", 0, low=0) > 0:
+        raise fields.refuse(f"{arch}.expert_count", "0: mixtures of experts are not supported")
+    keys = (f"{arch}.attention.key_length", f"{arch}.embedding_length")
     head_dim = _head_dim(fields, *keys, hidden, heads)
-    if fields.integer("llama.attention.value_length", head_dim) != head_dim:
-        raise fields.refuse("llama.attention.value_length", f"the key length {head_dim}")
-    rotary = fields.integer("llama.rope.dimension_count", head_dim, high=head_dim)
+    if fields.integer(f"{arch}.attention.value_length", head_dim) != head_dim:
+        raise fields.refuse(f"{arch}.attention.value_length", f"the key length {head_dim}")
+    rotary = fields.integer(f"{arch}.rope.dimension_count", head_dim, high=head_dim)
     present = tensors.shapes
     vocab = (present.get("token_embd.weight") or (0,))[0]
     return ModelConfig(
-        vocab_size=fields.integer("llama.vocab_size", vocab),
+        vocab_size=fields.integer(f"{arch}.vocab_size", vocab),
         hidden_size=hidden,
-        intermediate_size=fields.integer("llama.feed_forward_length"),
-        num_layers=fields.integer("llama.block_count", high=4096),
+        intermediate_size=fields.integer(f"{arch}.feed_forward_length"),
+        num_layers=fields.integer(f"{arch}.block_count", high=4096),
         num_heads=heads,
-        num_kv_heads=fields.integer("llama.attention.head_count_kv", heads, high=2**16),
+        num_kv_heads=fields.integer(f"{arch}.attention.head_count_kv", heads, high=2**16),
         head_dim=head_dim,
         rope=Rope(
             rotary_dim=rotary,
-            theta=fields.number("llama.rope.freq_base", 10000.0, above=1),
-            scaling=_gguf_scaling(fields, tensors, rotary),
+            theta=fields.number(f"{arch}.rope.freq_base", 10000.0, above=1),
+            scaling=_gguf_scaling(fields, tensors, rotary, arch),
         ),
-        max_positions=fields.integer("llama.context_length", high=2**31 - 1),
-        rms_norm_eps=_shortest(fields.number("llama.attention.layer_norm_rms_epsilon", 1e-5)),
+        max_positions=fields.integer(f"{arch}.context_length", high=2**31 - 1),
+        rms_norm_eps=_shortest(fields.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)),
         tie_embeddings="output.weight" not in present,
         qkv_bias="blk.0.attn_q.bias" in present,
         out_bias="blk.0.attn_output.bias" in present,
         mlp_bias="blk.0.ffn_gate.bias" in present,
+        qk_norm="blk.0.attn_q_norm.weight" in present,
     )
 
 
@@ -106,29 +111,31 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _gguf_scaling(fields: Fields, tensors: Tensors, rotary: int) -> RopeScaling | None:
-    kind = fields.text("llama.rope.scaling.type", "none")
+def _gguf_scaling(fields: Fields, tensors: Tensors, rotary: int, arch: str) -> RopeScaling | None:
+    kind = fields.text(f"{arch}.rope.scaling.type", "none")
     if _ROPE_FREQS in tensors.shapes:
-        if kind not in ("none", "linear") or fields.has("llama.rope.scaling.factor"):
-            raise fields.refuse("llama.rope.scaling.type", f"none beside a tensor {_ROPE_FREQS}")
+        if kind not in ("none", "linear") or fields.has(f"{arch}.rope.scaling.factor"):
+            raise fields.refuse(f"{arch}.rope.scaling.type", f"none beside a tensor {_ROPE_FREQS}")
         return _explicit(tensors, rotary)
-    if kind == "none" and not fields.has("llama.rope.scale_linear"):
+    if kind == "none" and not fields.has(f"{arch}.rope.scale_linear"):
         return None
     if kind in ("none", "linear"):  # scale_linear is the older spelling
-        old = fields.number("llama.rope.scale_linear", 1.0)
-        return LinearScaling(_shortest(fields.number("llama.rope.scaling.factor", old)))
+        old = fields.number(f"{arch}.rope.scale_linear", 1.0)
+        return LinearScaling(_shortest(fields.number(f"{arch}.rope.scaling.factor", old)))
     if kind != "yarn":
-        raise fields.refuse("llama.rope.scaling.type", "none, linear or yarn")
-    factor = fields.number("llama.rope.scaling.factor")
-    context = fields.integer("llama.context_length", high=2**31 - 1)
-    original = fields.integer("llama.rope.scaling.original_context_length", context, high=2**31 - 1)
+        raise fields.refuse(f"{arch}.rope.scaling.type", "none, linear or yarn")
+    factor = fields.number(f"{arch}.rope.scaling.factor")
+    context = fields.integer(f"{arch}.context_length", high=2**31 - 1)
+    original = fields.integer(
+        f"{arch}.rope.scaling.original_context_length", context, high=2**31 - 1
+    )
     paper = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
     return YarnScaling(
         factor=_shortest(factor),
         original_max_positions=original,
-        beta_fast=fields.number("llama.rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=fields.number("llama.rope.scaling.yarn_beta_slow", 1.0),
-        attention_factor=paper * fields.number("llama.rope.scaling.attn_factor", 1.0),
+        beta_fast=fields.number(f"{arch}.rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=fields.number(f"{arch}.rope.scaling.yarn_beta_slow", 1.0),
+        attention_factor=paper * fields.number(f"{arch}.rope.scaling.attn_factor", 1.0),
     )
 
 
@@ -219,6 +226,8 @@ _HF_NAMES = {
     "layers.#.k": "model.layers.#.self_attn.k_proj.weight",
     "layers.#.v": "model.layers.#.self_attn.v_proj.weight",
     "layers.#.wo": "model.layers.#.self_attn.o_proj.weight",
+    "layers.#.q_norm": "model.layers.#.self_attn.q_norm.weight",
+    "layers.#.k_norm": "model.layers.#.self_attn.k_norm.weight",
     "layers.#.q.bias": "model.layers.#.self_attn.q_proj.bias",
     "layers.#.k.bias": "model.layers.#.self_attn.k_proj.bias",
     "layers.#.v.bias": "model.layers.#.self_attn.v_proj.bias",
@@ -241,6 +250,8 @@ _GGUF_NAMES = {
     "layers.#.k": "blk.#.attn_k.weight",
     "layers.#.v": "blk.#.attn_v.weight",
     "layers.#.wo": "blk.#.attn_output.weight",
+    "layers.#.q_norm": "blk.#.attn_q_norm.weight",
+    "layers.#.k_norm": "blk.#.attn_k_norm.weight",
     "layers.#.q.bias": "blk.#.attn_q.bias",
     "layers.#.k.bias": "blk.#.attn_k.bias",
     "layers.#.v.bias": "blk.#.attn_v.bias",
@@ -256,12 +267,15 @@ _GGUF_NAMES = {
     "lm_head": "output.weight",
 }
 
+HF_RULES = _rules(_HF_NAMES, LINEAR, FLAT)
+GGUF_RULES = _rules(_GGUF_NAMES, LINEAR, FLAT)  # of a file whose q and k are as Hugging Face's
+
 FAMILY = Family(
     hf_types=("llama",),
     gguf_types=("llama",),
     hf_config=hf_config,
     gguf_config=gguf_config,
-    hf_rules=_rules(_HF_NAMES, LINEAR, FLAT),
+    hf_rules=HF_RULES,
     gguf_rules=_rules(_GGUF_NAMES, _paired(LINEAR), _paired(FLAT)),
     hf_ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
     gguf_ignored=(r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd\.weight"),
