@@ -1,6 +1,9 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over a slab: the calls into `pallas_kernels` that every policy is made of."""
+"""Attention over a slab: the calls into `pallas_kernels` that every policy is made of.
+
+Queries and keys are rotated; `rope` is what they were rotated with, which may also bend scores.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import math
 
 from jax import Array
 
+from jaxkv.scoring import bent
 from jaxkv.softmax import Partial
-from jaxkv.typing import NewKeys, Positions, Queries, SlotKeys, SlotPositions
+from jaxkv.typing import NewKeys, Positions, Queries, Rotation, SlotKeys, SlotPositions
 from pallas_kernels import decode_attention, pool_attention, prefill_attention
 
 
@@ -19,6 +23,7 @@ def attend_one(
     v: SlotKeys,
     q_pos: Positions,
     k_pos: SlotPositions,
+    rope: Rotation | None,
     *,
     window: int | None = None,
     sinks: int = 0,
@@ -31,31 +36,35 @@ def attend_one(
     first = None if q_sink is None else q_sink[:, 0]
     scale = 1 / math.sqrt(q.shape[-1])
     out, lse = decode_attention(
-        q[:, 0], k, v, q_pos[:, 0], k_pos, scale=scale, window=window, sinks=sinks, q_sink=first
-    )
+        q[:, 0], k, v, q_pos[:, 0], k_pos,
+        scale=scale, window=window, sinks=sinks, q_sink=first, **bent(rope),
+    )  # fmt: skip
     return out[:, None], lse[:, None]
 
 
 def attend_one_mass(
-    q: Queries, k: SlotKeys, v: SlotKeys, q_pos: Positions, k_pos: SlotPositions
-) -> tuple[Queries, Array]:
+    q: Queries, k: SlotKeys, v: SlotKeys, q_pos: Positions, k_pos: SlotPositions,
+    rope: Rotation | None,
+) -> tuple[Queries, Array]:  # fmt: skip
     """As `attend_one`, with the attention of each slot: out [B, 1, N, H], mass [B, N, S]."""
     out, _, mass = decode_attention(
-        q[:, 0], k, v, q_pos[:, 0], k_pos, scale=1 / math.sqrt(q.shape[-1]), with_mass=True
-    )
+        q[:, 0], k, v, q_pos[:, 0], k_pos,
+        scale=1 / math.sqrt(q.shape[-1]), with_mass=True, **bent(rope),
+    )  # fmt: skip
     return out[:, None], mass
 
 
 def attend_pool(
-    q: Queries, k: Array, v: Array, q_pos: Positions, k_pos: Array, owner: Array, num_kv_heads: int
-) -> Partial:
+    q: Queries, k: Array, v: Array, q_pos: Positions, k_pos: Array, owner: Array,
+    num_kv_heads: int, rope: Rotation | None,
+) -> Partial:  # fmt: skip
     """One decoded token per row over the blocks of each head: out [B, 1, N, H], lse [B, 1, N].
 
     For the arguments see `pallas_kernels.pool_attention`.
     """
     out, lse = pool_attention(
         q[:, 0], k, v, q_pos[:, 0], k_pos, owner,
-        num_kv_heads=num_kv_heads, scale=1 / math.sqrt(q.shape[-1]),
+        num_kv_heads=num_kv_heads, scale=1 / math.sqrt(q.shape[-1]), **bent(rope),
     )  # fmt: skip
     return out[:, None], lse[:, None]
 
@@ -66,6 +75,7 @@ def attend_slots(
     v: SlotKeys,
     q_pos: Positions,
     k_pos: SlotPositions,
+    rope: Rotation | None,
     *,
     window: int | None = None,
     num_slots: Array | None = None,
@@ -73,13 +83,14 @@ def attend_slots(
     """A chunk over slots: out [B, T, N, H] and lse [B, T, N]."""
     return prefill_attention(
         q, k, v, q_pos, k_pos,
-        scale=1 / math.sqrt(q.shape[-1]), window=window, num_slots=num_slots,
+        scale=1 / math.sqrt(q.shape[-1]), window=window, num_slots=num_slots, **bent(rope),
     )  # fmt: skip
 
 
 def attend_chunk(
-    q: Queries, k: NewKeys, v: NewKeys, q_pos: Positions, k_pos: Positions, *, window: int | None
-) -> Partial:
+    q: Queries, k: NewKeys, v: NewKeys, q_pos: Positions, k_pos: Positions,
+    rope: Rotation | None, *, window: int | None,
+) -> Partial:  # fmt: skip
     """A chunk over its own keys [B, T, K, H]: out [B, T, N, H] and lse [B, T, N]."""
     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    return attend_slots(q, keys, values, q_pos, k_pos[:, None], window=window)
+    return attend_slots(q, keys, values, q_pos, k_pos[:, None], rope, window=window)

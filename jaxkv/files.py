@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -93,3 +94,15 @@ def _sync(path: Path) -> None:
     """Flushes to disk, so that a crash after the rename cannot leave an empty file."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def reserve(folder: Path, size: int) -> None:
+    """Asks for bytes of disk before they are needed.
+
+    A full disk is one clear OSError here; in the middle of a library's threads it is many.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -99,6 +99,31 @@ class YarnScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class LongScaling:
+    """LongRoPE (arXiv 2402.13753): a divisor for each frequency, found by search.
+
+    There are two sets. Which of them holds may not depend on the current length, for a key is
+    rotated once: a model that was trained beyond `original_max_positions` always has the long one.
+    `attention_factor` None means sqrt(1 + ln(M / O) / ln(O)) of the two lengths.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_positions: int
+    max_positions: int
+    attention_factor: float | None = None
+
+    def apply(self, freqs: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
+        stretch = self.max_positions / self.original_max_positions
+        factors = np.asarray(self.long_factors if stretch > 1 else self.short_factors)
+        attention = self.attention_factor
+        if attention is None:
+            grown = math.log(max(stretch, 1.0)) / math.log(self.original_max_positions)
+            attention = math.sqrt(1 + grown)
+        return freqs / factors, attention
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """Rotates the first `rotary_dim` of a head's dimensions; the rest pass unchanged.
 

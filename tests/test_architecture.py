@@ -25,7 +25,7 @@ FLOORS = {
         [
             f"jaxkv.{x}"
             for x in (
-                "errors files figures machine arguments startup typing rope alibi softmax".split()
+                "errors files figures machine arguments startup typing rope scoring softmax".split()
             )
         ],
         1,

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkv import AdaKV, HeadKV, InputError, PyramidKV, SnapKV
-from jaxkv.policies.base import sized_by_length
 from jaxkv.policies.budgets import (
     headkv,
     in_tokens,
@@ -23,6 +22,7 @@ from jaxkv.policies.budgets import (
     round_up,
     split_heads,
 )
+from jaxkv.policies.layers import sized_by_length
 
 
 @pytest.mark.parametrize(

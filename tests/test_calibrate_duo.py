@@ -32,8 +32,8 @@ from jaxkv.convert import toy
 from jaxkv.convert.model import Model
 from jaxkv.models.decoder import geometry, run_layers
 from jaxkv.models.layers import rms_norm
-from jaxkv.policies.base import init_layers
 from jaxkv.policies.duo import DuoAttention
+from jaxkv.policies.layers import init_layers
 from jaxkv.policies.patterns import GATES, full_heads, save_pattern, sparsify
 
 POLICY = Gated(sinks=2, recent=5, chunk=8)
@@ -104,7 +104,7 @@ class Dense:
     def __init__(self, gates: np.ndarray) -> None:
         config, self.gates = toys.CONFIG, np.asarray(gates, np.float64)
         self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), PARAMS)
-        self.group, self.dim, self.eps = config.group_size, config.head_dim, config.rms_norm_eps
+        self.group, self.dim, self.eps = config.group_size, config.head_dim, config.norm_eps
         at = np.arange(VALID)
         back = at[:, None] - at[None]
         self.causal = back >= 0
@@ -165,7 +165,7 @@ class TestStreams:
         shapes = geometry(config, 1, TOTAL)
         run = jax.jit(run_layers, static_argnums=(1, 2, 5))
         x, _ = run(PARAMS, config, policy, TOKENS, init_layers(policy, shapes), shapes, LENGTHS)
-        expected = rms_norm(x, PARAMS["final_norm"], config.rms_norm_eps)
+        expected = rms_norm(x, PARAMS["final_norm"], config.norm_eps)
         full, mixed = streams(jnp.zeros(SHAPE))
         np.testing.assert_allclose(mixed, np.asarray(expected)[0, :VALID], atol=1e-5)
         assert np.abs(full - mixed).max() > 0.1

@@ -246,7 +246,7 @@ def test_damaged_files_never_crash(file: Path, data: st.DataObject) -> None:
 def test_the_real_model(smollm2, smollm2_gguf: Path) -> None:
     config = smollm2.config
     assert (config.num_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
-    assert config.rope == Rope(64, 1e5) and config.tie_embeddings and config.rms_norm_eps == 1e-5
+    assert config.rope == Rope(64, 1e5) and config.tie_embeddings and config.norm_eps == 1e-5
     reader = package.GGUFReader(smollm2_gguf)
     stored = {t.name: package.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors[:10]}
     layer = smollm2.params["layers"][0]

@@ -87,7 +87,7 @@ def test_configurations_survive_json(scaling: RopeScaling | None) -> None:
         ({"hidden_size": True}, "hidden_size"),
         ({"hidden_size": 10**12}, "hidden_size"),
         ({"tie_embeddings": 1}, "tie_embeddings"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"norm_eps": float("nan")}, "norm_eps"),
         ({"surprise": 1}, "surprise"),
         ({"rope": None}, "rope"),
         ({"rope": {"rotary_dim": 16, "scaling": {"type": "os.system"}}}, "rope scaling"),

@@ -36,7 +36,8 @@ from jaxkv import (
 )  # fmt: skip
 from jaxkv.cache.accounting import kept_tokens
 from jaxkv.layer import prefill, step
-from jaxkv.policies.base import Policy, init, nominal_bytes
+from jaxkv.policies.base import Policy
+from jaxkv.policies.layers import init, nominal_bytes
 from jaxkv.policies.registry import describe
 
 ROPE = Rope(8)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxkv import DuoAttention, Geometry, HeadKV, InputError, nbytes
 from jaxkv.cache.accounting import kept_tokens
-from jaxkv.policies.base import init_layers
+from jaxkv.policies.layers import init_layers
 from jaxkv.policies.patterns import (
     GATES,
     SCORES,

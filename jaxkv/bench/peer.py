@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxkv.convert.export import config_to_hf, tensors_to_hf
 from jaxkv.convert.model import Model
 from jaxkv.errors import InputError
-from jaxkv.models.config import ModelConfig
 
 QUIET = 0.5  # seconds after a run; OpenMP's threads spin for up to 0.2 s
 
 
 class Peer:
-    """A Llama in transformers that holds this model's parameters."""
+    """The same model in transformers, with these parameters."""
 
     def __init__(self, model: Model):
         try:
@@ -34,8 +34,13 @@ class Peer:
             ) from None
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._torch = torch
-        self._model: Any = transformers.LlamaForCausalLM(_config(transformers, model.config))
-        state = {name: torch.from_numpy(value) for name, value in _tensors(model).items()}
+        fields = config_to_hf(model.config)
+        config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+        self._model: Any = transformers.AutoModelForCausalLM.from_config(config)
+        state = {
+            name: torch.from_numpy(np.array(value, np.float32))
+            for name, value in tensors_to_hf(model).items()
+        }
         self._model.load_state_dict(state, strict=False)
         self._model.tie_weights()
         self._model.eval()
@@ -71,49 +76,3 @@ class Peer:
         if self.steps[context]:
             row["step_ms"] = statistics.median(self.steps[context]) * 1e3
         return row
-
-
-def _config(transformers: Any, config: ModelConfig) -> Any:
-    if config.rope.scaling is not None or config.qkv_bias or config.mlp_bias or config.qk_norm:
-        raise InputError("--beside transformers is for Llamas with plain RoPE and no biases")
-    return transformers.LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_theta=config.rope.theta,
-        tie_word_embeddings=config.tie_embeddings,
-    )
-
-
-def _tensors(model: Model) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names."""
-    config, params = model.config, model.params
-    width = config.hidden_size
-    found = {
-        "model.embed_tokens.weight": params["embed"],
-        "model.norm.weight": params["final_norm"],
-    }
-    if not config.tie_embeddings:
-        found["lm_head.weight"] = params["lm_head"]
-    for i, layer in enumerate(params["layers"]):
-        at, wqkv = f"model.layers.{i}.", np.asarray(layer["wqkv"], np.float32)
-        wqkv = wqkv.reshape(width, config.num_kv_heads, config.group_size + 2, config.head_dim)
-        parts = {"q": wqkv[:, :, :-2], "k": wqkv[:, :, -2], "v": wqkv[:, :, -1]}
-        for name, part in parts.items():
-            found[f"{at}self_attn.{name}_proj.weight"] = part.reshape(width, -1).T
-        found[f"{at}self_attn.o_proj.weight"] = np.asarray(layer["wo"]).T
-        gate_up = np.asarray(layer["w_gate_up"]).reshape(width, 2, -1)
-        for j, name in enumerate(("gate", "up")):
-            found[f"{at}mlp.{name}_proj.weight"] = gate_up[:, j].T
-        found[f"{at}mlp.down_proj.weight"] = np.asarray(layer["w_down"]).T
-        found[f"{at}input_layernorm.weight"] = layer["attn_norm"]
-        found[f"{at}post_attention_layernorm.weight"] = layer["mlp_norm"]
-    return {
-        name: np.array(value, np.float32, order="C", copy=True) for name, value in found.items()
-    }

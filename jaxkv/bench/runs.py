@@ -19,7 +19,8 @@ from jaxkv.convert.model import Model
 from jaxkv.generate.api import Session, Settings
 from jaxkv.generate.loop import DISPATCH, compilations
 from jaxkv.generate.state import start
-from jaxkv.policies.base import Policy, nominal_bytes
+from jaxkv.policies.base import Policy
+from jaxkv.policies.layers import nominal_bytes
 from jaxkv.policies.registry import describe
 
 NEVER = jnp.asarray([-2], jnp.int32)  # no token ends a timed run

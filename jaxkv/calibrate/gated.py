@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import geometry, run_layer
-from jaxkv.models.layers import rms_norm
+from jaxkv.models.decoder import embed, geometry, run_layer
+from jaxkv.models.layers import norm
 from jaxkv.policies.base import Geometry, LayerCache, LayerPolicy
 from jaxkv.policies.full import FullLayer
 from jaxkv.policies.streaming import RingLayer
@@ -166,20 +167,21 @@ def hidden_states(
     """
     rows, count = tokens.shape
     shapes = geometry(config, rows, count, params["embed"].dtype.name)
+    if config.windows:
+        raise InputError("the model has layers with a window of their own; gates need equal layers")
+    rope = config.scoring(0)
     # Neither policy differs from layer to layer.
     teacher, pupil = TeacherLayer(FullLayer(shapes), policy.chunk), policy.at(0, shapes)
 
     def layer(streams: tuple[Hidden, Hidden], own: tuple[Params, Array]) -> tuple[Any, None]:
         (full, mixed), (weights, gate) = streams, own
-        full, taught = run_layer(weights, config, teacher, full, teacher.init(), lengths)
-        mixed, _ = run_layer(weights, config, pupil, mixed, Blend(gate, taught), lengths)
+        full, taught = run_layer(weights, config, teacher, rope, full, teacher.init(), lengths)
+        mixed, _ = run_layer(weights, config, pupil, rope, mixed, Blend(gate, taught), lengths)
         return (full, mixed), None
 
-    x = params["embed"][tokens]
+    x = embed(params, config, tokens)
     streams, _ = jax.lax.scan(layer, (x, x), (params["layers"], gates))
-    full, mixed = (
-        rms_norm(x, params["final_norm"], config.rms_norm_eps).astype(jnp.float32) for x in streams
-    )
+    full, mixed = (norm(x, params, "final_norm", config).astype(jnp.float32) for x in streams)
     return full, mixed
 
 

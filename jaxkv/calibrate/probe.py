@@ -105,7 +105,7 @@ class ProbeLayer:
         at = new_positions(cache.slab, 1, lengths)
         slab, out = FullLayer(self.geometry).step(cache.slab, q, k, v, rope, lengths)
         # `FullLayer` keeps the weights [B, N, S] to itself.
-        _, weights = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos)
+        _, weights = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos, rope)
         return self._note(dataclasses.replace(cache, slab=slab), weights, at[:, 0] >= 0), out
 
     def kept(self, seen: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m jaxkv.convert SRC DST`: any model to a checkpoint that loads without conversion."""
+"""`python -m jaxkv.convert SRC DST`: any model to our checkpoint, or to Hugging Face's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxkv.errors import InputError, one_line_errors
 
 _COMMAND = "jaxkv.convert"
-_DESCRIPTION = """Convert a model to a checkpoint of jaxkv, a folder with orbax arrays.
+_DESCRIPTION = """Convert a model to a checkpoint of jaxkv, a folder with orbax arrays, or back.
 
 Nothing needs to be converted before it is used: every command takes any source. A checkpoint is
 for loading the same model often, in the dtype that you use, or on machines without the original.
@@ -23,6 +23,7 @@ examples:
   python -m jaxkv.convert smollm2-135m-instruct ~/models/smollm2 --dtype bfloat16
   python -m jaxkv.convert ./Llama-3.2-1B-Instruct ./llama-1b
   python -m jaxkv.convert model.Q4_K_M.gguf ./model
+  python -m jaxkv.convert ./model ./for-transformers --format hf
   python -m jaxkv.decode --model ./model --prompt "Hello"
 """
 
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors(_COMMAND):
         options = _options(arguments)
         try:
-            report = convert(options.src, options.dst, options.dtype, options.overwrite)
+            report = convert(
+                options.src, options.dst, options.dtype, options.overwrite, options.format
+            )
         except KeyboardInterrupt:
             print(f"{_COMMAND}: interrupted, nothing was written", file=sys.stderr)
             raise SystemExit(130) from None
@@ -45,14 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
-def convert(src: str, dst: str, dtype: str = "float32", overwrite: bool = False) -> dict:
+def convert(
+    src: str, dst: str, dtype: str = "float32", overwrite: bool = False, format: str = "jaxkv"
+) -> dict:
     """Loads `src` and writes it to `dst`.
 
     Args:
       src: whatever `sources.load` takes.
       dst: the folder to write, whole or not at all.
       dtype: "float32" or "bfloat16".
-      overwrite: whether an earlier checkpoint at `dst` may be replaced.
+      overwrite: whether an earlier checkpoint of ours at `dst` may be replaced.
+      format: "jaxkv", or "hf" for a folder that transformers loads.
 
     Returns:
       What was done, in plain values.
@@ -60,7 +66,7 @@ def convert(src: str, dst: str, dtype: str = "float32", overwrite: bool = False)
     _check_target(Path(dst).expanduser(), overwrite)
     import jax
 
-    from jaxkv.convert import orbax
+    from jaxkv.convert import export, orbax
     from jaxkv.convert.progress import bars
     from jaxkv.convert.sources import load
 
@@ -68,12 +74,16 @@ def convert(src: str, dst: str, dtype: str = "float32", overwrite: bool = False)
     with bars() as progress:
         model = load(src, dtype, progress)
         progress("writing", 0, 1)
-        orbax.save(Path(dst).expanduser(), model)
-        progress("writing", 1, 1)
+        if format == "hf":
+            export.export_hf(Path(dst).expanduser(), model, progress)
+        else:
+            orbax.save(Path(dst).expanduser(), model)
+            progress("writing", 1, 1)
     leaves = jax.tree.leaves(model.params)
     return {
         "source": src,
         "destination": dst,
+        "format": format,
         "dtype": dtype,
         "parameters": sum(leaf.size for leaf in leaves),
         "bytes": sum(leaf.nbytes for leaf in leaves),
@@ -113,6 +123,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="float32",
         choices=["float32", "bfloat16"],
         help="of the arrays that are written (default: float32)",
+    )
+    parser.add_argument(
+        "--format",
+        default="jaxkv",
+        choices=["jaxkv", "hf"],
+        help="jaxkv, or hf for a safetensors folder that transformers loads (default: jaxkv)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
     parser.add_argument("--json", action="store_true", help="report as one JSON object on stdout")

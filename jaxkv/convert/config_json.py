@@ -12,16 +12,21 @@ from typing import Any
 from jaxkv.convert.families.llama import ExplicitScaling
 from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
-from jaxkv.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from jaxkv.rope import LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
 
 _SCALINGS: Mapping[str, type] = MappingProxyType(
-    {cls.__name__: cls for cls in (LinearScaling, Llama3Scaling, YarnScaling, ExplicitScaling)}
+    {
+        cls.__name__: cls
+        for cls in (LinearScaling, Llama3Scaling, YarnScaling, LongScaling, ExplicitScaling)
+    }
 )
+_ROPES = ("rope", "local_rope")
 _NUMBERS: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
         "int": (int,),
         "float": (int, float),
         "bool": (bool,),
+        "str": (str,),
         "float | None": (int, float, type(None)),
     }
 )
@@ -30,19 +35,29 @@ _NUMBERS: Mapping[str, tuple[type, ...]] = MappingProxyType(
 def to_json(config: ModelConfig) -> dict[str, Any]:
     """A dictionary of plain values; a scaling is written as its class name and its fields."""
     values = dataclasses.asdict(config)
-    scaling = config.rope.scaling
-    if scaling is not None:
-        if type(scaling).__name__ not in _SCALINGS:
-            raise InputError(f"a rope scaling {scaling!r:.120} cannot be written")
-        values["rope"]["scaling"] = {"type": type(scaling).__name__, **values["rope"]["scaling"]}
+    for name in _ROPES:
+        rope = getattr(config, name)
+        scaling = rope.scaling if rope else None
+        if scaling is not None:
+            if type(scaling).__name__ not in _SCALINGS:
+                raise InputError(f"a rope scaling {scaling!r:.120} cannot be written")
+            values[name]["scaling"] = {"type": type(scaling).__name__, **values[name]["scaling"]}
     return values
 
 
 def from_json(values: Mapping[str, Any], where: str) -> ModelConfig:
     """The inverse of `to_json`; `where` names the file in errors."""
-    rope = values.get("rope")
+    if "rope" not in values:
+        raise InputError(f"rope is missing from {where}")
+    ropes = {name: _rope(values.get(name), name, where) for name in _ROPES}
+    return _build(ModelConfig, {**values, **ropes}, where)
+
+
+def _rope(rope: Any, name: str, where: str) -> Rope | None:
+    if rope is None:
+        return None
     if not isinstance(rope, dict):
-        raise InputError(f"rope is {rope!r:.60} in {where}; it must be an object")
+        raise InputError(f"{name} is {rope!r:.60} in {where}; it must be an object or null")
     scaling = rope.get("scaling")
     if scaling is not None:
         kind = scaling.get("type") if isinstance(scaling, dict) else None
@@ -53,8 +68,7 @@ def from_json(values: Mapping[str, Any], where: str) -> ModelConfig:
             )
         fields = {key: value for key, value in scaling.items() if key != "type"}
         scaling = _build(_SCALINGS[kind], fields, where)
-    built = _build(Rope, {**rope, "scaling": scaling}, where)
-    return _build(ModelConfig, {**values, "rope": built}, where)
+    return _build(Rope, {**rope, "scaling": scaling}, where)
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
@@ -76,6 +90,10 @@ def _checked(name: str, value: Any, kind: str, where: str) -> Any:
         if isinstance(value, list) and all(isinstance(x, int | float) and x > 0 for x in value):
             return tuple(float(x) for x in value)
         raise InputError(f"{name} is {value!r:.60} in {where}; it must be numbers above 0")
+    if kind == "tuple[int, ...]":
+        if isinstance(value, list) and all(type(x) is int and 0 <= x < 2**31 for x in value):
+            return tuple(value)
+        raise InputError(f"{name} is {value!r:.60} in {where}; it must be whole numbers from 0")
     allowed = _NUMBERS.get(kind)
     if allowed is None:  # an object, already built
         return value

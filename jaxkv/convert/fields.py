@@ -19,7 +19,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], where: str):
         self._values = values
-        self._where = where
+        self.where = where
 
     def has(self, key: str) -> bool:
         return self._values.get(key) is not None
@@ -63,7 +63,7 @@ class Fields:
             value = {}
         if not isinstance(value, dict):
             raise self._refused(key, value, "an object")
-        return Fields(value, f"{key} in {self._where}")
+        return Fields(value, f"{key} in {self.where}")
 
     def keys(self) -> list[str]:
         return [str(key) for key in self._values]
@@ -77,10 +77,10 @@ class Fields:
         if value is None:
             value = default
         if value is None:
-            raise InputError(f"{key} is missing from {self._where}")
+            raise InputError(f"{key} is missing from {self.where}")
         return value
 
     def _refused(self, key: str, value: Any, allowed: str) -> InputError:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return InputError(f"{key} is {shown} in {self._where}; it must be {allowed}")
+        return InputError(f"{key} is {shown} in {self.where}; it must be {allowed}")

@@ -35,6 +35,7 @@ def load(
     if fields.integer("split.count", 1, low=0) > 1:
         raise fields.refuse("split.count", "1: join the parts with llama.cpp's gguf-split --merge")
     family = by_gguf_type(fields.text("general.architecture"))
+    assert family.gguf_config is not None  # or it would not have been found
     config = family.gguf_config(fields, file)
     tokenizer = tokenizer_from_gguf(fields, config.vocab_size)
     params = assemble(config, family.gguf_rules, family.gguf_ignored, file, dtype, progress)

@@ -39,12 +39,13 @@ def load(
     check_dtype(dtype)
     folder = Path(folder)
     fields = Fields(read_json(folder / "config.json"), "config.json")
-    family = by_hf_type(fields.text("model_type"))
-    config = family.hf_config(fields)
+    config = by_hf_type(fields.text("model_type")).hf_config(fields)
+    family = by_hf_type(config.family)
     tensors = SafeTensors(folder)
     ignored = family.hf_ignored
     if config.tie_embeddings:
-        ignored += (tensors.check_copy("lm_head.weight", "model.embed_tokens.weight"),)
+        named = {rule.ours: rule.theirs for rule in family.hf_rules}
+        ignored += (tensors.check_copy(named["lm_head"], named["embed"]),)
     tokenizer = hf_tokenizer.load(folder)
     params = assemble(config, family.hf_rules, ignored, tensors, dtype, progress)
     return Model(config, params, tokenizer, str(folder), fingerprint(tensors.files))

@@ -7,13 +7,10 @@ It loads without conversion. It is written whole or not at all.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import logging
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,7 +33,7 @@ from jaxkv.convert.table import (
     tree,
 )
 from jaxkv.errors import InputError
-from jaxkv.files import whole_folder
+from jaxkv.files import reserve, whole_folder
 
 MARK = "jaxkv.json"  # the file that makes a folder a checkpoint of ours
 _FORMAT = 2
@@ -60,7 +57,7 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
 
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     with whole_folder(path) as part:
-        _reserve(part, size + 2**24)  # beside the arrays there is a tokenizer
+        reserve(part, size + 2**24)  # beside the arrays there is a tokenizer
         _attempt(lambda: write(part.resolve() / _ARRAYS), f"{path} cannot be written")
         (part / _TOKENIZER).mkdir()
         model.tokenizer.save(part / _TOKENIZER)
@@ -96,18 +93,6 @@ def load(
     )
     mark = str(note.get("fingerprint", ""))
     return Model(config, tree(config, arrays), tokenizer, str(path), mark)
-
-
-def _reserve(folder: Path, size: int) -> None:
-    """Asks for the space before it is needed.
-
-    A full disk is one clear OSError here; in the middle of orbax's threads it is many.
-    """
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        elif shutil.disk_usage(folder).free < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _marks(folder: Path) -> dict[str, list[int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -54,6 +54,8 @@ class Layout:
 
     stored: Callable[[Shape], Shape]  # our shape -> the checkpoint's
     arrange: Callable[[np.ndarray, Shape, ModelConfig], np.ndarray]  # to ours; views are welcome
+    # And back, to the checkpoint's shape; None for a format that is not written.
+    restore: Callable[[np.ndarray, Shape, ModelConfig], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +83,17 @@ class Rule:
     share: Share | None = None
 
 
-KEEP = Layout(lambda shape: shape, lambda x, shape, config: x)
-FLAT = Layout(lambda shape: (math.prod(shape),), lambda x, shape, config: x.reshape(shape))
+KEEP = Layout(lambda shape: shape, lambda x, shape, config: x, lambda x, shape, config: x)
+FLAT = Layout(
+    lambda shape: (math.prod(shape),),
+    lambda x, shape, config: x.reshape(shape),
+    lambda x, shape, config: x.reshape(shape),
+)
 # [out, in] with one input axis in ours: [in, ..., out]
 LINEAR = Layout(
     lambda shape: (math.prod(shape[1:]), shape[0]),
     lambda x, shape, config: np.moveaxis(x.reshape(*shape[1:], shape[0]), -1, 0),
+    lambda x, shape, config: np.moveaxis(x, 0, -1).reshape(shape),
 )
 
 
@@ -135,6 +142,33 @@ def assemble(
         arrays[path].block_until_ready()
         progress("loading", len(arrays), len(shapes))
     return tree(config, arrays)
+
+
+def disassemble(
+    config: ModelConfig, rules: tuple[Rule, ...], params: Mapping
+) -> Iterator[tuple[str, Shape, Callable[[], np.ndarray]]]:
+    """The inverse of `assemble`: every tensor's name, shape, and a function that makes it."""
+    arrays = flatten(config, params)
+    begins: dict[str, int] = {}
+    for name, source in _wanted(config, rules).items():
+        share, layout = source.rule.share, source.rule.layout
+        begin = begins.get(source.path, 0)
+        if share:
+            begins[source.path] = begin + share.size(config)
+        stored = layout.stored(source.shape)
+
+        def make(
+            path: str = source.path, share: Share | None = share, layout: Layout = layout,
+            begin: int = begin, stored: Shape = stored,
+        ) -> np.ndarray:  # fmt: skip
+            x = np.asarray(arrays[path])
+            if share:
+                place = slice(begin, begin + share.size(config))
+                x = x.reshape(share.view(config))[(slice(None),) * share.axis + (place,)]
+            assert layout.restore is not None
+            return np.ascontiguousarray(layout.restore(x, stored, config))
+
+        yield name, stored, make
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxkv.generate.api import Session, prompt_ids
 from jaxkv.generate.chat import next_turn
 from jaxkv.generate.text import Row
 from jaxkv.models.decoder import geometry
-from jaxkv.policies.base import reads_whole_prompt
+from jaxkv.policies.layers import reads_whole_prompt
 
 PROMPT = "> "
 TURN = 128  # tokens that a turn is expected to have: the prefill chunk is chosen for it

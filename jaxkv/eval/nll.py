@@ -20,7 +20,8 @@ from jaxkv.eval.result import cache_bytes
 from jaxkv.generate.loop import Program, Signature, compile_program
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import advance, forward, geometry, init_cache
-from jaxkv.policies.base import Cache, Policy, TokenPolicy, most_kept
+from jaxkv.policies.base import Cache, Policy, TokenPolicy
+from jaxkv.policies.layers import most_kept
 from jaxkv.typing import Lengths, Params, Tokens
 
 CHUNK = 256  # tokens a call; its logits over a large vocabulary are what takes memory

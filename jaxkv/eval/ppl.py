@@ -28,7 +28,8 @@ from jaxkv.eval.nll import (
 from jaxkv.eval.result import Result, policy_label
 from jaxkv.eval.task import Common, Task
 from jaxkv.models.decoder import geometry
-from jaxkv.policies.base import TokenPolicy, reads_whole_prompt
+from jaxkv.policies.base import TokenPolicy
+from jaxkv.policies.layers import reads_whole_prompt
 from jaxkv.policies.registry import describe
 
 _DESCRIPTION = """Streaming perplexity of a text: exp(mean negative log-likelihood) over its tokens.

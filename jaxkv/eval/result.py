@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxkv.cache.accounting import nbytes
-from jaxkv.policies.base import Cache, Policy, nominal_bytes
+from jaxkv.policies.base import Cache, Policy
+from jaxkv.policies.layers import nominal_bytes
 from jaxkv.policies.registry import describe
 
 

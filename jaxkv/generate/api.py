@@ -21,14 +21,9 @@ from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
 from jaxkv.generate.text import Row
 from jaxkv.models.decoder import geometry
-from jaxkv.policies.base import (
-    Policy,
-    most_kept,
-    nominal_bytes,
-    reads_whole_prompt,
-    sized_by_length,
-)
+from jaxkv.policies.base import Policy
 from jaxkv.policies.full import Full
+from jaxkv.policies.layers import most_kept, nominal_bytes, reads_whole_prompt, sized_by_length
 from jaxkv.policies.registry import describe
 
 ROUND = 128  # capacities are rounded up to this, so that similar prompts share their programs

@@ -22,7 +22,8 @@ from jax import Array
 
 from jaxkv.errors import InputError
 from jaxkv.files import whole_folder
-from jaxkv.policies.base import Cache, Geometry, Policy, init
+from jaxkv.policies.base import Cache, Geometry, Policy
+from jaxkv.policies.layers import init
 from jaxkv.policies.registry import describe, make_policy
 
 _FORMAT = 1

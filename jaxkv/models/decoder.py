@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.layers import gated_mlp, project, rms_norm
+from jaxkv.models.layers import mlp, norm, project, soft_capped
 from jaxkv.policies.base import (
     Cache,
     Geometry,
@@ -23,10 +23,9 @@ from jaxkv.policies.base import (
     Policy,
     TokenPolicy,
     WholePrompt,
-    init,
-    init_layers,
 )
-from jaxkv.typing import Hidden, Lengths, Logits, NewKeys, Params, Queries, Tokens
+from jaxkv.policies.layers import InChunks, init, init_layers, layer_policy
+from jaxkv.typing import Hidden, Lengths, Logits, NewKeys, Params, Queries, Rotation, Tokens
 from pallas_kernels.precision import einsum
 
 CHUNK = 512  # tokens of a whole prompt that go through a layer at once
@@ -60,6 +59,7 @@ def geometry(
         max_length=max_length,
         dtype=dtype,
         model=config.identity,
+        windows=config.windows,
     )
 
 
@@ -133,22 +133,30 @@ def run_layers(
     lengths: Lengths | None,
 ) -> tuple[Hidden, tuple[LayerCache, ...]]:
     """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the layers' caches."""
-    x = params["embed"][tokens]
+    x = embed(params, config, tokens)
     caches = []
     for index, (layer, cache) in enumerate(zip(params["layers"], layers, strict=True)):
-        mine = policy.at(index, geometry)
+        mine, rope = layer_policy(policy, index, geometry), config.scoring(index)
+        if tokens.shape[1] > CHUNK and geometry.windows and geometry.windows[index]:
+            mine = InChunks(mine)
         run = _whole_prompt if tokens.shape[1] > 1 and isinstance(mine, WholePrompt) else run_layer
         with jax.named_scope(f"layer_{index}"):
-            x, cache = run(layer, config, mine, x, cache, lengths)
+            x, cache = run(layer, config, mine, rope, x, cache, lengths)
         caches.append(cache)
     return x, tuple(caches)
 
 
+def embed(params: Params, config: ModelConfig, tokens: Tokens) -> Hidden:
+    """[B, T] -> [B, T, D]."""
+    x = params["embed"][tokens]
+    return x if config.embed_scale == 1 else x * jnp.asarray(config.embed_scale, x.dtype)
+
+
 def head(params: Params, config: ModelConfig, x: Hidden) -> Logits:
     """Final norm and output head: [B, T, D] -> [B, T, V] float32."""
-    x = rms_norm(x, params["final_norm"], config.rms_norm_eps)
+    x = norm(x, params, "final_norm", config)
     weight = params["embed"] if config.tie_embeddings else params["lm_head"]
-    return einsum("btd,vd->btv", x, weight)
+    return soft_capped(einsum("btd,vd->btv", x, weight), config.final_soft_cap)
 
 
 def last_valid(x: Hidden, lengths: Lengths) -> Hidden:
@@ -159,25 +167,27 @@ def last_valid(x: Hidden, lengths: Lengths) -> Hidden:
 
 # Layers of one kind are traced once and called many times: tracing each of them anew would take
 # longer than reading the compiled program from disk. XLA inlines the calls.
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def run_layer(
     layer: Params,
     config: ModelConfig,
     policy: LayerPolicy,
+    rope: Rotation | None,
     x: Hidden,
     cache: LayerCache,
     lengths: Lengths | None,
 ) -> tuple[Hidden, LayerCache]:
     """A layer over a decoded token, or over a chunk of a prompt."""
     attend = policy.step if x.shape[1] == 1 else policy.prefill
-    return _block(layer, config, x, lambda q, k, v: attend(cache, q, k, v, config.rope, lengths))
+    return _block(layer, config, x, lambda q, k, v: attend(cache, q, k, v, rope, lengths))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _whole_prompt(
     layer: Params,
     config: ModelConfig,
     policy: WholePrompt,
+    rope: Rotation | None,
     x: Hidden,
     cache: LayerCache,
     lengths: Lengths | None,
@@ -198,7 +208,7 @@ def _whole_prompt(
             layer,
             config,
             jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1),
-            lambda q, k, v: policy.take(draft, start, padded, q, k, v, config.rope, valid),
+            lambda q, k, v: policy.take(draft, start, padded, q, k, v, rope, valid),
         )
         return jax.lax.dynamic_update_slice_in_dim(x, some, start, axis=1), draft
 
@@ -207,7 +217,7 @@ def _whole_prompt(
     def whole(_: Array, carry: tuple[Hidden, LayerCache]) -> tuple[Hidden, LayerCache]:
         x, cache = carry
         x, draft = jax.lax.fori_loop(0, chunks, body, (x, policy.open(cache, padded)))
-        return x, policy.close(draft, cache)
+        return x, policy.close(draft, cache, rope)
 
     # A loop of one turn. No layer needs what the one before chooses, so the compiler would put that
     # off and hold the drafts of all layers until the end; what is within a loop it keeps together.
@@ -222,19 +232,30 @@ def _block(
     attend: Callable[[Queries, NewKeys, NewKeys], tuple[Any, Queries]],
 ) -> tuple[Hidden, Any]:
     """Pre-norm attention and MLP, each added to the residual stream; and what `attend` keeps."""
-    y = rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
+    y = norm(x, layer, "attn_norm", config)
     heads = config.num_kv_heads, config.group_size + 2, config.head_dim
     qkv = project(y, layer["wqkv"], layer.get("bqkv")).reshape(*y.shape[:2], *heads)
+    if config.clip_qkv is not None:
+        qkv = jnp.clip(qkv, -config.clip_qkv, config.clip_qkv)
     q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
     q = q.reshape(*q.shape[:2], config.num_heads, config.head_dim)
     if config.qk_norm:
-        q = rms_norm(q, layer["q_norm"], config.rms_norm_eps)
-        k = rms_norm(k, layer["k_norm"], config.rms_norm_eps)
+        q, k = norm(q, layer, "q_norm", config), norm(k, layer, "k_norm", config)
+    if config.query_scale != 1:
+        q = q * jnp.asarray(config.query_scale, q.dtype)
     kept, out = attend(q, k, v)
     out = out.reshape(*out.shape[:2], config.num_heads * config.head_dim)
-    x = x + project(out, layer["wo"], layer.get("bo"))
-    y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
-    return x + gated_mlp(y, layer), kept
+    out = project(out, layer["wo"], layer.get("bo"))
+    if config.parallel:
+        y = y if config.shared_norm else norm(x, layer, "mlp_norm", config)
+        return x + out + mlp(y, layer, config), kept
+    if config.post_norms:
+        out = norm(out, layer, "attn_post_norm", config)
+    x = x + out
+    out = mlp(norm(x, layer, "mlp_norm", config), layer, config)
+    if config.post_norms:
+        out = norm(out, layer, "mlp_post_norm", config)
+    return x + out, kept
 
 
 def _recomputed(

@@ -146,8 +146,8 @@ class PooledLayer:
         q = rotate(rope, q, at)
         pool, heads = cache.pool, self.geometry.num_kv_heads
         out, _ = merge(
-            attend_one(q, ring.k, ring.v, at, ring.pos),
-            attend_pool(q, pool.k, pool.v, at, pool.pos, pool.owner, heads),
+            attend_one(q, ring.k, ring.v, at, ring.pos, rope),
+            attend_pool(q, pool.k, pool.v, at, pool.pos, pool.owner, heads, rope),
         )
         return Pooled(pool, ring), out
 
@@ -171,12 +171,12 @@ class PooledLayer:
         draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
         return draft, out
 
-    def close(self, draft: Draft, cache: Pooled) -> Pooled:
+    def close(self, draft: Draft, cache: Pooled, rope: Rotation | None) -> Pooled:
         """Deals out the budget and packs the pool; a row that took no token keeps what it had."""
         slab = draft.slab
         protected = slab.pos >= (slab.seen - self.window)[:, None, None]
         choice = (slab.pos >= 0) & jnp.logical_not(protected)
-        scores = pooled_scores(drafts.mass(draft), slab.pos, choice, self.kernel)
+        scores = pooled_scores(drafts.mass(draft, rope), slab.pos, choice, self.kernel)
         # A head may win the budget of all.
         index, valid = best_slots(scores, max(1, self.geometry.num_kv_heads * self.cap))
         caps = jnp.minimum(self._caps(scores), jnp.sum(valid, axis=-1, dtype=jnp.int32))

@@ -35,6 +35,8 @@ class Geometry:
       batch_size: B.
       max_length: the most tokens a row will ever hold or see, for caches that grow with it.
       dtype: of keys and values, a numpy name.
+      windows: of each layer, the past tokens that the model itself lets it see, and 0 where it sees
+        all; empty if every layer sees all.
       model: which model it is, as `ModelConfig.identity` tells; empty if that is not known. What
         was calibrated for one model's heads is refused by another.
     """
@@ -47,6 +49,7 @@ class Geometry:
     max_length: int
     dtype: str = "float32"
     model: str = ""
+    windows: tuple[int, ...] = ()
 
     def bytes_per_token(self) -> int:
         """Of one KV head of one layer: key and value."""
@@ -98,7 +101,8 @@ class LayerPolicy(StepPolicy, Protocol):
           q: [B, T, N, H], un-rotated.
           k: [B, T, K, H], un-rotated.
           v: [B, T, K, H].
-          rope: rotates (x [B, T, N, H], positions [B, T]); None for a model without.
+          rope: rotates (x [B, T, N, H], positions [B, T]); None for a model without. A `Scoring`
+            also bends scores.
           lengths: int32 [B], valid tokens of this chunk in each row, the rest is padding on the
             right; None if all are valid.
 
@@ -146,7 +150,7 @@ class WholePrompt(Protocol):
         """
         ...
 
-    def close(self, draft: Any, cache: LayerCache) -> LayerCache:
+    def close(self, draft: Any, cache: LayerCache, rope: Rotation | None) -> LayerCache:
         """The cache after the prompt; `cache` is the one that the draft was opened on."""
         ...
 
@@ -199,68 +203,6 @@ class Cache:
     geometry: Geometry = flax.struct.field(pytree_node=False)
 
 
-def init_layers(policy: Policy, geometry: Geometry) -> tuple[LayerCache, ...]:
-    """An empty cache for every layer."""
-    return tuple(policy.at(i, geometry).init() for i in range(geometry.num_layers))
-
-
-def init(policy: Policy, geometry: Geometry) -> Cache:
-    """An empty cache."""
-    if isinstance(policy, TokenPolicy):
-        return Cache((), policy.empty_memory(geometry), geometry)
-    return Cache(init_layers(policy, geometry), None, geometry)
-
-
 def rotate(rope: Rotation | None, x: Array, positions: Array) -> Array:
     """Rotates heads [B, T, N, H] to positions [B, T], where the model rotates at all."""
     return x if rope is None else rope(x, positions)
-
-
-def nominal_bytes(policy: Policy, geometry: Geometry) -> int:
-    """What the policy says that it keeps, in bytes of keys and values, for the whole batch.
-
-    The budget by the policy's own formula, with no slot for the newest token, no positions and no
-    rounding: the measure that physical bytes are held against.
-    """
-    if isinstance(policy, TokenPolicy):
-        return policy.nominal_bytes(geometry)
-    for_ever = 2**31 - 1
-    tokens = sum(
-        sum(policy.at(layer, geometry).kept(for_ever)) for layer in range(geometry.num_layers)
-    )
-    return geometry.batch_size * tokens * geometry.bytes_per_token()
-
-
-def reads_whole_prompt(policy: Policy, geometry: Geometry) -> bool:
-    """Whether a prompt must come in one call, because the policy chooses after it."""
-    if isinstance(policy, TokenPolicy):
-        return False
-    return isinstance(policy.at(0, geometry), WholePrompt)
-
-
-def sized_by_length(policy: Policy, geometry: Geometry) -> bool:
-    """Whether what is kept depends on `geometry.max_length`."""
-    if isinstance(policy, TokenPolicy):
-        return False
-
-    def kept(max_length: int) -> list[tuple[int, ...]]:
-        g = dataclasses.replace(geometry, max_length=max_length)
-        return [policy.at(layer, g).kept(2**31 - 1) for layer in range(g.num_layers)]
-
-    return kept(1) != kept(2**20)
-
-
-def most_kept(policy: Policy, geometry: Geometry) -> int | None:
-    """The most tokens that any KV head ever keeps, or None if one of them keeps everything.
-
-    None means that a row is full after `geometry.max_length` tokens.
-    """
-    endless = 2**30
-    wide = dataclasses.replace(geometry, max_length=endless)
-    kept = [
-        count
-        for layer in range(geometry.num_layers)
-        for count in policy.at(layer, wide).kept(2**31 - 1)
-    ]
-    most = max(kept, default=0)
-    return None if most >= endless else most

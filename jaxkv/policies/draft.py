@@ -118,14 +118,14 @@ def take(
         seen=slab.seen + jnp.sum(at >= 0, axis=1, dtype=jnp.int32),
     )
     used = draft.used(start + q.shape[1], count)
-    out, lse = attend_slots(q, slab.k, slab.v, at, slab.pos, num_slots=used)
+    out, lse = attend_slots(q, slab.k, slab.v, at, slab.pos, rope, num_slots=used)
     return _remember(dataclasses.replace(draft, slab=slab), q, at, lse), out, lse
 
 
-def mass(draft: Draft) -> Array:
+def mass(draft: Draft, rope: Rotation | None) -> Array:
     """Attention that each slot received from the last queries: float32 [B, N, S]."""
     slab = draft.slab
-    return mass_of(draft.q, draft.lse, slab.k, draft.q_pos, slab.pos)
+    return mass_of(draft.q, draft.lse, slab.k, draft.q_pos, slab.pos, rope)
 
 
 def gather(slab: Slab, index: Array, valid: Array) -> tuple[Array, Array, Array]:

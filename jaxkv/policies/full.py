@@ -51,7 +51,7 @@ class FullLayer:
         """Writes the chunk, then attends over all slots in use."""
         cache, q, at = _write(cache, q, k, v, rope, lengths)
         used = jnp.max(cache.seen)
-        out, _ = attend_slots(q, cache.k, cache.v, at, cache.pos, num_slots=used)
+        out, _ = attend_slots(q, cache.k, cache.v, at, cache.pos, rope, num_slots=used)
         return cache, poison(out, at, cache.slots)
 
     def step(
@@ -65,7 +65,7 @@ class FullLayer:
     ) -> tuple[Slab, Queries]:
         """Writes the token, then attends over all slots."""
         cache, q, at = _write(cache, q, k, v, rope, lengths)
-        out, _ = attend_one(q, cache.k, cache.v, at, cache.pos)
+        out, _ = attend_one(q, cache.k, cache.v, at, cache.pos, rope)
         return cache, poison(out, at, cache.slots)
 
     def kept(self, seen: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from jax import Array
 from jaxkv.cache.grouped import Grouped
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Geometry, StepPolicy
+from jaxkv.scoring import of_heads
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
 
 
@@ -99,9 +100,10 @@ class HeadGroups:
         slabs, outs, begin = [], [], 0
         for (heads, layer), slab in zip(self._parts(), cache.slabs, strict=True):
             end = begin + len(heads)
+            mine = of_heads(rope, order.queries[begin * size : end * size])
             slab, out = getattr(layer, call)(
                 slab, q[:, :, begin * size : end * size], k[:, :, begin:end], v[:, :, begin:end],
-                rope, lengths,
+                mine, lengths,
             )  # fmt: skip
             slabs.append(slab)
             outs.append(out)

@@ -110,7 +110,7 @@ class H2OLayer:
         at = new_positions(cache.slab, 1, lengths)
         free = jnp.argmin(cache.slab.pos, axis=-1)
         slab = append_per_head(cache.slab, rotate(rope, k, at), v, at, free)
-        out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos)
+        out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos, rope)
         came = (jnp.arange(slab.slots)[None, None] == free[..., None]) & (at >= 0)[..., None]
         score = jnp.where(came, 0.0, cache.score) + self._of_kv_heads(mass)
         held = slab.pos >= 0
@@ -147,12 +147,14 @@ class H2OLayer:
         inner, out, lse = drafts.take(draft.draft, start, count, q, k, v, rope, lengths)
         slab = inner.slab
         mass = mass_of(
-            rotate(rope, q, at), lse, slab.k, at, slab.pos, inner.used(start + q.shape[1], count)
-        )
+            rotate(rope, q, at), lse, slab.k, at, slab.pos, rope,
+            inner.used(start + q.shape[1], count),
+        )  # fmt: skip
         return ScoredDraft(inner, draft.score + self._of_kv_heads(mass)), out
 
-    def close(self, draft: ScoredDraft, cache: Scored) -> Scored:
+    def close(self, draft: ScoredDraft, cache: Scored, rope: Rotation | None) -> Scored:
         """Keeps the newest and the highest scores; a row that took no token keeps what it had."""
+        del rope
         slab = draft.draft.slab
         newest = slab.pos >= (slab.seen - self.recent)[:, None, None]
         value = jnp.where(newest, jnp.inf, draft.score)

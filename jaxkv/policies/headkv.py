@@ -121,9 +121,9 @@ class PerQueryHead:
         k, v = self._repeat(k), self._repeat(v)
         return self.layer.take(draft, start, count, q, k, v, rope, lengths)
 
-    def close(self, draft: Draft, cache):
+    def close(self, draft: Draft, cache, rope: Rotation | None):
         """See `WholePrompt`."""
-        return self.layer.close(draft, cache)
+        return self.layer.close(draft, cache, rope)
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """Of every query head."""

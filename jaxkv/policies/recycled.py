@@ -135,7 +135,7 @@ class RecycledLayer:
         index = jnp.maximum(lengths - 1, 0)[:, None, None, None]
         last = jnp.take_along_axis(q, index, axis=1)
         at = jnp.where(lengths > 0, full.seen - 1, -1)[:, None]
-        _, mass = attend_one_mass(rotate(rope, last, at), full.k, full.v, at, full.pos)
+        _, mass = attend_one_mass(rotate(rope, last, at), full.k, full.v, at, full.pos, rope)
         none = jnp.zeros_like(full.seen)
         part = _copies(full, *self._best(full, mass))
         fed = Recycled(full, part, _mean_query(last), none, none, none)
@@ -168,11 +168,11 @@ class RecycledLayer:
         # No cache passes through a branch, or XLA would copy it in each: what the branches give is
         # small, and a loop of no turn or one writes the small cache in place.
         def at_all() -> tuple[Queries, Array, Array]:
-            out, mass = attend_one_mass(turned, full.k, full.v, at, full.pos)
+            out, mass = attend_one_mass(turned, full.k, full.v, at, full.pos, rope)
             return out, *self._best(full, mass)
 
         def at_some() -> tuple[Queries, Array, Array]:
-            out, _ = attend_one(turned, part.k, part.v, at, part.pos)
+            out, _ = attend_one(turned, part.k, part.v, at, part.pos, rope)
             none = jnp.zeros((*part.pos.shape[:2], self.k), jnp.int32)
             return out, none, none.astype(bool)
 

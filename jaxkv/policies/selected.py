@@ -19,6 +19,7 @@ from jaxkv.policies.budgets import round_up, split_heads
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.grouped import HeadGroups, head_order, part, take_heads
 from jaxkv.policies.scores import best_slots, pooled_scores
+from jaxkv.scoring import of_heads
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
 
 
@@ -64,7 +65,7 @@ class PrefixRing:
         """Writes the token into the ring, over the oldest if it is full, then attends."""
         at = new_positions(cache, 1, lengths)
         cache = append(cache, rotate(rope, k, at), v, at, self.slots(at))
-        out, _ = attend_one(rotate(rope, q, at), cache.k, cache.v, at, cache.pos)
+        out, _ = attend_one(rotate(rope, q, at), cache.k, cache.v, at, cache.pos, rope)
         return cache, out
 
     def slots(self, at: Array) -> Array:
@@ -135,17 +136,18 @@ class SelectedLayer:
     ) -> tuple[Draft, Queries]:  # fmt: skip
         """See `WholePrompt`."""
         order = head_order(self._groups.groups, self.geometry)
-        q = take_heads(q, order.queries)
+        q, rope = take_heads(q, order.queries), of_heads(rope, order.queries)
         k, v = take_heads(k, order.keys), take_heads(v, order.keys)
         draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
         return draft, take_heads(out, order.undo)
 
-    def close(self, draft: Draft, cache: Grouped) -> Grouped:
+    def close(self, draft: Draft, cache: Grouped, rope: Rotation | None) -> Grouped:
         """Chooses what is kept; a row that took no token keeps what it had."""
         slab = draft.slab
         protected = slab.pos >= (slab.seen - self.window)[:, None, None]
         choice = (slab.pos >= 0) & jnp.logical_not(protected)
-        scores = pooled_scores(drafts.mass(draft), slab.pos, choice, self.kernel)
+        rope = of_heads(rope, head_order(self._groups.groups, self.geometry).queries)
+        scores = pooled_scores(drafts.mass(draft, rope), slab.pos, choice, self.kernel)
         recent = drafts.newest(slab, self.window)
         slabs, begin = [], 0
         for group, old in zip(self._groups.layers, cache.slabs, strict=True):
@@ -200,7 +202,7 @@ def take_whole(
     count = q.shape[1]
     draft = layer.open(cache, count)
     draft, out = layer.take(draft, jnp.int32(0), count, q, k, v, rope, lengths)
-    return layer.close(draft, cache), out
+    return layer.close(draft, cache, rope), out
 
 
 def keep_rows(active: Array, new, old):

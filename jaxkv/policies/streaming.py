@@ -105,12 +105,15 @@ class RingLayer:
             # The slot for the newest token is no part of what is kept.
             held, reach = jnp.where(held >= cache.seen[:, None, None] - reach, held, -1), None
         parts = [
-            attend_slots(window_q, *ring, at, held, window=reach),
-            attend_chunk(window_q, k, v, at, jnp.where(at < self.sinks, -1, at), window=reach),
+            attend_slots(window_q, *ring, at, held, rope, window=reach),
+            attend_chunk(
+                window_q, k, v, at, jnp.where(at < self.sinks, -1, at), rope, window=reach
+            ),
         ]
         if self.sinks:
             first = after.k[:, :, : self.sinks], after.v[:, :, : self.sinks]
-            parts.append(attend_slots(sink_q, *first, at, after.pos[:, :, : self.sinks]))
+            sink_at = self._at_sinks(at)
+            parts.append(attend_slots(sink_q, *first, sink_at, after.pos[:, :, : self.sinks], rope))
         out, _ = merge(*parts)
         return after, out
 
@@ -142,8 +145,8 @@ class RingLayer:
         """What the query of the token that was just written sees: [B, 1, N, H]."""
         window_q, sink_q = self._rotate_query(rope, q, at)
         out, _ = attend_one(
-            window_q, cache.k, cache.v, at, cache.pos,
-            window=self.window, sinks=self.sinks, q_sink=sink_q,
+            window_q, cache.k, cache.v, at, cache.pos, rope,
+            window=self.window, sinks=self.sinks, q_sink=sink_q if self.in_cache else None,
         )  # fmt: skip
         return out
 
@@ -156,4 +159,8 @@ class RingLayer:
         window_q = rotate(rope, q, at)
         if not (self.in_cache and self.sinks):
             return window_q, window_q
-        return window_q, rotate(rope, q, jnp.minimum(at, self.sinks + self.window))
+        return window_q, rotate(rope, q, self._at_sinks(at))
+
+    def _at_sinks(self, at: Positions) -> Positions:
+        """Where a query stands, as the sinks see it."""
+        return jnp.minimum(at, self.sinks + self.window) if self.in_cache else at

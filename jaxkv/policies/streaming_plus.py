@@ -126,7 +126,7 @@ class StreamingPlusLayer:
         refresh = jnp.any((active > 0) & (steps % self.stride == 0))
         out = lax.cond(
             refresh,
-            lambda: attend_one(rotate(rope, q, at), full.k, full.v, at, full.pos)[0],
+            lambda: attend_one(rotate(rope, q, at), full.k, full.v, at, full.pos, rope)[0],
             lambda: self.ring.read(part, q, rope, at),
         )
         full_steps = cache.full_steps + active * refresh.astype(jnp.int32)

@@ -74,7 +74,7 @@ class TOVALayer:
         at = new_positions(cache, 1, lengths)
         free = jnp.argmin(cache.pos[:, 0], axis=-1, keepdims=True)
         slab = append(cache, rotate(rope, k, at), v, at, free)
-        out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos)
+        out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos, rope)
         held = slab.pos[:, 0] >= 0
         mean = jnp.where(held, jnp.mean(mass, axis=1), jnp.inf)
         over = (jnp.sum(held, axis=-1) > self.budget) & (at[:, 0] >= 0)
@@ -108,10 +108,10 @@ class TOVALayer:
         draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
         return draft, out
 
-    def close(self, draft: Draft, cache: Slab) -> Slab:
+    def close(self, draft: Draft, cache: Slab, rope: Rotation | None) -> Slab:
         """Keeps what the last query attends to most; a row that took no token keeps what it had."""
         slab, heads = draft.slab, self.geometry.num_kv_heads
-        mean = jnp.mean(drafts.mass(draft), axis=1, keepdims=True)
+        mean = jnp.mean(drafts.mass(draft, rope), axis=1, keepdims=True)
         index, valid = best_slots(jnp.where(slab.pos[:, :1] >= 0, mean, -jnp.inf), self.budget)
         every = (*index.shape[:1], heads, index.shape[-1])
         k, v, pos = drafts.gather(

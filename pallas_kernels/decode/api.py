@@ -45,6 +45,8 @@ def decode_attention(
     sinks: int = 0,
     q_sink: Array | None = None,
     with_mass: bool = False,
+    slopes: Array | None = None,
+    soft_cap: float | None = None,
     implementation: Implementation = None,
 ) -> tuple[Array, ...]:
     """One query token per row over a slab whose slots are in any order.
@@ -61,8 +63,10 @@ def decode_attention(
       window: past tokens in reach; None is no limit.
       sinks: slots [0, sinks) hold the tokens at positions [0, sinks), which are always in reach.
       q_sink: [B, N, H], the query as rotated for the sink slots (StreamingLLM's in-cache
-        positions); None scores them with `q`.
+        positions, where they are at most `sinks + window` away); None scores them with `q`.
       with_mass: whether to give the attention of each slot too, from the same pass.
+      slopes: float32 [N], ALiBi's: slope times distance is taken from a score; None is no bias.
+      soft_cap: scaled scores s become cap tanh(s / cap); None leaves them.
       implementation: see `dispatch`.
 
     Returns:
@@ -73,4 +77,5 @@ def decode_attention(
     return dispatch(
         IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos,
         scale=scale, window=window, sinks=sinks, q_sink=q_sink, with_mass=with_mass,
+        slopes=slopes, soft_cap=soft_cap,
     )  # fmt: skip

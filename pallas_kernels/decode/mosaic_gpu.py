@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.bend import refuse_bent
 from pallas_kernels.decode import xla
 from pallas_kernels.decode.blocks import block_range, merge
 from pallas_kernels.visibility import visible
@@ -36,9 +37,10 @@ HIDDEN, SEEN, ALL_SEEN = 0, 1, 2  # a slot, and one in a block whose slots are a
 def decode_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
-    interpret: Any = None,
+    slopes: Array | None = None, soft_cap: float | None = None, interpret: Any = None,
 ) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`; `interpret`, parameters of Pallas, runs it without a GPU."""
+    refuse_bent(slopes, soft_cap)
     b, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     group, lanes = n // heads, b * heads
@@ -80,6 +82,7 @@ def decode_attention(
             q_sink.astype(jnp.float32), k[:, :, :sinks],
             jnp.where(near, v[:, :, :sinks], jnp.zeros((), v.dtype)), q_pos, k_pos[..., :sinks],
             scale=scale, window=window, sinks=sinks, q_sink=None, with_mass=with_mass,
+            slopes=None, soft_cap=None,
         )  # fmt: skip
         sink_out, sink_lse = sink_out.reshape(lanes, 1, group, h), sink_lse.reshape(lanes, 1, group)
         out = jnp.concatenate([out.astype(jnp.float32), sink_out], axis=1)

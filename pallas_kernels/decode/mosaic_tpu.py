@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.bend import refuse_bent
 from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.tpu import (
@@ -32,9 +33,10 @@ MAX_BLOCK = 2048  # slots; 1 MiB of bfloat16 at H = 128, which takes long enough
 def decode_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
-    interpret: bool = False,
+    slopes: Array | None = None, soft_cap: float | None = None, interpret: bool = False,
 ) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    refuse_bent(slopes, soft_cap)
     b, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     if k.dtype not in DTYPES or v.dtype not in DTYPES:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pallas_kernels.bend import bend
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
@@ -15,6 +16,7 @@ from pallas_kernels.visibility import visible
 def decode_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
+    slopes: Array | None, soft_cap: float | None,
 ) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`."""
     b, n, h = q.shape
@@ -29,6 +31,13 @@ def decode_attention(
         # A slice of a few slots is cheap; a slice of the rest would copy the cache.
         first = einsum("bkgh,bksh->bkgs", grouped(q_sink), k[:, :, :sinks])
         scores = scores.at[..., :sinks].set(first)
+    if slopes is not None or soft_cap is not None:
+        distance = q_pos[:, None, None] - k_pos
+        if q_sink is not None and window is not None:
+            near = jnp.minimum(q_pos, sinks + window)[:, None, None] - k_pos
+            distance = jnp.where(jnp.arange(k.shape[2]) < sinks, near, distance)
+        steep = None if slopes is None else slopes.reshape(1, heads, -1, 1)
+        scores = bend(scores, distance[:, :, None], steep, soft_cap)
     seen = visible(q_pos[:, None, None], k_pos, sinks, window)[:, :, None]
     scores = jnp.where(seen, scores, -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True)

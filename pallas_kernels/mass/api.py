@@ -25,6 +25,8 @@ def attention_mass(
     *,
     scale: float,
     num_slots: Array | None = None,
+    slopes: Array | None = None,
+    soft_cap: float | None = None,
     implementation: Implementation = None,
 ) -> Array:
     """Column sums of an attention matrix that is never made.
@@ -42,11 +44,14 @@ def attention_mass(
       scale: multiplies the scores.
       num_slots: int32 scalar, may be traced: slots from here on are empty in every row, and are
         not visited. None visits all.
+      slopes: float32 [N], ALiBi's: slope times distance is taken from a score; None is no bias.
+      soft_cap: scaled scores s become cap tanh(s / cap); None leaves them.
       implementation: see `dispatch`.
 
     Returns:
       float32 [B, N, S]; 0 for an empty slot.
     """
     return dispatch(
-        IMPLEMENTATIONS, implementation, q, lse, k, q_pos, k_pos, scale=scale, num_slots=num_slots
-    )
+        IMPLEMENTATIONS, implementation, q, lse, k, q_pos, k_pos,
+        scale=scale, num_slots=num_slots, slopes=slopes, soft_cap=soft_cap,
+    )  # fmt: skip

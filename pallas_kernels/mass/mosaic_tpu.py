@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.bend import refuse_bent
 from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.tpu import (
@@ -37,9 +38,11 @@ MAX_ROWS = 512  # queries times heads
 
 def attention_mass(
     q: Array, lse: Array, k: Array, q_pos: Array, k_pos: Array,
-    *, scale: float, num_slots: Array | None, interpret: bool = False,
+    *, scale: float, num_slots: Array | None, slopes: Array | None = None,
+    soft_cap: float | None = None, interpret: bool = False,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    refuse_bent(slopes, soft_cap)
     if k.dtype not in DTYPES:
         raise NotImplementedError(f"keys of {k.dtype}: float32 or bfloat16")
     b, t, n, h = q.shape

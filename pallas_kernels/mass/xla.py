@@ -7,6 +7,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pallas_kernels.bend import bend
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
@@ -16,6 +17,7 @@ BLOCK = 512  # queries, and slots, a block
 def attention_mass(
     q: Array, lse: Array, k: Array, q_pos: Array, k_pos: Array,
     *, scale: float, num_slots: Array | None,
+    slopes: Array | None, soft_cap: float | None,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`."""
     b, t, n, h = q.shape
@@ -26,6 +28,7 @@ def attention_mass(
     # A query that saw no key has lse -inf, and would make exp(score - lse) infinite.
     lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse).reshape(b, t, heads, group)
     lse = jnp.moveaxis(lse, 1, 3)  # [B, K, G, T]
+    steep = None if slopes is None else slopes.reshape(1, heads, group, 1, 1)
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
     wide, tall = min(BLOCK, slots), min(BLOCK, t)
 
@@ -44,6 +47,8 @@ def attention_mass(
 
         def add(mass: Array) -> Array:
             scores = einsum("bkgth,bksh->bkgts", queries, keys)
+            distance = asked[:, None, :, None] - at[:, :, None, :]
+            scores = bend(scores, distance[:, :, None], steep, soft_cap)
             weights = jnp.where(seen[:, :, None], jnp.exp(scores - level[..., None]), 0.0)
             old = lax.dynamic_slice_in_dim(mass, first, wide, 3)
             return lax.dynamic_update_slice_in_dim(mass, old + weights.sum(axis=3), first, 3)

@@ -22,6 +22,8 @@ def pool_attention(
     *,
     num_kv_heads: int,
     scale: float,
+    slopes: Array | None = None,
+    soft_cap: float | None = None,
     implementation: Implementation = None,
 ) -> tuple[Array, Array]:
     """One query token per row, whose heads read as many blocks as each has, of one pool.
@@ -38,6 +40,8 @@ def pool_attention(
       owner: int32 [B, M], the KV head of each block.
       num_kv_heads: K.
       scale: multiplies the scores.
+      slopes: float32 [N], ALiBi's: slope times distance is taken from a score; None is no bias.
+      soft_cap: scaled scores s become cap tanh(s / cap); None leaves them.
       implementation: see `dispatch`.
 
     Returns:
@@ -46,5 +50,5 @@ def pool_attention(
     """
     return dispatch(
         IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos, owner,
-        num_kv_heads=num_kv_heads, scale=scale,
+        num_kv_heads=num_kv_heads, scale=scale, slopes=slopes, soft_cap=soft_cap,
     )  # fmt: skip

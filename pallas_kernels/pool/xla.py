@@ -7,6 +7,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from pallas_kernels.bend import bend
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
@@ -14,6 +15,7 @@ from pallas_kernels.visibility import visible
 def pool_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float,
+    slopes: Array | None, soft_cap: float | None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`."""
     b, n, h = q.shape
@@ -22,6 +24,9 @@ def pool_attention(
     # Queries are few: they are brought to the blocks, and no block is moved.
     rows = jnp.take_along_axis(rows, owner[:, :, None, None], axis=1)  # [B, M, G, H]
     scores = einsum("bmgh,bmch->bmgc", rows, k)
+    distance = (q_pos[:, None, None] - k_pos)[:, :, None]
+    steep = None if slopes is None else slopes.reshape(num_kv_heads, group)[owner][..., None]
+    scores = bend(scores, distance, steep, soft_cap)
     seen = visible(q_pos[:, None, None], k_pos, 0, None)[:, :, None]
     scores = jnp.where(seen, scores, -jnp.inf)
     top = jnp.max(scores, axis=-1)

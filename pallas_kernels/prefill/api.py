@@ -27,6 +27,8 @@ def prefill_attention(
     window: int | None = None,
     sinks: int = 0,
     num_slots: Array | None = None,
+    slopes: Array | None = None,
+    soft_cap: float | None = None,
     implementation: Implementation = None,
 ) -> tuple[Array, Array]:
     """A chunk of T query tokens per row over S slots, blocked over the slots.
@@ -42,6 +44,8 @@ def prefill_attention(
       sinks: the first positions, always in reach.
       num_slots: int32 scalar, may be traced: slots from here on are empty in every row, and are
         not visited. None visits all.
+      slopes: float32 [N], ALiBi's: slope times distance is taken from a score; None is no bias.
+      soft_cap: scaled scores s become cap tanh(s / cap); None leaves them.
       implementation: see `dispatch`.
 
     Returns:
@@ -51,4 +55,5 @@ def prefill_attention(
     return dispatch(
         IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos,
         scale=scale, window=window, sinks=sinks, num_slots=num_slots,
+        slopes=slopes, soft_cap=soft_cap,
     )  # fmt: skip

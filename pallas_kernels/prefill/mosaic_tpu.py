@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.bend import refuse_bent
 from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.order import LANES, Order, stored_order
 from pallas_kernels.prefill import xla
@@ -59,9 +60,10 @@ class _Case:
 def prefill_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
-    interpret: bool = False,
+    slopes: Array | None = None, soft_cap: float | None = None, interpret: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    refuse_bent(slopes, soft_cap)
     if k.dtype not in DTYPES or v.dtype not in DTYPES:
         raise NotImplementedError(
             f"keys and values of {k.dtype} and {v.dtype}: float32 or bfloat16"
@@ -169,6 +171,7 @@ def _(case: _Case, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
         return xla.prefill_attention(
             q, k, v, q_pos, k_pos,
             scale=case.scale, window=case.window, sinks=case.sinks, num_slots=None,
+            slopes=None, soft_cap=None,
         )  # fmt: skip
 
     return jax.jvp(attend, tuple(inputs), tuple(tangents[:3]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from pallas_kernels.bend import bend
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
@@ -14,12 +15,16 @@ from pallas_kernels.visibility import visible
 def prefill_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
+    slopes: Array | None, soft_cap: float | None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`."""
     b, t, n, h = q.shape
     heads = k.shape[1]
     q = q.reshape(b, t, heads, n // heads, h).astype(k.dtype)
     scores = einsum("btkgh,bksh->bkgts", q, k) * scale
+    distance = q_pos[:, None, :, None] - k_pos[:, :, None, :]
+    steep = None if slopes is None else slopes.reshape(1, heads, -1, 1, 1)
+    scores = bend(scores, distance[:, :, None], steep, soft_cap)
     seen = visible(q_pos[:, None, :, None], k_pos[:, :, None, :], sinks, window)
     if num_slots is not None:
         seen &= jnp.arange(k.shape[2])[None, None, None] < num_slots

@@ -14,6 +14,7 @@ import functools
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pallas_kernels.bend import bend
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
@@ -26,6 +27,7 @@ Running = tuple[Array, Array, Array]  # output so far [.., R, H]; top score and 
 def prefill_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
+    slopes: Array | None, soft_cap: float | None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`."""
     b, t, n, h = q.shape
@@ -40,9 +42,11 @@ def prefill_attention(
     blocks = (used + block - 1) // block
     # Where the number of blocks is static so is the loop, or it could not be differentiated.
     whole = 0 if isinstance(blocks, int) else _seen_whole(q_pos, k_pos, block, window)
-    visit = functools.partial(_visit_blocks, whole=whole, blocks=blocks, window=window, sinks=sinks)
+    visit = functools.partial(
+        _visit_blocks, whole=whole, blocks=blocks, window=window, sinks=sinks, soft_cap=soft_cap
+    )
     batched, split = (functools.partial(visit, split=split) for split in (False, True))
-    args = rows, k, v, q_pos, k_pos
+    args = rows, k, v, q_pos, k_pos, slopes
     if b * heads <= UNROLLED:
         out, top, total = lax.platform_dependent(*args, cpu=split, default=batched)
     else:
@@ -55,8 +59,9 @@ def prefill_attention(
 
 
 def _visit_blocks(
-    rows: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
-    *, whole: int | Array, blocks: int | Array, window: int | None, sinks: int, split: bool,
+    rows: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, slopes: Array | None,
+    *, whole: int | Array, blocks: int | Array, window: int | None, sinks: int,
+    soft_cap: float | None, split: bool,
 ) -> Running:  # fmt: skip
     """Folds block after block into the running result, [B, K, T G, ..].
 
@@ -72,7 +77,9 @@ def _visit_blocks(
         # The last block starts early enough to be whole, and hides the slots already seen.
         start = jnp.minimum(index * block, slots - block)
         keys, values, at = (lax.dynamic_slice_in_dim(x, start, block, 2) for x in (k, v, k_pos))
-        seen = None
+        seen = lean = None
+        if slopes is not None:
+            lean = _lean(slopes, q_pos, at, heads)
         if masked:
             fresh = start + jnp.arange(block) >= index * block
             at = jnp.where(fresh[None, None], at, -1)
@@ -81,11 +88,12 @@ def _visit_blocks(
             seen = jnp.broadcast_to(seen[:, :, :, None], (b, p, t, count // t, block))
             seen = seen.reshape(b, p, count, block)
         if not split:
-            return [_fold(running[0], rows, keys, values, seen)]
+            return [_fold(running[0], rows, keys, values, seen, lean, soft_cap)]
         return [
             _fold(
                 running[i * heads + j], rows[i, j], keys[i, j], values[i, j],
                 None if seen is None else seen[i, j % seen.shape[1]],
+                None if lean is None else lean[i, j], soft_cap,
             )
             for i in range(b)
             for j in range(heads)
@@ -130,10 +138,24 @@ def _forget(running: Running, valid: Array) -> Running:
     return jnp.where(valid, out, 0.0), jnp.where(valid, top, -jnp.inf), jnp.where(valid, total, 0.0)
 
 
-def _fold(running: Running, rows: Array, keys: Array, values: Array, seen: Array | None) -> Running:
+def _lean(slopes: Array, q_pos: Array, k_pos: Array, heads: int) -> Array:
+    """ALiBi's bias of rows over slots: [B, K, T G, S]."""
+    distance = q_pos[:, None, :, None, None] - k_pos[:, :, None, None]  # [B, P, T, 1, S]
+    lean = bend(jnp.float32(0.0), distance, slopes.reshape(1, heads, 1, -1, 1), None)
+    return lean.reshape(*lean.shape[:2], -1, lean.shape[-1])
+
+
+def _fold(
+    running: Running, rows: Array, keys: Array, values: Array, seen: Array | None,
+    lean: Array | None, soft_cap: float | None,
+) -> Running:  # fmt: skip
     """One step of the online softmax: [.., R, H] rows over [.., S, H] keys, all seen if None."""
     out, top, total = running
     scores = einsum("...rh,...sh->...rs", rows, keys)
+    if soft_cap is not None:
+        scores = bend(scores, jnp.int32(0), None, soft_cap)
+    if lean is not None:
+        scores = scores + lean
     if seen is not None:
         scores = jnp.where(seen, scores, -jnp.inf)
     new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))

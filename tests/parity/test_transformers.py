@@ -13,6 +13,7 @@ import reference
 from ours import greedy_tokens, logits_of
 
 from jaxkv.convert import hf
+from jaxkv.convert.export import export_hf
 from jaxkv.convert.sources import load
 from jaxkv.generate.api import prompt_ids
 
@@ -44,6 +45,23 @@ def test_families(tmp_path: Path, family: str) -> None:
     rows = [row[:40].tolist() for row in tokens]
     for row, generated in zip(rows, greedy_tokens(ours, rows, 32), strict=True):
         assert generated == hugging_face.greedy(theirs, row, 32)
+
+
+@pytest.mark.parametrize("name", reference.NEW)
+def test_families_written_by_us(tmp_path: Path, name: str) -> None:
+    path = reference.write_family(tmp_path / "a", name)
+    ours, theirs = hf.load(path), hugging_face.folder(path)
+    tokens = reference.tiny_tokens()
+    expected = hugging_face.logits(theirs, tokens)
+    got = logits_of(ours, jnp.asarray(tokens, jnp.int32))
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    rows = [row[:40].tolist() for row in tokens]
+    for row, generated in zip(rows, greedy_tokens(ours, rows, 32), strict=True):
+        assert generated == hugging_face.greedy(theirs, row, 32)
+    # The configuration that we write says the same.
+    export_hf(tmp_path / "b", ours)
+    again = hugging_face.folder(tmp_path / "b")
+    np.testing.assert_array_equal(hugging_face.logits(again, tokens), expected)
 
 
 @pytest.mark.slow

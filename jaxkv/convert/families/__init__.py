@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from jaxkv.convert.families import llama, mistral, phi, qwen
+from jaxkv.convert.families import falcon, gemma, llama, mistral, mpt, neox, phi, qwen
 from jaxkv.convert.families.base import Family
 from jaxkv.errors import InputError
 
@@ -14,6 +14,12 @@ FAMILIES: tuple[Family, ...] = (
     phi.FAMILY,
     qwen.QWEN2,
     qwen.QWEN3,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    neox.FAMILY,
+    falcon.FAMILY,
+    falcon.TWO_NORMS,
+    mpt.FAMILY,
 )
 
 

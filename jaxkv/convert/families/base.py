@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from jaxkv.convert.fields import Fields
 from jaxkv.convert.table import Rule, Tensors
@@ -18,18 +19,22 @@ class Family:
 
     Attributes:
       hf_types: values of `model_type` in config.json.
-      gguf_types: values of `general.architecture`.
       hf_config: config.json -> our configuration.
+      hf_json: our configuration -> config.json.
+      hf_rules: where each tensor goes.
+      hf_ignored: regular expressions of tensors that are not needed.
+      gguf_types: values of `general.architecture`; none if the family has no such files.
       gguf_config: header and tensors of a GGUF file -> our configuration.
-      hf_rules, gguf_rules: where each tensor goes.
-      hf_ignored, gguf_ignored: regular expressions of tensors that are not needed.
+      gguf_rules: where each of its tensors goes.
+      gguf_ignored: those that are not needed.
     """
 
     hf_types: tuple[str, ...]
-    gguf_types: tuple[str, ...]
     hf_config: Callable[[Fields], ModelConfig]
-    gguf_config: Callable[[Fields, Tensors], ModelConfig]
+    hf_json: Callable[[ModelConfig], dict[str, Any]]
     hf_rules: tuple[Rule, ...]
-    gguf_rules: tuple[Rule, ...]
     hf_ignored: tuple[str, ...] = ()
+    gguf_types: tuple[str, ...] = ()
+    gguf_config: Callable[[Fields, Tensors], ModelConfig] | None = None
+    gguf_rules: tuple[Rule, ...] = ()
     gguf_ignored: tuple[str, ...] = ()

@@ -4,42 +4,123 @@
 
 from __future__ import annotations
 
-from jaxkv.convert.fields import Fields
-from jaxkv.rope import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
+from typing import Any
 
-_ALLOWED = "default, linear, llama3 or yarn"
+from jaxkv.convert.families.windows import GLOBAL, LOCAL
+from jaxkv.convert.fields import Fields
+from jaxkv.errors import InputError
+from jaxkv.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
+
+_ALLOWED = "default, linear, llama3, yarn or longrope"
 _LENGTH = 2**31 - 1
 
 
-def rope_from_hf(fields: Fields, head_dim: int, max_positions: int) -> Rope:
+def rope_from_hf(
+    fields: Fields, head_dim: int, max_positions: int,
+    *, theta: str = "rope_theta", part: str = "partial_rotary_factor", default_part: float = 1.0,
+) -> Rope:  # fmt: skip
     """Reads `rope_parameters`, or `rope_theta` beside `rope_scaling`.
 
     Args:
       fields: the whole config.json.
       head_dim: H.
       max_positions: the trained length, which yarn and llama3 fall back to.
+      theta: how the family calls the base, outside `rope_parameters`.
+      part: how it calls the share of a head that is rotated.
+      default_part: that share where the file does not tell.
     """
     nested = fields.within("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     if any(isinstance(nested.raw(key), dict) for key in nested.keys()):
         raise fields.refuse("rope_parameters", "one set of numbers for all layers")
-    theta = nested.number("rope_theta", fields.number("rope_theta", 10000.0, above=1), above=1)
-    part = nested.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
-    if part > 1:
-        raise (nested if nested.has("partial_rotary_factor") else fields).refuse(
-            "partial_rotary_factor", "at most 1"
-        )
+    base = nested.number("rope_theta", fields.number(theta, 10000.0, above=1), above=1)
+    share = nested.number("partial_rotary_factor", fields.number(part, default_part))
+    if share > 1:
+        inside = nested.has("partial_rotary_factor")
+        holder, key = (nested, "partial_rotary_factor") if inside else (fields, part)
+        raise holder.refuse(key, "at most 1")
     original = fields.integer("original_max_position_embeddings", max_positions, high=_LENGTH)
-    return Rope(int(head_dim * part), theta, _scaling(nested, original, max_positions))
+    rotary = int(head_dim * share)
+    return Rope(rotary, base, _scaling(nested, original, max_positions, rotary))
 
 
-def _scaling(fields: Fields, original: int, max_positions: int) -> RopeScaling | None:
+def ropes_from_hf(
+    fields: Fields, head_dim: int, max_positions: int, local_theta: float
+) -> tuple[Rope, Rope]:
+    """The rotary embeddings of layers that see all, and of those with a window.
+
+    Args:
+      fields: the whole config.json.
+      head_dim: H.
+      max_positions: the trained length.
+      local_theta: the second's base where the file does not tell.
+    """
+    both = fields.within("rope_parameters")
+    if both.has(GLOBAL):
+        wide, local = both.within(GLOBAL), both.within(LOCAL)
+    else:
+        wide, local = fields.within("rope_scaling"), Fields({}, fields.where)
+    base = wide.number("rope_theta", fields.number("rope_theta", 1e6, above=1), above=1)
+    near = fields.number("rope_local_base_freq", local_theta, above=1)
+    near = local.number("rope_theta", near, above=1)
+    scalings = (_scaling(x, max_positions, max_positions, head_dim) for x in (wide, local))
+    return Rope(head_dim, base, next(scalings)), Rope(head_dim, near, next(scalings))
+
+
+def rope_to_hf(rope: Rope | None) -> dict[str, Any]:
+    """The inverse of `rope_from_hf`, but for the share of a head: `rope_theta`, `rope_scaling`."""
+    assert rope is not None
+    return {"rope_theta": rope.theta, "rope_scaling": _scaling_to_hf(rope.scaling)}
+
+
+def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    names: dict[type, dict[str, str]] = {
+        LinearScaling: {"rope_type": "linear"},
+        Llama3Scaling: {"rope_type": "llama3"},
+        YarnScaling: {"rope_type": "yarn"},
+        LongScaling: {"rope_type": "longrope"},
+    }
+    if type(scaling) not in names:
+        raise InputError(
+            f"the rope scaling {type(scaling).__name__} has no name in Hugging Face's config.json"
+        )
+    renamed = {
+        "original_max_positions": "original_max_position_embeddings",
+        "short_factors": "short_factor",
+        "long_factors": "long_factor",
+    }
+    made: dict[str, Any] = dict(names[type(scaling)])
+    for name, value in vars(scaling).items():
+        if value is not None and name != "max_positions":
+            made[renamed.get(name, name)] = list(value) if isinstance(value, tuple) else value
+    return made
+
+
+def _scaling(fields: Fields, original: int, max_positions: int, rotary: int) -> RopeScaling | None:
     key = "rope_type" if fields.has("rope_type") else "type"
     kind = fields.text(key, "default")
     if kind == "default":
         return None
     if kind == "linear":
         return LinearScaling(fields.number("factor"))
-    if kind in ("dynamic", "longrope", "su"):
+    if kind in ("longrope", "su"):
+        original = fields.integer("original_max_position_embeddings", original, high=_LENGTH)
+        return LongScaling(
+            short_factors=_factors(fields, "short_factor", rotary // 2),
+            long_factors=_factors(fields, "long_factor", rotary // 2),
+            original_max_positions=original,
+            max_positions=max_positions,
+            attention_factor=_optional(fields, "attention_factor"),
+        )
+    if kind == "dynamic":
         # A key is rotated once, when it is written: frequencies that change with the length
         # would need every kept key to be rotated again.
         raise fields.refuse(key, f"{_ALLOWED}: its frequencies depend on the current length")
@@ -68,3 +149,13 @@ def _scaling(fields: Fields, original: int, max_positions: int) -> RopeScaling |
 
 def _optional(fields: Fields, key: str) -> float | None:
     return fields.number(key) if fields.has(key) else None
+
+
+def _factors(fields: Fields, key: str, count: int) -> tuple[float, ...]:
+    value = fields.raw(key)
+    numbers = isinstance(value, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1e30 for x in value
+    )
+    if not numbers or len(value) != count:
+        raise fields.refuse(key, f"{count} numbers above 0")
+    return tuple(float(x) for x in value)

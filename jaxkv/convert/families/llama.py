@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
 from jaxkv.convert.families.base import Family
-from jaxkv.convert.families.hf_rope import rope_from_hf
+from jaxkv.convert.families.hf_rope import rope_from_hf, rope_to_hf
+from jaxkv.convert.families.names import GGUF_NAMES, HF_NAMES, rules
 from jaxkv.convert.fields import Fields
-from jaxkv.convert.table import FLAT, KEEP, LINEAR, Layout, Rule, Shape, Share, Tensors
+from jaxkv.convert.table import FLAT, LINEAR, Layout, Shape, Tensors
 from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
 from jaxkv.rope import LinearScaling, Rope, RopeScaling, YarnScaling
@@ -46,7 +48,7 @@ def hf_shapes(fields: Fields) -> ModelConfig:
     heads = fields.integer("num_attention_heads", high=2**16)
     head_dim = _head_dim(fields, "head_dim", "hidden_size", hidden, heads)
     max_positions = fields.integer("max_position_embeddings", high=2**31 - 1)
-    if fields.text("hidden_act", "silu") != "silu":
+    if fields.text("hidden_act", "silu") not in ("silu", "swish"):
         raise fields.refuse("hidden_act", "silu")
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
@@ -58,9 +60,10 @@ def hf_shapes(fields: Fields) -> ModelConfig:
         head_dim=head_dim,
         rope=rope_from_hf(fields, head_dim, max_positions),
         max_positions=max_positions,
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
         tie_embeddings=fields.flag("tie_word_embeddings", False),
         mlp_bias=fields.flag("mlp_bias", False),
+        family=fields.text("model_type", "llama"),
     )
 
 
@@ -91,13 +94,22 @@ def gguf_config(fields: Fields, tensors: Tensors, arch: str = "llama") -> ModelC
             scaling=_gguf_scaling(fields, tensors, rotary, arch),
         ),
         max_positions=fields.integer(f"{arch}.context_length", high=2**31 - 1),
-        rms_norm_eps=_shortest(fields.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)),
+        norm_eps=_shortest(fields.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)),
         tie_embeddings="output.weight" not in present,
         qkv_bias="blk.0.attn_q.bias" in present,
         out_bias="blk.0.attn_output.bias" in present,
         mlp_bias="blk.0.ffn_gate.bias" in present,
         qk_norm="blk.0.attn_q_norm.weight" in present,
+        windows=_gguf_windows(fields, arch),
+        family=arch,
     )
+
+
+def _gguf_windows(fields: Fields, arch: str) -> tuple[int, ...]:
+    window = fields.integer(f"{arch}.attention.sliding_window", 0, low=0, high=2**31 - 1)
+    whole = fields.integer(f"{arch}.context_length", high=2**31 - 1)
+    count = fields.integer(f"{arch}.block_count", high=4096)
+    return (window - 1,) * count if 1 < window < whole else ()
 
 
 def _head_dim(fields: Fields, key: str, width_key: str, hidden: int, heads: int) -> int:
@@ -152,12 +164,34 @@ def _explicit(tensors: Tensors, rotary: int) -> ExplicitScaling:
     return ExplicitScaling(tuple(factors.tolist()))
 
 
+def hf_json(config: ModelConfig, architecture: str = "LlamaForCausalLM") -> dict[str, Any]:
+    """Our configuration -> config.json of a Llama, or of what is near to it."""
+    return {
+        "architectures": [architecture],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.out_bias,
+        "mlp_bias": config.mlp_bias,
+        **rope_to_hf(config.rope),
+    }
+
+
 def _unpaired(x: np.ndarray, config: ModelConfig) -> np.ndarray:
     """Rows of heads with rotary pairs side by side (2i, 2i+1) -> with halves (i, i + R/2).
 
     llama.cpp rotates neighbours, so its files hold the rows of q and k in that order.
     """
-    rotary = config.rope.rotary_dim
+    rotary = config.rope.rotary_dim if config.rope else 0
     order = np.concatenate([np.arange(0, rotary, 2), np.arange(1, rotary, 2)])
     order = np.concatenate([order, np.arange(rotary, config.head_dim)])
     return x.reshape(-1, config.head_dim, *x.shape[1:])[:, order].reshape(x.shape)
@@ -170,113 +204,17 @@ def _paired(layout: Layout) -> Layout:
     return Layout(layout.stored, arrange)
 
 
-def _group(config: ModelConfig) -> int:
-    return config.group_size
-
-
-def _one(config: ModelConfig) -> int:
-    del config
-    return 1
-
-
-def _head_biases(config: ModelConfig) -> Shape:
-    return config.num_kv_heads, config.group_size + 2, config.head_dim
-
-
-def _heads(config: ModelConfig) -> Shape:
-    return config.hidden_size, *_head_biases(config)
-
-
-def _gate_biases(config: ModelConfig) -> Shape:
-    return 2, config.intermediate_size
-
-
-def _gates(config: ModelConfig) -> Shape:
-    return config.hidden_size, *_gate_biases(config)
-
-
-def _rules(names: dict[str, str], linear: Layout, flat: Layout) -> tuple[Rule, ...]:
-    """A table: `linear` and `flat` are the layouts of q's and k's weight and bias."""
-    parts = {
-        "q": ("wqkv", linear, Share(2, _group, _heads)),
-        "k": ("wqkv", linear, Share(2, _one, _heads)),
-        "v": ("wqkv", LINEAR, Share(2, _one, _heads)),
-        "q.bias": ("bqkv", flat, Share(1, _group, _head_biases)),
-        "k.bias": ("bqkv", flat, Share(1, _one, _head_biases)),
-        "v.bias": ("bqkv", FLAT, Share(1, _one, _head_biases)),
-        "gate": ("w_gate_up", LINEAR, Share(1, _one, _gates)),
-        "up": ("w_gate_up", LINEAR, Share(1, _one, _gates)),
-        "gate.bias": ("b_gate_up", FLAT, Share(0, _one, _gate_biases)),
-        "up.bias": ("b_gate_up", FLAT, Share(0, _one, _gate_biases)),
-        "wo": ("wo", LINEAR, None),
-        "w_down": ("w_down", LINEAR, None),
-    }
-    rules = []
-    for ours, theirs in names.items():
-        prefix, _, name = ours.rpartition("#.")
-        place, layout, share = parts.get(name, (name, KEEP, None))
-        rules.append(Rule(theirs, f"{prefix}#.{place}" if prefix else ours, layout, share))
-    return tuple(rules)
-
-
-_HF_NAMES = {
-    "embed": "model.embed_tokens.weight",
-    "layers.#.attn_norm": "model.layers.#.input_layernorm.weight",
-    "layers.#.q": "model.layers.#.self_attn.q_proj.weight",
-    "layers.#.k": "model.layers.#.self_attn.k_proj.weight",
-    "layers.#.v": "model.layers.#.self_attn.v_proj.weight",
-    "layers.#.wo": "model.layers.#.self_attn.o_proj.weight",
-    "layers.#.q_norm": "model.layers.#.self_attn.q_norm.weight",
-    "layers.#.k_norm": "model.layers.#.self_attn.k_norm.weight",
-    "layers.#.q.bias": "model.layers.#.self_attn.q_proj.bias",
-    "layers.#.k.bias": "model.layers.#.self_attn.k_proj.bias",
-    "layers.#.v.bias": "model.layers.#.self_attn.v_proj.bias",
-    "layers.#.bo": "model.layers.#.self_attn.o_proj.bias",
-    "layers.#.mlp_norm": "model.layers.#.post_attention_layernorm.weight",
-    "layers.#.gate": "model.layers.#.mlp.gate_proj.weight",
-    "layers.#.up": "model.layers.#.mlp.up_proj.weight",
-    "layers.#.w_down": "model.layers.#.mlp.down_proj.weight",
-    "layers.#.gate.bias": "model.layers.#.mlp.gate_proj.bias",
-    "layers.#.up.bias": "model.layers.#.mlp.up_proj.bias",
-    "layers.#.b_down": "model.layers.#.mlp.down_proj.bias",
-    "final_norm": "model.norm.weight",
-    "lm_head": "lm_head.weight",
-}
-
-_GGUF_NAMES = {
-    "embed": "token_embd.weight",
-    "layers.#.attn_norm": "blk.#.attn_norm.weight",
-    "layers.#.q": "blk.#.attn_q.weight",
-    "layers.#.k": "blk.#.attn_k.weight",
-    "layers.#.v": "blk.#.attn_v.weight",
-    "layers.#.wo": "blk.#.attn_output.weight",
-    "layers.#.q_norm": "blk.#.attn_q_norm.weight",
-    "layers.#.k_norm": "blk.#.attn_k_norm.weight",
-    "layers.#.q.bias": "blk.#.attn_q.bias",
-    "layers.#.k.bias": "blk.#.attn_k.bias",
-    "layers.#.v.bias": "blk.#.attn_v.bias",
-    "layers.#.bo": "blk.#.attn_output.bias",
-    "layers.#.mlp_norm": "blk.#.ffn_norm.weight",
-    "layers.#.gate": "blk.#.ffn_gate.weight",
-    "layers.#.up": "blk.#.ffn_up.weight",
-    "layers.#.w_down": "blk.#.ffn_down.weight",
-    "layers.#.gate.bias": "blk.#.ffn_gate.bias",
-    "layers.#.up.bias": "blk.#.ffn_up.bias",
-    "layers.#.b_down": "blk.#.ffn_down.bias",
-    "final_norm": "output_norm.weight",
-    "lm_head": "output.weight",
-}
-
-HF_RULES = _rules(_HF_NAMES, LINEAR, FLAT)
-GGUF_RULES = _rules(_GGUF_NAMES, LINEAR, FLAT)  # of a file whose q and k are as Hugging Face's
+HF_RULES = rules(HF_NAMES)
+GGUF_RULES = rules(GGUF_NAMES)  # of a file whose q and k are as Hugging Face's
 
 FAMILY = Family(
     hf_types=("llama",),
-    gguf_types=("llama",),
     hf_config=hf_config,
-    gguf_config=gguf_config,
+    hf_json=hf_json,
     hf_rules=HF_RULES,
-    gguf_rules=_rules(_GGUF_NAMES, _paired(LINEAR), _paired(FLAT)),
     hf_ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
+    gguf_types=("llama",),
+    gguf_config=gguf_config,
+    gguf_rules=rules(GGUF_NAMES, _paired(LINEAR), _paired(FLAT)),
     gguf_ignored=(r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd\.weight"),
 )

@@ -1,37 +1,47 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Phi-3 and Phi-4 with a fixed RoPE and no window: a Llama with projections stored together."""
+"""Phi-3 and Phi-4: a Llama with projections stored together, and LongRoPE in the long ones."""
 
 from __future__ import annotations
 
-import numpy as np
+import functools
 
+from jaxkv.convert.families import mistral
 from jaxkv.convert.families.base import Family
-from jaxkv.convert.families.llama import GGUF_RULES, HF_RULES, gguf_config, hf_config
-from jaxkv.convert.table import LINEAR, Layout, Rule, Shape
+from jaxkv.convert.families.llama import gguf_config
+from jaxkv.convert.families.names import BY_KIND, GGUF_NAMES, HF_NAMES, rules
+from jaxkv.convert.table import LINEAR, Rule
 from jaxkv.models.config import ModelConfig
 
 
-def _by_kv_head(x: np.ndarray, shape: Shape, config: ModelConfig) -> np.ndarray:
-    """Rows of all q, all k and all v, [(N + 2 K) H, D] -> [D, K (G + 2) H]."""
-    heads, group, h = config.num_kv_heads, config.group_size, config.head_dim
-    q, k, v = np.split(x, [config.num_heads * h, (config.num_heads + heads) * h])
-    parts = [part.reshape(heads, count, h, -1) for part, count in ((q, group), (k, 1), (v, 1))]
-    return np.concatenate(parts, axis=1).reshape(shape[::-1]).T
+def _json(config: ModelConfig) -> dict:
+    made = mistral.json_of(config, "Phi3ForCausalLM")
+    scaling = made.get("rope_scaling") or {}
+    original = scaling.get("original_max_position_embeddings", config.max_positions)
+    part = config.rope.rotary_dim / config.head_dim if config.rope else 1.0
+    # Its default would lie beyond a small vocabulary.
+    more = {"partial_rotary_factor": part, "pad_token_id": None}
+    return made | more | {"original_max_position_embeddings": original}
+
+
+def _fused(names: dict[str, str], qkv: str, gate_up: str) -> tuple[Rule, ...]:
+    """The table of a Llama but for two tensors."""
+    parts = ("q", "k", "v", "gate", "up")
+    apart = {f"layers.#.{part}{end}" for part in parts for end in ("", ".bias")}
+    return (
+        *rules({ours: theirs for ours, theirs in names.items() if ours not in apart}),
+        Rule(qkv, "layers.#.wqkv", BY_KIND),
+        Rule(gate_up, "layers.#.w_gate_up", LINEAR),
+    )
 
 
 _AT = "model.layers.#."
-_FUSED = (
-    Rule(f"{_AT}self_attn.qkv_proj.weight", "layers.#.wqkv", Layout(LINEAR.stored, _by_kv_head)),
-    Rule(f"{_AT}mlp.gate_up_proj.weight", "layers.#.w_gate_up", LINEAR),
-)
-_FILLED = [rule.ours for rule in _FUSED]
-
 FAMILY = Family(
     hf_types=("phi3",),
-    gguf_types=(),
-    hf_config=hf_config,
-    gguf_config=gguf_config,
-    hf_rules=(*(rule for rule in HF_RULES if rule.ours not in _FILLED), *_FUSED),
-    gguf_rules=GGUF_RULES,
+    hf_config=mistral.config_of,
+    hf_json=_json,
+    hf_rules=_fused(HF_NAMES, f"{_AT}self_attn.qkv_proj.weight", f"{_AT}mlp.gate_up_proj.weight"),
+    gguf_types=("phi3",),
+    gguf_config=functools.partial(gguf_config, arch="phi3"),
+    gguf_rules=_fused(GGUF_NAMES, "blk.#.attn_qkv.weight", "blk.#.ffn_up.weight"),
 )
