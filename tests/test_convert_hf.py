@@ -122,9 +122,16 @@ def test_absurd_fields_are_named(key: str, value: object) -> None:
         ({"partial_rotary_factor": 2.0}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"sliding_window": 128}, "sliding_window"),
-        ({"model_type": "mistral", "sliding_window": 128}, "sliding_window"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
-        ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
+        ({"model_type": "mistral", "sliding_window": 9, "layer_types": ["linear"]}, "layer_types"),
+        ({"model_type": "qwen2", "use_sliding_window": "yes"}, "use_sliding_window"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type is 'dynamic'"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "short_factor"),
+        ({"model_type": "gpt_neox", "hidden_act": "relu"}, "hidden_act"),
+        ({"model_type": "falcon", "activation": "relu"}, "activation"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "bidirectional"),
+        ({"model_type": "mpt", "d_model": 64, "n_heads": 3}, "d_model"),
+        ({"model_type": "mixtral"}, "'mixtral'; supported are"),
         ({"max_position_embeddings": "absent"}, "max_position_embeddings"),
     ],
 )
@@ -201,7 +208,7 @@ def test_pickles_are_refused_unread(tmp_path: Path) -> None:
 
 def test_unknown_architectures_are_named(tmp_path: Path) -> None:
     folder = checkpoints.write_hf(tmp_path, {**checkpoints.CONFIG, "model_type": "mamba"})
-    _refused(folder, "'mamba'; supported are llama")
+    _refused(folder, "'mamba'; supported are falcon, gemma2")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jaxkv import InputError, Rope, StreamingLLM
 from jaxkv.cache.slab import Slab
 from jaxkv.layer import prefill, step
+from jaxkv.scoring import Scoring, alibi_slopes
 
 
 def rotate(x: np.ndarray, position: int, rotary: int, theta: float) -> np.ndarray:
@@ -25,7 +26,9 @@ def rotate(x: np.ndarray, position: int, rotary: int, theta: float) -> np.ndarra
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[rotary:]])
 
 
-def stream(q, k, v, sinks: int, window: int, rotary: int, theta: float = 1e4) -> np.ndarray:
+def stream(
+    q, k, v, sinks: int, window: int, rotary: int, theta: float = 1e4, slopes=None
+) -> np.ndarray:
     """The reference loop, one row: q [T, N, H], k, v [T, K, H] -> [T, N, H].
 
     Keys are kept as they come. At a step the new one is appended, every key is rotated by its
@@ -41,6 +44,8 @@ def stream(q, k, v, sinks: int, window: int, rotary: int, theta: float = 1e4) ->
             query = rotate(q[t, n], len(kept) - 1, rotary, theta)
             keys = [rotate(k[j, n // group], i, rotary, theta) for i, j in enumerate(kept)]
             scores = np.array(keys) @ query / np.sqrt(q.shape[-1])
+            if slopes is not None:  # ALiBi's bias is by the distance inside the cache
+                scores -= slopes[n] * np.arange(len(kept) - 1, -1, -1)
             weights = np.exp(scores - scores.max())
             out[t, n] = weights @ v[kept, n // group] / weights.sum()
         if len(kept) > sinks + window:
@@ -73,6 +78,19 @@ def test_equals_the_re_rotating_oracle(rotary, chunk, sinks, window) -> None:
     for row in range(2):
         wide = [np.asarray(x[row], np.float64) for x in (q, k, v)]
         expected = stream(*wide, sinks, window, rotary)
+        np.testing.assert_allclose(out[row], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 11, 50])
+@pytest.mark.parametrize(("sinks", "window"), [(4, 9), (0, 6), (2, 60)])
+def test_equals_the_oracle_with_alibi(chunk, sinks, window) -> None:
+    """No jump of the bias between sinks and window."""
+    q, k, v = toys.qkv(2, 50, dim=16)
+    slopes = alibi_slopes(4)
+    _, out = run(StreamingLLM(sinks, window), Scoring(slopes=slopes), q, k, v, chunk)
+    for row in range(2):
+        wide = [np.asarray(x[row], np.float64) for x in (q, k, v)]
+        expected = stream(*wide, sinks, window, rotary=0, slopes=slopes)
         np.testing.assert_allclose(out[row], expected, atol=2e-6)
 
 

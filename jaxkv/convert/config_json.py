@@ -87,11 +87,15 @@ def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 def _checked(name: str, value: Any, kind: str, where: str) -> Any:
     if kind == "tuple[float, ...]":
-        if isinstance(value, list) and all(isinstance(x, int | float) and x > 0 for x in value):
+        if isinstance(value, list | tuple) and all(
+            isinstance(x, int | float) and x > 0 for x in value
+        ):
             return tuple(float(x) for x in value)
         raise InputError(f"{name} is {value!r:.60} in {where}; it must be numbers above 0")
     if kind == "tuple[int, ...]":
-        if isinstance(value, list) and all(type(x) is int and 0 <= x < 2**31 for x in value):
+        if isinstance(value, list | tuple) and all(
+            type(x) is int and 0 <= x < 2**31 for x in value
+        ):
             return tuple(value)
         raise InputError(f"{name} is {value!r:.60} in {where}; it must be whole numbers from 0")
     allowed = _NUMBERS.get(kind)

@@ -39,8 +39,8 @@ def load(
     check_dtype(dtype)
     folder = Path(folder)
     fields = Fields(read_json(folder / "config.json"), "config.json")
-    config = by_hf_type(fields.text("model_type")).hf_config(fields)
-    family = by_hf_type(config.family)
+    family = by_hf_type(fields.text("model_type"))
+    config = family.hf_config(fields)
     tensors = SafeTensors(folder)
     ignored = family.hf_ignored
     if config.tie_embeddings:

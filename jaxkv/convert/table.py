@@ -74,13 +74,15 @@ class Share:
 class Rule:
     """One line of a table. In both names `#` stands for the number of the layer.
 
-    Rules with the same `ours` fill it together, in the order of the table.
+    Rules with the same `ours` fill it together, in the order of the table. One that is not of a
+    configuration is as if it were not there.
     """
 
     theirs: str
     ours: str
     layout: Layout
     share: Share | None = None
+    of: Callable[[ModelConfig], bool] = lambda config: True
 
 
 KEEP = Layout(lambda shape: shape, lambda x, shape, config: x, lambda x, shape, config: x)
@@ -207,7 +209,7 @@ def _wanted(config: ModelConfig, rules: tuple[Rule, ...]) -> dict[str, Source]:
     for path, shape in flat_shapes(config).items():
         number = re.search(r"\d+", path)
         pattern = re.sub(r"\d+", "#", path, count=1)
-        for rule in (rule for rule in rules if rule.ours == pattern):
+        for rule in (rule for rule in rules if rule.ours == pattern and rule.of(config)):
             name = rule.theirs.replace("#", number.group()) if number else rule.theirs
             part = list(shape)
             if rule.share:

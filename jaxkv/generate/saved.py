@@ -105,7 +105,8 @@ def load_with_extras(
             raise InputError(f"it has format {note['format']!r}, and this version reads {_FORMAT}")
         kept = dict(note["policy"])
         stored = make_policy(kept.pop("name"), kept)
-        geometry = Geometry(**note["geometry"])
+        shape = {**note["geometry"], "windows": tuple(note["geometry"]["windows"])}
+        geometry = Geometry(**shape)
         mark = str(note["model"])
         shapes = jax.eval_shape(lambda: init(stored, geometry))
     except FileNotFoundError as error:

@@ -82,7 +82,6 @@ def decode_attention(
             q_sink.astype(jnp.float32), k[:, :, :sinks],
             jnp.where(near, v[:, :, :sinks], jnp.zeros((), v.dtype)), q_pos, k_pos[..., :sinks],
             scale=scale, window=window, sinks=sinks, q_sink=None, with_mass=with_mass,
-            slopes=None, soft_cap=None,
         )  # fmt: skip
         sink_out, sink_lse = sink_out.reshape(lanes, 1, group, h), sink_lse.reshape(lanes, 1, group)
         out = jnp.concatenate([out.astype(jnp.float32), sink_out], axis=1)

@@ -16,7 +16,7 @@ from pallas_kernels.visibility import visible
 def decode_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
-    slopes: Array | None, soft_cap: float | None,
+    slopes: Array | None = None, soft_cap: float | None = None,
 ) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`."""
     b, n, h = q.shape

@@ -17,7 +17,7 @@ BLOCK = 512  # queries, and slots, a block
 def attention_mass(
     q: Array, lse: Array, k: Array, q_pos: Array, k_pos: Array,
     *, scale: float, num_slots: Array | None,
-    slopes: Array | None, soft_cap: float | None,
+    slopes: Array | None = None, soft_cap: float | None = None,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`."""
     b, t, n, h = q.shape

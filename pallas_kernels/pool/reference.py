@@ -15,7 +15,7 @@ from pallas_kernels.visibility import visible
 def pool_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float,
-    slopes: Array | None, soft_cap: float | None,
+    slopes: Array | None = None, soft_cap: float | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`."""
     scores = einsum("bnh,bmch->bnmc", q.astype(k.dtype), k) * scale

@@ -171,7 +171,6 @@ def _(case: _Case, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
         return xla.prefill_attention(
             q, k, v, q_pos, k_pos,
             scale=case.scale, window=case.window, sinks=case.sinks, num_slots=None,
-            slopes=None, soft_cap=None,
         )  # fmt: skip
 
     return jax.jvp(attend, tuple(inputs), tuple(tangents[:3]))

@@ -15,7 +15,7 @@ from pallas_kernels.visibility import visible
 def prefill_attention(
     q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
-    slopes: Array | None, soft_cap: float | None,
+    slopes: Array | None = None, soft_cap: float | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`."""
     b, t, n, h = q.shape

@@ -7,9 +7,13 @@ pip install torch==2.13.0 && python tests/parity/make_golden.py
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import family_models
 import hugging_face
 import numpy as np
 import reference
@@ -29,6 +33,12 @@ def main() -> None:
             path = reference.write_tiny(Path(folder) / family, "plain", family=family)
             model = hugging_face.folder(path)
             golden[f"tiny-{family}"] = hugging_face.logits(model, reference.tiny_tokens())[:, ::9]
+        for name in family_models.FAMILIES:
+            model = hugging_face.folder(family_models.write_family(Path(folder) / "new", name))
+            tokens = reference.tiny_tokens()
+            golden[f"family-{name}"] = hugging_face.logits(model, tokens)[:, ::25]
+            row = tokens[0, :40].tolist()
+            golden[f"family-{name}-greedy"] = np.array(hugging_face.greedy(model, row, 32))
     ours = load("smollm2-135m-instruct")
     from jaxkv.convert import download
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import family_models
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,6 +35,16 @@ def test_family_logits(golden, tmp_path: Path, family: str) -> None:
     model = hf.load(reference.write_tiny(tmp_path, "plain", family=family))
     got = logits_of(model, jnp.asarray(reference.tiny_tokens(), jnp.int32))[:, ::9]
     np.testing.assert_allclose(got, golden[f"tiny-{family}"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", family_models.FAMILIES)
+def test_families_written_by_us(golden, tmp_path: Path, name: str) -> None:
+    model = hf.load(family_models.write_family(tmp_path, name))
+    tokens = reference.tiny_tokens()
+    got = logits_of(model, jnp.asarray(tokens, jnp.int32))[:, ::25]
+    np.testing.assert_allclose(got, golden[f"family-{name}"], atol=1e-4)
+    (greedy,) = greedy_tokens(model, [tokens[0, :40].tolist()], 32)
+    assert greedy == golden[f"family-{name}-greedy"].tolist()
 
 
 @pytest.mark.slow

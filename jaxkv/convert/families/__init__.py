@@ -18,7 +18,6 @@ FAMILIES: tuple[Family, ...] = (
     gemma.GEMMA3,
     neox.FAMILY,
     falcon.FAMILY,
-    falcon.TWO_NORMS,
     mpt.FAMILY,
 )
 

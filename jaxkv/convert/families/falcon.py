@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jaxkv.convert.families.base import Family
 from jaxkv.convert.families.hf_rope import rope_from_hf, rope_to_hf
 from jaxkv.convert.families.names import rules
 from jaxkv.convert.fields import Fields
-from jaxkv.convert.table import Rule
+from jaxkv.convert.table import KEEP, Rule
 from jaxkv.models.config import ModelConfig
 from jaxkv.scoring import alibi_slopes
 
@@ -60,7 +61,7 @@ def _config(fields: Fields) -> ModelConfig:
         shared_norm=parallel and norms == 1,
         gated=False,
         activation="gelu",
-        family="falcon" if norms == 1 else "falcon_two_norms",
+        family="falcon",
     )
 
 
@@ -108,25 +109,26 @@ _NAMES = {
 }
 
 
-def _rules(attn: str, mlp: str) -> tuple[Rule, ...]:
-    norms = {f"layers.#.{ours}_norm{end}": f"{_AT}{theirs}.{kind}"
-             for ours, theirs in (("attn", attn), ("mlp", mlp))
-             for end, kind in (("", "weight"), ("_bias", "bias"))}  # fmt: skip
-    return rules(_NAMES | norms)
+def _two_norms(config: ModelConfig) -> bool:
+    return config.parallel and not config.shared_norm
+
+
+def _norms(attn: str, mlp: str, of: Callable[[ModelConfig], bool]) -> tuple[Rule, ...]:
+    return tuple(
+        Rule(f"{_AT}{theirs}.{kind}", f"layers.#.{ours}_norm{end}", KEEP, of=of)
+        for ours, theirs in (("attn", attn), ("mlp", mlp))
+        for end, kind in (("", "weight"), ("_bias", "bias"))
+    )
 
 
 FAMILY = Family(
     hf_types=("falcon",),
     hf_config=_config,
     hf_json=_json,
-    hf_rules=_rules("input_layernorm", "post_attention_layernorm"),
+    hf_rules=(
+        *rules(_NAMES),
+        *_norms("ln_attn", "ln_mlp", of=_two_norms),
+        *_norms("input_layernorm", "post_attention_layernorm", of=lambda x: not _two_norms(x)),
+    ),
     hf_ignored=(r"transformer\.h\.\d+\.self_attention\.rotary_emb\.inv_freq",),
-)
-# The same `model_type`; its norms have other names.
-TWO_NORMS = Family(
-    hf_types=("falcon_two_norms",),
-    hf_config=_config,
-    hf_json=_json,
-    hf_rules=_rules("ln_attn", "ln_mlp"),
-    hf_ignored=FAMILY.hf_ignored,
 )

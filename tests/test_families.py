@@ -1,0 +1,163 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold of every family of models: under every policy, and there and back on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import family_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from policy_cases import CASES
+from safetensors.numpy import load_file, save_file
+
+from jaxkv import DuoAttention, Full, InputError, Rope, SnapKV, forward, init_cache, load
+from jaxkv.convert import hf, orbax
+from jaxkv.convert.export import export_hf
+from jaxkv.scoring import alibi_slopes
+
+# All that a family may ask of a policy: a part of a head rotated; ALiBi; soft caps, and layers with
+# a window and a rotation of their own.
+KINDS = {
+    "neox": dataclasses.replace(
+        toys.CONFIG, rope=Rope(4), layer_norm=True, norm_bias=True, parallel=True, gated=False,
+        activation="gelu", mlp_bias=True, qkv_bias=True, out_bias=True,
+    ),
+    "mpt": dataclasses.replace(
+        toys.CONFIG, rope=None, alibi=alibi_slopes(4), clip_qkv=2.0, layer_norm=True, gated=False,
+        activation="gelu",
+    ),
+    "gemma": dataclasses.replace(
+        toys.CONFIG, windows=(6, 0), local_rope=Rope(8, 100.0), soft_cap=2.0, final_soft_cap=3.0,
+        query_scale=1.5, embed_scale=5.0, unit_offset=True, post_norms=True, qk_norm=True,
+        activation="gelu_tanh",
+    ),
+}  # fmt: skip
+run = jax.jit(forward, static_argnums=(1, 2))
+
+
+def feed(config, params, policy, tokens, chunk: int) -> np.ndarray:
+    """Logits [B, T, V] of a prompt that comes in chunks, the last of them padded."""
+    cache = init_cache(config, policy, tokens.shape[0], 64)
+    logits = []
+    for begin in range(0, tokens.shape[1], chunk):
+        part = tokens[:, begin : begin + chunk]
+        count = part.shape[1]
+        padded = jnp.pad(part, ((0, 0), (0, chunk - count)), constant_values=5)
+        lengths = jnp.full((tokens.shape[0],), count, jnp.int32)
+        out, cache = run(params, config, policy, padded, cache, lengths)
+        logits.append(out[:, :count])
+    return np.concatenate(logits, axis=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_laws(kind: str, name: str) -> None:
+    config, case = KINDS[kind], CASES[name]
+    params, tokens = toys.params(config), toys.tokens(2, 20)
+    expected = feed(config, params, Full(), tokens, 10)
+    got = feed(config, params, case.roomy, tokens, 10)
+    np.testing.assert_allclose(got, expected, atol=3e-5)
+    evicting = feed(config, params, case.policy, tokens, 10)
+    assert np.isfinite(evicting).all()
+    # A row of a batch is what it is alone.
+    swapped = feed(config, params, case.policy, tokens[::-1], 10)
+    np.testing.assert_allclose(swapped[::-1], evicting, atol=3e-5)
+    if case.token_exact:
+        one_by_one = feed(config, params, case.policy, tokens, 1)
+        np.testing.assert_allclose(evicting, one_by_one, atol=3e-5)
+
+
+def test_a_window_of_the_models_own_is_a_ring() -> None:
+    """Whatever the policy keeps elsewhere."""
+    config = KINDS["gemma"]
+    for policy in (Full(), SnapKV(8, 2, 3, 4)):
+        local, other = jax.eval_shape(lambda p=policy: init_cache(config, p, 1, 64).layers)
+        assert local.k.shape == (1, 2, 7, 8)
+        assert jax.tree.leaves(other)[0].shape != local.k.shape
+
+
+def test_a_long_prompt_goes_through_a_ring_in_chunks() -> None:
+    """Where another layer wants it in one call; a ring would compare all tokens with all."""
+    config = KINDS["gemma"]
+    params, tokens = toys.params(config), toys.tokens(1, 1100)
+    policy = SnapKV(2000, 2, 3, 4)
+    cache = init_cache(config, policy, 1, 2048)
+    got, _ = run(params, config, policy, tokens, cache, None)
+    cache = init_cache(config, Full(), 1, 1100)
+    expected, _ = run(params, config, Full(), tokens, cache, None)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_model_of_windows_alone_takes_no_policy() -> None:
+    config = dataclasses.replace(toys.CONFIG, windows=(6, 6))
+    init_cache(config, Full(), 1, 64)
+    with pytest.raises(InputError, match="SnapKV, but every layer .* window of its own, of 7"):
+        init_cache(config, SnapKV(8, 2, 3, 4), 1, 64)
+
+
+@pytest.mark.parametrize("name", family_models.FAMILIES)
+def test_there_and_back_is_bit_equal(name: str, tmp_path: Path) -> None:
+    source = family_models.write_family(tmp_path / "hf", name)
+    orbax.save(tmp_path / "ours", load(source, progress=quiet))
+    export_hf(tmp_path / "back", load(tmp_path / "ours", progress=quiet))
+    before, after = (load_file(tmp_path / x / "model.safetensors") for x in ("hf", "back"))
+    assert before.keys() == after.keys()
+    for tensor, values in before.items():
+        np.testing.assert_array_equal(after[tensor], values, err_msg=tensor)
+    assert hf.load(tmp_path / "back").config == hf.load(source).config
+
+
+def test_a_large_model_is_written_in_shards(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("jaxkv.convert.export.SHARD_BYTES", 30_000)
+    source = family_models.write_family(tmp_path / "hf", "gpt_neox")
+    model = hf.load(source, dtype="bfloat16")
+    assert len(list(source.glob("model-*.safetensors"))) > 2
+    assert not (source / "model.safetensors").exists()
+    export_hf(tmp_path / "back", model)
+    again = hf.load(tmp_path / "back", dtype="bfloat16")
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+    assert json.loads((tmp_path / "back/config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+FAULTS = ("renamed", "missing", "extra", "shape", "type")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", family_models.FAMILIES)
+def test_a_wrong_tensor_is_named(name: str, fault: str, tmp_path: Path) -> None:
+    folder = family_models.write_family(tmp_path, name)
+    tensors = load_file(folder / "model.safetensors")
+    victim = sorted(tensors)[len(tensors) // 2]
+    named = victim
+    if fault in ("renamed", "extra"):
+        named = "model.something.weight"
+        tensors[named] = tensors[victim].copy()
+    if fault in ("renamed", "missing"):
+        del tensors[victim]
+    if fault == "shape":
+        tensors[victim] = tensors[victim][..., :-1].copy()
+    if fault == "type":
+        tensors[victim] = tensors[victim].astype(np.int32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError) as error:
+        hf.load(folder)
+    message = str(error.value)
+    assert "\n" not in message and named in message, message
+
+
+def test_patterns_pass_over_layers_with_a_window(tmp_path: Path) -> None:
+    """A pattern has a row for every layer; those of local layers are not used."""
+    gates = str(Path(__file__).parent / "data" / "toy_gates.json")
+    layers = init_cache(KINDS["gemma"], DuoAttention(gates, 0.5, 2, 5), 1, 64).layers
+    assert layers[0].k.shape == (1, 2, 7, 8) and hasattr(layers[1], "heads")
+
+
+def quiet(*_: object) -> None:
+    """No bars."""
