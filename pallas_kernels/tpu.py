@@ -46,6 +46,11 @@ def by_head(x: Array, together: int, queries: int) -> Array:
     return jnp.pad(x, [(0, 0)] * 3 + [(0, queries - t), (0, 0)])
 
 
+def slopes_of(slopes: Array | None, together: int) -> list[Array]:
+    """ALiBi's slopes [N] as a kernel's input [N / together, together, 1], if there are any."""
+    return [] if slopes is None else [slopes.reshape(-1, together, 1)]
+
+
 def filled_up(positions: Array, size: int) -> Array:
     """Positions [.., S] as [.., size]: nothing is in the rest."""
     padding = [(0, 0)] * (positions.ndim - 1) + [(0, size - positions.shape[-1])]

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.bend import refuse_bent
+from pallas_kernels.bend import bend
 from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.tpu import (
@@ -24,6 +24,7 @@ from pallas_kernels.tpu import (
     even_block,
     in_hbm,
     product,
+    slopes_of,
 )
 from pallas_kernels.visibility import visible
 
@@ -36,7 +37,6 @@ def decode_attention(
     slopes: Array | None = None, soft_cap: float | None = None, interpret: bool = False,
 ) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
-    refuse_bent(slopes, soft_cap)
     b, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     if k.dtype not in DTYPES or v.dtype not in DTYPES:
@@ -107,8 +107,10 @@ def decode_attention(
         )
     case = _Case(
         slots=slots, block=block, places=places, mixed=mixed, window=window, sinks=sinks,
-        dims_first=order is Order.HEADS_DIMS,
+        dims_first=order is Order.HEADS_DIMS, soft_cap=soft_cap, alibi=slopes is not None,
+        in_cache=q_sink is not None,
     )  # fmt: skip
+    steep = slopes_of(slopes, group)
     out, lse, *scores = pl.pallas_call(
         functools.partial(_kernel, case, len(queries) == 2, with_mass),
         out_shape=out_shape,
@@ -120,6 +122,7 @@ def decode_attention(
                 pl.BlockSpec(slots_block, slots_of),
                 pl.BlockSpec(slots_block, slots_of),
                 pl.BlockSpec((1, 1, block), positions_of),
+                *[pl.BlockSpec((1, group, 1), lambda row, head, *_: (head, 0, 0))] * len(steep),
             ],
             out_specs=out_specs,
             scratch_shapes=[
@@ -133,7 +136,7 @@ def decode_attention(
         ),
         interpret=interpret,
         name="decode_attention",
-    )(first, last, q_pos, *grouped, k, v, k_pos.reshape(b * places, 1, slots))
+    )(first, last, q_pos, *grouped, k, v, k_pos.reshape(b * places, 1, slots), *steep)
     out, lse = out.reshape(b, n, h), lse.reshape(b, n)
     if not with_mass:
         return out, lse
@@ -153,6 +156,9 @@ class _Case:
       window: see `visible`.
       sinks: see `visible`.
       dims_first: whether blocks of K and V are [H, block] and not [block, H].
+      soft_cap: see `bend`.
+      alibi: whether there are slopes.
+      in_cache: whether sinks are at most `sinks + window` away, where there are slopes.
     """
 
     slots: int
@@ -162,6 +168,9 @@ class _Case:
     window: int | None
     sinks: int
     dims_first: bool
+    soft_cap: float | None
+    alibi: bool
+    in_cache: bool
 
 
 def block_slots(slots: int, head_dim: int, group: int, itemsize: int) -> int:
@@ -185,14 +194,16 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
       case: what is the same for all blocks.
       two_queries: whether there is a q_sink, which scores the first slots.
       with_mass: whether scores go out.
-      *refs: first and last block to visit [B P], q_pos [B]; q and q_sink [1, 1, G, H], k and v
-        [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block]; out [1, 1, G, H], lse
-        [1, 1, G, 1], scores [1, 1, G, block]; and what one block hands to the next: the running
-        maximum and sum [G, 1], and the output before division [G, H].
+      *refs: first and last block to visit [B P], q_pos [B]; q and q_sink [1, 1, G, H], k and v [1,
+        1, block, H] or [1, 1, H, block], k_pos [1, 1, block], slopes [1, G, 1] if there are any;
+        out [1, 1, G, H], lse [1, 1, G, 1], scores [1, 1, G, block]; and what one block hands to the
+        next: the running maximum and sum [G, 1], and the output before division [G, H].
     """
     first_ref, last_ref, q_pos_ref, q_ref, *others = refs
     sink_ref: Any = others.pop(0) if two_queries else None
-    k_ref, v_ref, pos_ref, out_ref, lse_ref, *others = others
+    k_ref, v_ref, pos_ref, *others = others
+    slopes_ref: Any = others.pop(0) if case.alibi else None
+    out_ref, lse_ref, *others = others
     scores_ref: Any = others.pop(0) if with_mass else None
     top_ref, total_ref, sum_ref = others
     rows = "hs" if case.dims_first else "sh"
@@ -228,6 +239,11 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
                 ),
                 lambda: scores,
             )
+        distance = q_pos_ref[row] - pos_ref[0]
+        if case.in_cache and case.window is not None:
+            near = jnp.minimum(q_pos_ref[row], case.sinks + case.window) - pos_ref[0]
+            distance = jnp.where(slot < case.sinks * case.mixed, near, distance)
+        scores = bend(scores, distance, slopes_ref[0] if case.alibi else None, case.soft_cap)
         seen = there
         if case.mixed > 1:
             # Parting the heads would move the keys; the product with the keys of all is masked

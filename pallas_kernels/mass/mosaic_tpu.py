@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.bend import refuse_bent
+from pallas_kernels.bend import bend
 from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.tpu import (
@@ -29,6 +29,7 @@ from pallas_kernels.tpu import (
     in_hbm,
     product,
     share_rows,
+    slopes_of,
 )
 from pallas_kernels.visibility import visible
 
@@ -42,7 +43,6 @@ def attention_mass(
     soft_cap: float | None = None, interpret: bool = False,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`; `interpret` runs the kernel without a TPU, slowly, for tests."""
-    refuse_bent(slopes, soft_cap)
     if k.dtype not in DTYPES:
         raise NotImplementedError(f"keys of {k.dtype}: float32 or bfloat16")
     b, t, n, h = q.shape
@@ -93,8 +93,9 @@ def attention_mass(
     def rows_of(row: Array, head: Array, column: Array, step: Array, *refs: Any):
         return row, head, 0, query_of(row, head, column, step, refs), 0
 
+    steep = slopes_of(slopes, together)
     mass = pl.pallas_call(
-        functools.partial(_kernel, place, k_blocks, dims_first),
+        functools.partial(_kernel, place, k_blocks, dims_first, bool(steep), soft_cap),
         out_shape=jax.ShapeDtypeStruct((b, heads * parts, together, slots), jnp.float32),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
@@ -120,6 +121,7 @@ def attention_mass(
                         place(row, head), 0, column_of(row, head, column, columns),
                     ),
                 ),
+                *[pl.BlockSpec((1, together, 1), lambda row, head, *_: (head, 0, 0))] * len(steep),
             ],
             out_specs=pl.BlockSpec(
                 (1, 1, together, block),
@@ -137,7 +139,7 @@ def attention_mass(
     )(
         columns.order.reshape(-1), columns.count.reshape(-1),
         queries.order.reshape(-1), queries.count.reshape(-1),
-        q_pos[..., None], rows, level, k, k_pos.reshape(b * places, 1, -1),
+        q_pos[..., None], rows, level, k, k_pos.reshape(b * places, 1, -1), *steep,
     )  # fmt: skip
     # Blocks that were not visited hold anything.
     visited = jnp.repeat(seen, block, axis=2)[:, :, None, :slots]
@@ -161,20 +163,27 @@ def block_shape(
     return even_block(slots, limit), tall, together
 
 
-def _kernel(place: Any, k_blocks: int, dims_first: bool, *refs: Any) -> None:
+def _kernel(
+    place: Any, k_blocks: int, dims_first: bool, alibi: bool, soft_cap: float | None, *refs: Any
+) -> None:
     """One block of queries of some heads for one block of slots.
 
     Args:
       place: row and head to the array of positions.
       k_blocks: blocks of slots.
       dims_first: whether blocks of K are [H, block] and not [block, H].
+      alibi: whether there are slopes.
+      soft_cap: see `bend`.
       *refs: the table of blocks of slots, and how many there are; for each of them a table of
-        blocks of queries, and how many there are; q_pos [1, tall, 1], q [1, 1, heads, tall, H],
-        lse [1, 1, tall, heads], k [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block]; out
-        [1, 1, heads, block]; and what one block hands to the next: the sum, in `SUBLANES` parts.
+        blocks of queries, and how many there are; q_pos [1, tall, 1], q [1, 1, heads, tall, H], lse
+        [1, 1, tall, heads], k [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block], slopes [1,
+        heads, 1] if there are any; out [1, 1, heads, block]; and what one block hands to the next:
+        the sum, in `SUBLANES` parts.
     """
     columns_ref, used_ref, _, count_ref, q_pos_ref, q_ref, level_ref, k_ref, *others = refs
-    k_pos_ref, out_ref, sum_ref = others
+    k_pos_ref, *others = others
+    slopes_ref: Any = others.pop(0) if alibi else None
+    out_ref, sum_ref = others
     row, head, column, step = (pl.program_id(axis) for axis in range(4))
     at = place(row, head)
     used = column < used_ref[at]
@@ -191,6 +200,11 @@ def _kernel(place: Any, k_blocks: int, dims_first: bool, *refs: Any) -> None:
         q, level = q_ref[0, 0].reshape(heads * tall, h), level_ref[0, 0]
         level = jnp.concatenate([level[:, one : one + 1] for one in range(heads)], axis=0)
         scores = product(f"rh,{'hs' if dims_first else 'sh'}->rs", q, k_ref[0, 0])
+        if alibi or soft_cap is not None:
+            distance = (q_pos_ref[0] - k_pos_ref[0])[None]
+            steep = slopes_ref[0][:, :, None] if alibi else None
+            scores = bend(scores.reshape(heads, tall, block), distance, steep, soft_cap)
+            scores = scores.reshape(heads * tall, block)
         weights = jnp.exp(scores - level).reshape(heads, tall, block)
         seen = visible(q_pos_ref[0], k_pos_ref[0], 0, None)
         weights = jnp.where(seen[None], weights, 0.0)

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.bend import refuse_bent
+from pallas_kernels.bend import bend
 from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.order import LANES, Order, stored_order
 from pallas_kernels.prefill import xla
@@ -33,6 +33,7 @@ from pallas_kernels.tpu import (
     in_hbm,
     product,
     share_rows,
+    slopes_of,
 )
 from pallas_kernels.visibility import visible
 
@@ -48,12 +49,16 @@ class _Case:
       scale: multiplies the scores.
       window: see `visible`.
       sinks: see `visible`.
+      soft_cap: see `bend`.
+      alibi: whether there are slopes.
       interpret: whether to run without a TPU.
     """
 
     scale: float
     window: int | None
     sinks: int
+    soft_cap: float | None
+    alibi: bool
     interpret: bool
 
 
@@ -63,19 +68,19 @@ def prefill_attention(
     slopes: Array | None = None, soft_cap: float | None = None, interpret: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
-    refuse_bent(slopes, soft_cap)
     if k.dtype not in DTYPES or v.dtype not in DTYPES:
         raise NotImplementedError(
             f"keys and values of {k.dtype} and {v.dtype}: float32 or bfloat16"
         )
     if num_slots is not None:
         k_pos = jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
-    return _attend(_Case(scale, window, sinks, interpret), q, k, v, q_pos, k_pos)
+    case = _Case(scale, window, sinks, soft_cap, slopes is not None, interpret)
+    return _attend(case, q, k, v, q_pos, k_pos, slopes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(
-    case: _Case, q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array
+    case: _Case, q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, slopes: Array | None
 ) -> tuple[Array, Array]:
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
@@ -121,6 +126,7 @@ def _attend(
 
     slots_block = (1, 1, h, block) if dims_first else (1, 1, block, h)
     rows_block = (1, 1, together, tall, h)
+    steep = slopes_of(slopes, together)
     out, lse = pl.pallas_call(
         functools.partial(_kernel, case, place, q_blocks, dims_first),
         out_shape=[
@@ -136,6 +142,7 @@ def _attend(
                 pl.BlockSpec(slots_block, slots_of),
                 pl.BlockSpec(slots_block, slots_of),
                 pl.BlockSpec((1, 1, block), positions_of),
+                *[pl.BlockSpec((1, together, 1), lambda row, head, *_: (head, 0, 0))] * len(steep),
             ],
             out_specs=[
                 pl.BlockSpec(rows_block, rows_of),
@@ -156,7 +163,7 @@ def _attend(
         name="prefill_attention",
     )(
         *(x.reshape(-1) for x in todo), q_pos[..., None], rows, k, v,
-        k_pos.reshape(b * places, 1, -1),
+        k_pos.reshape(b * places, 1, -1), *steep,
     )  # fmt: skip
     out = jnp.moveaxis(out, 3, 1)[:, :t].reshape(b, t, n, h)
     return out, jnp.moveaxis(lse, 3, 1)[:, :t].reshape(b, t, n)
@@ -165,12 +172,13 @@ def _attend(
 @_attend.defjvp
 def _(case: _Case, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
     """A kernel has no derivative: what is to have one is computed as XLA does."""
-    *inputs, q_pos, k_pos = primals
+    *inputs, q_pos, k_pos, slopes = primals
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         return xla.prefill_attention(
             q, k, v, q_pos, k_pos,
             scale=case.scale, window=case.window, sinks=case.sinks, num_slots=None,
+            slopes=slopes, soft_cap=case.soft_cap,
         )  # fmt: skip
 
     return jax.jvp(attend, tuple(inputs), tuple(tangents[:3]))
@@ -204,13 +212,14 @@ def _kernel(case: _Case, place: Any, q_blocks: int, dims_first: bool, *refs: Any
       place: row and head to the array of positions.
       q_blocks: blocks of queries.
       dims_first: whether blocks of K and V are [H, block] and not [block, H].
-      *refs: the table of blocks, and how many are seen whole and in part; q_pos [1, tall, 1], q
-        [1, 1, heads, tall, H], k and v [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block];
-        out [1, 1, heads, tall, H], lse [1, 1, heads, tall]; and what one block hands to the next:
-        the running maximum and sum [heads tall, 1], and the output before division
-        [heads tall, H].
+      *refs: the table of blocks, and how many are seen whole and in part; q_pos [1, tall, 1], q [1,
+        1, heads, tall, H], k and v [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block],
+        slopes [1, heads, 1] if there are any; out [1, 1, heads, tall, H], lse [1, 1, heads, tall];
+        and what one block hands to the next: the running maximum and sum [heads tall, 1], and the
+        output before division [heads tall, H].
     """
     _, whole_ref, count_ref, q_pos_ref, q_ref, k_ref, v_ref, k_pos_ref, *others = refs
+    slopes_ref: Any = others.pop(0) if case.alibi else None
     out_ref, lse_ref, top_ref, total_ref, sum_ref = others
     slots = "hs" if dims_first else "sh"
     row, head, query, step = (pl.program_id(axis) for axis in range(4))
@@ -226,6 +235,11 @@ def _kernel(case: _Case, place: Any, q_blocks: int, dims_first: bool, *refs: Any
     def fold(seen: Array | None) -> None:
         q, v = q_ref[0, 0].reshape(heads * tall, h), v_ref[0, 0]
         scores = product(f"rh,{slots}->rs", q, k_ref[0, 0])
+        if case.alibi or case.soft_cap is not None:
+            scores = scores.reshape(heads, tall, -1)
+            distance = (q_pos_ref[0] - k_pos_ref[0])[None]
+            steep = slopes_ref[0][:, :, None] if case.alibi else None
+            scores = bend(scores, distance, steep, case.soft_cap).reshape(heads * tall, -1)
         if seen is not None:
             block = scores.shape[1]
             scores = scores.reshape(heads, tall, block)
