@@ -4,6 +4,7 @@
 
 from jaxkv.cache.accounting import nbytes as nbytes
 from jaxkv.convert.model import Model as Model
+from jaxkv.convert.named import named_config as named_config
 from jaxkv.convert.sources import load as load
 from jaxkv.errors import InputError as InputError
 from jaxkv.generate.api import Generation as Generation

