@@ -162,11 +162,11 @@ def write_gguf(
             if "head_dim" in config
             else {}
         ),
-        **_tokenizer_pairs(),
+        **tokenizer_pairs(),
         **(extra or {}),
     }
     for key, value in pairs.items():
-        _add(writer, key, value)
+        add(writer, key, value)
     renamed = to_gguf(config, weights(config) if tensors is None else tensors)
     for name, x in renamed.items():
         if raw is not None and name in raw:
@@ -182,7 +182,7 @@ def write_gguf(
     return path
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -195,7 +195,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _tokenizer_pairs() -> dict[str, Any]:
+def tokenizer_pairs() -> dict[str, Any]:
     tokenizer = toy.tokenizer()
     model = json.loads(tokenizer.backend.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)

@@ -45,6 +45,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model_type": "qwen2", "num_key_value_heads": 4, "use_sliding_window": True,
         "sliding_window": 20, "max_window_layers": 1, "head_dim": None,
     },
+    "phi3": {
+        "model_type": "phi3", "num_attention_heads": 8, "num_key_value_heads": 2,
+        "pad_token_id": 0, "head_dim": None, "rope_theta": 10000.0,
+    },
     "phi3-long": {
         "model_type": "phi3", "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 48,
         "head_dim": None, "pad_token_id": 0, "sliding_window": 4096,
@@ -102,9 +106,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write_family(folder: Path, name: str) -> Path:
+def write_family(folder: Path, name: str, **changes: Any) -> Path:
     """A random model of `FAMILIES` as a Hugging Face folder; what reads it need not be ours."""
-    fields = TINY | FAMILIES[name]
+    fields = TINY | FAMILIES[name] | changes
     fields = {key: value for key, value in fields.items() if value is not None}
     del fields["architectures"]
     config = by_hf_type(fields["model_type"]).hf_config(Fields(fields, name))

@@ -8,7 +8,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+import checkpoints
 import family_models
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from jaxkv import DuoAttention, Full, InputError, Rope, SnapKV, forward, init_cache, load
 from jaxkv.convert import hf, orbax
 from jaxkv.convert.export import export_hf
+from jaxkv.convert.table import flatten
 from jaxkv.scoring import alibi_slopes
 
 # All that a family may ask of a policy: a part of a head rotated; ALiBi; soft caps, and layers with
@@ -161,3 +164,91 @@ def test_patterns_pass_over_layers_with_a_window(tmp_path: Path) -> None:
 
 def quiet(*_: object) -> None:
     """No bars."""
+
+
+GGUF = {
+    "gpt_neox": (gguf.MODEL_ARCH.GPTNEOX, "olmo"),
+    "gpt_neox-serial": (gguf.MODEL_ARCH.GPTNEOX, "default"),
+    "falcon-one": (gguf.MODEL_ARCH.FALCON, "falcon"),
+    "falcon-groups": (gguf.MODEL_ARCH.FALCON, "falcon"),
+    "mpt": (gguf.MODEL_ARCH.MPT, "mpt"),
+    "gemma2": (gguf.MODEL_ARCH.GEMMA2, "default"),
+    "phi3": (gguf.MODEL_ARCH.PHI3, "default"),
+}
+
+
+def header(name: str, config, arch: str) -> dict[str, object]:
+    """What llama.cpp writes of a configuration."""
+    pairs: dict[str, object] = {
+        "context_length": config.max_positions,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "block_count": config.num_layers,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        f"attention.layer_norm_{'' if config.layer_norm else 'rms_'}epsilon": config.norm_eps,
+    }
+    if name.startswith("gpt_neox"):
+        pairs |= {
+            "rope.dimension_count": config.rope.rotary_dim,
+            "rope.freq_base": config.rope.theta,
+            "use_parallel_residual": config.parallel,
+        }
+    if name.startswith("falcon"):
+        pairs |= {"rope.freq_base": config.rope.theta}
+    if name == "mpt":
+        pairs |= {"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": config.clip_qkv}
+    if name in ("gemma2", "phi3"):
+        pairs |= {
+            "attention.key_length": config.head_dim,
+            "rope.freq_base": config.rope.theta,
+            "rope.dimension_count": config.rope.rotary_dim,
+        }
+    if name == "gemma2":
+        pairs |= {
+            "attention.sliding_window": 16,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        }
+    return {f"{arch}.{key}": value for key, value in pairs.items()}
+
+
+@pytest.mark.parametrize("name", GGUF)
+def test_gguf(name: str, tmp_path: Path) -> None:
+    """Named by llama.cpp's own package, with the changes that its converters make."""
+    source = family_models.write_family(tmp_path / "hf", name, vocab_size=512)
+    expected, (kind, split) = hf.load(source), GGUF[name]
+    config = expected.config
+    arch = gguf.MODEL_ARCH_NAMES[kind]
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    pairs = checkpoints.tokenizer_pairs() | {"tokenizer.ggml.pre": split}
+    for key, value in (header(name, config, arch) | pairs).items():
+        checkpoints.add(writer, key, value)
+    names = gguf.get_tensor_name_map(kind, config.num_layers)
+    heads, h = config.num_kv_heads, config.head_dim
+    for tensor, x in load_file(source / "model.safetensors").items():
+        if "query_key_value" in tensor:  # from head by head to all q, all k, all v
+            each = x.reshape(heads, config.group_size + 2, h, -1)
+            parts = [each[:, :-2], each[:, -2], each[:, -1]]
+            x = np.concatenate([p.reshape(-1, each.shape[-1]) for p in parts]).reshape(x.shape)
+        if name == "gemma2" and "norm" in tensor:
+            x = x + 1
+        renamed = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
+        assert renamed is not None, tensor
+        writer.add_tensor(renamed, np.ascontiguousarray(x))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    got = load(tmp_path / "m.gguf", progress=quiet)
+    same = dict(query_scale=0.0, norm_eps=0.0)
+    if name == "gemma2":  # llama.cpp derives it
+        got = dataclasses.replace(
+            got, config=dataclasses.replace(got.config, query_scale=config.query_scale)
+        )
+    if name != "mpt":  # which has a scale of its own, and llama.cpp none
+        assert dataclasses.replace(got.config, **same) == dataclasses.replace(config, **same)
+    for path, array in flatten(config, expected.params).items():
+        np.testing.assert_allclose(
+            flatten(got.config, got.params)[path], array, atol=1e-6, err_msg=path
+        )

@@ -22,6 +22,8 @@ _KEY = "tokenizer.ggml."
 _SPLITS = {
     "gpt-2": "gpt2",
     "default": "gpt2",
+    "mpt": "gpt2",
+    "olmo": "gpt2",
     "smollm": "digits",
     "starcoder": "digits",
     "refact": "digits",
@@ -29,6 +31,7 @@ _SPLITS = {
     "llama3": "llama3",
     "llama-v3": "llama3",
     "qwen2": "qwen2",
+    "falcon": "falcon",
 }
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 

@@ -26,6 +26,7 @@ BYTE_LEVEL_SPLITS: Mapping[str, str | None] = MappingProxyType(
     {
         "gpt2": None,
         "digits": None,
+        "falcon": None,
         "llama3": _WORDS.replace("DIGITS", "{1,3}"),
         "qwen2": _WORDS.replace("DIGITS", ""),
     }
@@ -66,6 +67,9 @@ def byte_level(
     if split == "qwen2":
         backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
     parts = [level] if first is None else [first, level]
+    if split == "falcon":
+        first, last = pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.Digits(False)
+        parts = [first, level, last, pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")]
     backend.pre_tokenizer = pre_tokenizers.Sequence(parts)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     _add(backend, tokens, kinds)

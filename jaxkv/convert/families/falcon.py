@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 from jaxkv.convert.families.base import Family
+from jaxkv.convert.families.gguf_config import NAMES, gguf_rules, plain_config
 from jaxkv.convert.families.hf_rope import rope_from_hf, rope_to_hf
 from jaxkv.convert.families.names import rules
 from jaxkv.convert.fields import Fields
-from jaxkv.convert.table import KEEP, Rule
+from jaxkv.convert.table import KEEP, Rule, Tensors
 from jaxkv.models.config import ModelConfig
+from jaxkv.rope import Rope
 from jaxkv.scoring import alibi_slopes
 
 
@@ -91,6 +94,19 @@ def _json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    # llama.cpp knows none with ALiBi, and none whose attention and MLP are not parallel.
+    config = plain_config(fields, tensors, "falcon")
+    theta = fields.number("falcon.rope.freq_base", 10000.0, above=1)
+    return dataclasses.replace(
+        config,
+        rope=Rope(config.head_dim, theta),
+        parallel=True,
+        shared_norm="blk.0.attn_norm_2.weight" not in tensors.shapes,
+        family="falcon",
+    )
+
+
 _AT = "transformer.h.#."
 _NAMES = {
     "embed": "transformer.word_embeddings.weight",
@@ -113,6 +129,19 @@ def _two_norms(config: ModelConfig) -> bool:
     return config.parallel and not config.shared_norm
 
 
+def _gguf_norms() -> tuple[Rule, ...]:
+    """The one norm, or that of the MLP, is `attn_norm`; that of attention is `attn_norm_2` then."""
+    return tuple(
+        Rule(f"blk.#.{theirs}.{kind}", f"layers.#.{ours}_norm{end}", KEEP, of=of)
+        for ours, theirs, of in (
+            ("attn", "attn_norm", lambda x: not _two_norms(x)),
+            ("attn", "attn_norm_2", _two_norms),
+            ("mlp", "attn_norm", _two_norms),
+        )
+        for end, kind in (("", "weight"), ("_bias", "bias"))
+    )
+
+
 def _norms(attn: str, mlp: str, of: Callable[[ModelConfig], bool]) -> tuple[Rule, ...]:
     return tuple(
         Rule(f"{_AT}{theirs}.{kind}", f"layers.#.{ours}_norm{end}", KEEP, of=of)
@@ -129,6 +158,14 @@ FAMILY = Family(
         *rules(_NAMES),
         *_norms("ln_attn", "ln_mlp", of=_two_norms),
         *_norms("input_layernorm", "post_attention_layernorm", of=lambda x: not _two_norms(x)),
+    ),
+    gguf_types=("falcon",),
+    gguf_config=_gguf,
+    gguf_rules=(
+        *gguf_rules(
+            {ours: name for ours, name in NAMES.items() if "#." not in ours or "_norm" not in ours}
+        ),
+        *_gguf_norms(),
     ),
     hf_ignored=(r"transformer\.h\.\d+\.self_attention\.rotary_emb\.inv_freq",),
 )

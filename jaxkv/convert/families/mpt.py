@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 from jaxkv.convert.families.base import Family
+from jaxkv.convert.families.gguf_config import gguf_rules, plain_config
 from jaxkv.convert.families.names import BY_KIND, rules
 from jaxkv.convert.fields import Fields
-from jaxkv.convert.table import Rule
+from jaxkv.convert.table import Rule, Tensors
 from jaxkv.models.config import ModelConfig
 from jaxkv.scoring import alibi_slopes
 
@@ -42,7 +44,7 @@ def _config(fields: Fields) -> ModelConfig:
         max_positions=fields.integer("max_seq_len", high=2**31 - 1),
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
-        alibi=alibi_slopes(heads, fields.within("attn_config").number("alibi_bias_max", 8)),
+        alibi=alibi_slopes(heads, attention.number("alibi_bias_max", 8)),
         query_scale=attention.number("softmax_scale", default) / default,
         clip_qkv=attention.number("clip_qkv") if attention.has("clip_qkv") else None,
         layer_norm=True,
@@ -77,6 +79,18 @@ def _json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    config = plain_config(fields, tensors, "mpt")
+    most = fields.number("mpt.attention.max_alibi_bias", 8.0)
+    clip = "mpt.attention.clamp_kqv"
+    return dataclasses.replace(
+        config,
+        alibi=alibi_slopes(config.num_heads, most),
+        clip_qkv=fields.number(clip) if fields.raw(clip) else None,
+        family="mpt",
+    )
+
+
 _AT = "transformer.blocks.#."
 _NAMES = {
     "embed": "transformer.wte.weight",
@@ -94,4 +108,7 @@ FAMILY = Family(
     hf_config=_config,
     hf_json=_json,
     hf_rules=(*rules(_NAMES), Rule(f"{_AT}attn.Wqkv.weight", "layers.#.wqkv", BY_KIND)),
+    gguf_types=("mpt",),
+    gguf_config=_gguf,
+    gguf_rules=gguf_rules(),
 )

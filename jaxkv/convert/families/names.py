@@ -28,6 +28,11 @@ def _by_kind(x: np.ndarray, shape: Shape, config: ModelConfig) -> np.ndarray:
 
 
 BY_KIND = Layout(LINEAR.stored, _by_kv_head, _by_kind)  # wqkv, where all q come before all k
+BY_KIND_FLAT = Layout(  # and its bias
+    lambda shape: shape,
+    lambda x, shape, config: _by_kv_head(x[:, None], (1, *shape), config)[0],
+    lambda x, shape, config: _by_kind(x[None], (*shape, 1), config)[:, 0],
+)
 
 
 def _group(config: ModelConfig) -> int:

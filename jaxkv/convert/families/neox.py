@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from jaxkv.convert.families.base import Family
+from jaxkv.convert.families.gguf_config import gguf_rules, plain_config
 from jaxkv.convert.families.hf_rope import rope_from_hf, rope_to_hf
 from jaxkv.convert.families.names import rules
 from jaxkv.convert.fields import Fields
+from jaxkv.convert.table import Tensors
 from jaxkv.models.config import ModelConfig
+from jaxkv.rope import Rope
 
 
 def _config(fields: Fields) -> ModelConfig:
@@ -72,6 +76,16 @@ def _json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    config, arch = plain_config(fields, tensors, "gptneox"), "gptneox"
+    rotary = fields.integer(f"{arch}.rope.dimension_count", config.head_dim, high=config.head_dim)
+    theta = fields.number(f"{arch}.rope.freq_base", 10000.0, above=1)
+    parallel = fields.flag(f"{arch}.use_parallel_residual", True)
+    return dataclasses.replace(
+        config, rope=Rope(rotary, theta), parallel=parallel, family="gpt_neox"
+    )
+
+
 _AT = "gpt_neox.layers.#."
 _NAMES = {
     "embed": "gpt_neox.embed_in.weight",
@@ -98,5 +112,8 @@ FAMILY = Family(
     hf_config=_config,
     hf_json=_json,
     hf_rules=rules(_NAMES),
+    gguf_types=("gptneox",),
+    gguf_config=_gguf,
+    gguf_rules=gguf_rules(),
     hf_ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )
