@@ -3,6 +3,7 @@
 """Long-context inference in JAX with KV caches that stay small."""
 
 from jaxkv.cache.accounting import nbytes as nbytes
+from jaxkv.convert.export import export_hf as export_hf
 from jaxkv.convert.model import Model as Model
 from jaxkv.convert.named import named_config as named_config
 from jaxkv.convert.sources import load as load
