@@ -166,6 +166,23 @@ def quiet(*_: object) -> None:
     """No bars."""
 
 
+def test_the_text_model_of_one_that_sees_pictures(tmp_path: Path) -> None:
+    alone = family_models.write_family(tmp_path / "text", "gemma3")
+    both = family_models.write_family(tmp_path / "both", "gemma3")
+    tensors = {
+        f"language_model.{name}": x for name, x in load_file(both / "model.safetensors").items()
+    }
+    tensors["vision_tower.vision_model.post_layernorm.bias"] = np.zeros(3, np.float32)
+    save_file(tensors, both / "model.safetensors")
+    fields = json.loads((both / "config.json").read_text())
+    (both / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": fields, "vision_config": {}})
+    )
+    got, expected = hf.load(both), hf.load(alone)
+    assert got.config == expected.config
+    jax.tree.map(np.testing.assert_array_equal, got.params, expected.params)
+
+
 GGUF = {
     "gpt_neox": (gguf.MODEL_ARCH.GPTNEOX, "olmo"),
     "gpt_neox-serial": (gguf.MODEL_ARCH.GPTNEOX, "default"),

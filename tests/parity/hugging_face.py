@@ -47,6 +47,13 @@ def logits(model: Any, ids: Any) -> np.ndarray:
 
 
 @torch.no_grad()
+def hidden_states(model: Any, ids: Any) -> list[np.ndarray]:
+    """[B, T] -> the embeddings, and the residual stream after every layer; the last one normed."""
+    out = model(torch.tensor(np.asarray(ids)), output_hidden_states=True)
+    return [x.float().numpy() for x in out.hidden_states]
+
+
+@torch.no_grad()
 def greedy(model: Any, ids: list[int], count: int) -> list[int]:
     """The next `count` greedy tokens, end-of-sequence included as any other."""
     prompt = torch.tensor([ids])

@@ -12,6 +12,9 @@ import numpy as np
 
 from jaxkv import Full, Model, forward, init_cache
 from jaxkv.generate.api import Session, Settings
+from jaxkv.models.decoder import embed, geometry, run_layer
+from jaxkv.models.layers import norm
+from jaxkv.policies.layers import layer_policy
 
 
 def logits_of(model: Model, tokens) -> np.ndarray:
@@ -21,6 +24,22 @@ def logits_of(model: Model, tokens) -> np.ndarray:
     cache = init_cache(config, policy, tokens.shape[0], tokens.shape[1], dtype)
     run = jax.jit(functools.partial(forward, config=config, policy=policy))
     return np.asarray(run(model.params, tokens=tokens, cache=cache)[0], np.float32)
+
+
+def hidden_states(model: Model, tokens) -> list[np.ndarray]:
+    """[B, T] -> the embeddings, and the residual stream after every layer; the last one normed."""
+    config, params = model.config, model.params
+    shapes = geometry(config, *tokens.shape)
+    x = embed(params, config, tokens)
+    states = [x]
+    for index, layer in enumerate(params["layers"]):
+        policy = layer_policy(Full(), index, shapes)
+        x, _ = run_layer(
+            layer, config, policy, config.scoring(index), x, policy.init(), lengths=None
+        )
+        states.append(x)
+    states[-1] = norm(x, params, "final_norm", config)
+    return [np.asarray(x, np.float32) for x in states]
 
 
 def greedy_tokens(model: Model, rows: list[list[int]], count: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from ours import greedy_tokens, logits_of
+from ours import greedy_tokens, hidden_states, logits_of
 
 from jaxkv.convert import hf
 from jaxkv.convert.export import export_hf
@@ -56,6 +56,13 @@ def test_families_written_by_us(tmp_path: Path, name: str) -> None:
     expected = hugging_face.logits(theirs, tokens)
     got = logits_of(ours, jnp.asarray(tokens, jnp.int32))
     np.testing.assert_allclose(got, expected, atol=1e-4)
+    states = zip(
+        hidden_states(ours, jnp.asarray(tokens[:, :64], jnp.int32)),
+        hugging_face.hidden_states(theirs, tokens[:, :64]),
+        strict=True,
+    )
+    for index, (mine, their) in enumerate(states):
+        np.testing.assert_allclose(mine, their, atol=1e-4, err_msg=f"after layer {index}")
     rows = [row[:40].tolist() for row in tokens]
     for row, generated in zip(rows, greedy_tokens(ours, rows, 32), strict=True):
         assert generated == hugging_face.greedy(theirs, row, 32)

@@ -16,6 +16,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen.QWEN3,
     gemma.GEMMA2,
     gemma.GEMMA3,
+    gemma.GEMMA3_WITH_PICTURES,
     neox.FAMILY,
     falcon.FAMILY,
     mpt.FAMILY,

@@ -149,6 +149,18 @@ _OFFSET = Layout(lambda shape: shape, lambda x, shape, config: np.asarray(x, np.
 _HF = rules(HF_NAMES | {"layers.#.mlp_norm": "model.layers.#.pre_feedforward_layernorm.weight"})
 _GGUF = rules(GGUF_NAMES, norm=_OFFSET)
 
+# Models that see pictures too: their text model is taken, and what looks at pictures is left out.
+_PART = "language_model."
+_WHOLE = tuple(dataclasses.replace(rule, theirs=f"{_PART}{rule.theirs}") for rule in _HF)
+_PICTURES = (r"vision_tower\..*", r"multi_modal_projector\..*")
+
+
+def _text_of(fields: Fields) -> ModelConfig:
+    inner = fields.within("text_config")
+    known = {key: inner.raw(key) for key in inner.keys()} | {"model_type": "gemma3_text"}
+    return _gemma3(Fields(known, inner.where))
+
+
 GEMMA2 = Family(
     hf_types=("gemma2",),
     hf_config=_gemma2,
@@ -166,4 +178,11 @@ GEMMA3 = Family(
     gguf_types=("gemma3",),
     gguf_config=functools.partial(_gguf, arch="gemma3"),
     gguf_rules=_GGUF,
+)
+GEMMA3_WITH_PICTURES = Family(
+    hf_types=("gemma3",),
+    hf_config=_text_of,
+    hf_json=GEMMA3.hf_json,
+    hf_rules=_WHOLE,
+    hf_ignored=_PICTURES,
 )
