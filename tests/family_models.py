@@ -41,6 +41,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model_type": "mistral", "num_attention_heads": 8, "num_key_value_heads": 1,
         "head_dim": 8, "sliding_window": 24,
     },
+    "ministral": {
+        "model_type": "ministral", "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "qwen2-window": {
         "model_type": "qwen2", "num_key_value_heads": 4, "use_sliding_window": True,
         "sliding_window": 20, "max_window_layers": 1, "head_dim": None,
@@ -71,13 +75,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window_pattern": 3, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         "hidden_activation": "gelu_pytorch_tanh",
     },
+    "gemma3-long-window": {  # as long as the trained context: it hides nothing, and still rotates
+        "model_type": "gemma3_text", "head_dim": 24, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "tie_word_embeddings": True, "sliding_window": 256,
+        "query_pre_attn_scalar": 24, "rope_local_base_freq": 10000.0, "num_hidden_layers": 4,
+        "max_position_embeddings": 256, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "gpt_neox": {
         "model_type": "gpt_neox", "rotary_pct": 0.25, "rotary_emb_base": 10000,
         "hidden_act": "gelu", "num_attention_heads": 3, "hidden_size": 48, "layer_norm_eps": 1e-5,
     },
     "gpt_neox-serial": {
-        "model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 5000, "hidden_act": "gelu",
+        "model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 5000,
         "use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True,
+        "hidden_act": "gelu_fast",
     },
     "falcon-one": {
         "model_type": "falcon", "head_dim": None, "num_attention_heads": 8,

@@ -123,7 +123,10 @@ def test_absurd_fields_are_named(key: str, value: object) -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"sliding_window": 128}, "sliding_window"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
-        ({"model_type": "mistral", "sliding_window": 9, "layer_types": ["linear"]}, "layer_types"),
+        (
+            {"model_type": "ministral", "sliding_window": 9, "layer_types": ["linear"]},
+            "layer_types",
+        ),
         ({"model_type": "qwen2", "use_sliding_window": "yes"}, "use_sliding_window"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type is 'dynamic'"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "short_factor"),

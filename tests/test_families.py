@@ -19,7 +19,19 @@ import toys
 from policy_cases import CASES
 from safetensors.numpy import load_file, save_file
 
-from jaxkv import DuoAttention, Full, InputError, Rope, SnapKV, forward, init_cache, load
+from jaxkv import (
+    DuoAttention,
+    Full,
+    HeadKV,
+    InputError,
+    PyramidKV,
+    Rope,
+    SlidingRecompute,
+    SnapKV,
+    forward,
+    init_cache,
+    load,
+)
 from jaxkv.convert import hf, orbax
 from jaxkv.convert.export import export_hf
 from jaxkv.convert.table import flatten
@@ -103,6 +115,8 @@ def test_a_model_of_windows_alone_takes_no_policy() -> None:
     init_cache(config, Full(), 1, 64)
     with pytest.raises(InputError, match="SnapKV, but every layer .* window of its own, of 7"):
         init_cache(config, SnapKV(8, 2, 3, 4), 1, 64)
+    with pytest.raises(InputError, match="SlidingRecompute, but every layer"):
+        init_cache(config, SlidingRecompute(9), 1, 64)
 
 
 @pytest.mark.parametrize("name", family_models.FAMILIES)
@@ -115,6 +129,50 @@ def test_there_and_back_is_bit_equal(name: str, tmp_path: Path) -> None:
     for tensor, values in before.items():
         np.testing.assert_array_equal(after[tensor], values, err_msg=tensor)
     assert hf.load(tmp_path / "back").config == hf.load(source).config
+
+
+def test_what_config_json_has_no_word_for_is_not_dropped(tmp_path: Path) -> None:
+    model = hf.load(family_models.write_family(tmp_path / "hf", "mistral-window"))
+    for change, name in (
+        ({"windows": (23, 0, 23)}, "windows"),
+        ({"qkv_bias": True}, "qkv_bias"),
+        ({"rope": Rope(4, 500000.0)}, "rope"),
+        ({"soft_cap": 3.0}, "soft_cap"),
+    ):
+        config = dataclasses.replace(model.config, **change)
+        with pytest.raises(InputError, match=f"the model's {name} is .* a mistral in Hugging"):
+            export_hf(tmp_path / "out", dataclasses.replace(model, config=config))
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
+    model = hf.load(family_models.write_family(tmp_path / "hf", "mpt"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    with pytest.raises(InputError, match="mine exists"):
+        export_hf(tmp_path / "mine", model)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
+    export_hf(tmp_path / "mine", model, overwrite=True)
+    assert hf.load(tmp_path / "mine").config == model.config
+
+
+def test_budgets_are_dealt_to_the_layers_that_a_policy_rules() -> None:
+    """Not to those with a window of their own, which would not use them."""
+    scores = str(Path(__file__).parent / "data" / "toy_scores.json")
+    gates = str(Path(__file__).parent / "data" / "toy_gates.json")
+    shapes = dataclasses.replace(toys.geometry(), windows=(6, 0))
+    kept = HeadKV(scores, 20, 1.2, 4, 3, 0).at(1, shapes).kept(10**6)
+    assert sum(kept) == pytest.approx(2 * 20, abs=2)
+    kept = PyramidKV(20, 4, 3, 4, 0).at(1, shapes).kept(10**6)
+    assert sum(kept) == 2 * 20
+    duo = DuoAttention(gates, 0.5, 2, 5).at(1, shapes)
+    assert [len(heads) for heads in duo.groups] == [1, 1]
+
+
+def test_rings_are_no_longer_than_a_full_cache() -> None:
+    config = dataclasses.replace(toys.CONFIG, windows=(1000, 0))
+    layers = jax.eval_shape(lambda: init_cache(config, Full(), 1, 64).layers)
+    assert layers[0].k.shape[2] == 65 and layers[1].k.shape[2] == 64
 
 
 def test_a_large_model_is_written_in_shards(tmp_path: Path, monkeypatch) -> None:
@@ -258,7 +316,7 @@ def test_gguf(name: str, tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     got = load(tmp_path / "m.gguf", progress=quiet)
-    same = dict(query_scale=0.0, norm_eps=0.0)
+    same = dict(query_scale=0.0, norm_eps=0.0, activation="gelu")
     if name == "gemma2":  # llama.cpp derives it
         got = dataclasses.replace(
             got, config=dataclasses.replace(got.config, query_scale=config.query_scale)

@@ -210,6 +210,10 @@ def measure(
 
 def run(model: Model, common: Common, options: Options, progress: Progress) -> str:
     """Scores the heads, and writes them."""
+    if model.config.windows:
+        raise InputError(
+            "the model has layers with a window of their own; scores need equal layers"
+        )
     chat = model.tokenizer.chat_template is not None and not options.raw
     made = examples(
         model.tokenizer, options.needles, options.haystack, options.lengths, options.depths,

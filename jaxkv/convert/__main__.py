@@ -75,7 +75,7 @@ def convert(
         model = load(src, dtype, progress)
         progress("writing", 0, 1)
         if format == "hf":
-            export.export_hf(Path(dst).expanduser(), model, progress)
+            export.export_hf(Path(dst).expanduser(), model, progress, overwrite)
         else:
             orbax.save(Path(dst).expanduser(), model)
             progress("writing", 1, 1)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -14,27 +15,38 @@ import jax
 import numpy as np
 
 from jaxkv.convert.families import by_hf_type
+from jaxkv.convert.fields import Fields
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress, disassemble, no_progress
+from jaxkv.errors import InputError
 from jaxkv.files import reserve, whole_folder
 from jaxkv.models.config import ModelConfig
 
 SHARD_BYTES = 2 * 2**30  # of tensors a file: what is held twice while it is written
 
 
-def export_hf(path: str | os.PathLike[str], model: Model, progress: Progress = no_progress) -> None:
+def export_hf(
+    path: str | os.PathLike[str],
+    model: Model,
+    progress: Progress = no_progress,
+    overwrite: bool = False,
+) -> None:
     """Writes a model as its family publishes it, whole or not at all.
 
     Tensors are those that the model was loaded from, bit for bit, if its dtype is theirs.
 
     Args:
-      path: the folder; what is there is replaced.
+      path: the folder.
       model: of any family.
       progress: called after every tensor.
+      overwrite: whether a folder that is there, and all that it holds, is replaced.
 
     Raises:
-      InputError: the configuration has what config.json has no word for.
+      InputError: there is such a folder, or the configuration has what config.json has no word for.
     """
+    target = Path(path)
+    if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{path} exists; give a new folder, or overwrite=True to replace it")
     config = config_to_hf(model.config)
     leaves = jax.tree.leaves(model.params)
     config["torch_dtype"] = leaves[0].dtype.name
@@ -51,8 +63,22 @@ def export_hf(path: str | os.PathLike[str], model: Model, progress: Progress = n
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """What config.json says of a model, but for its tokens and its dtype."""
-    return by_hf_type(config.family).hf_json(config)
+    """What config.json says of a model, but for its tokens and its dtype.
+
+    Raises:
+      InputError: read again, it would not be the same model.
+    """
+    family = by_hf_type(config.family)
+    made = family.hf_json(config)
+    again = family.hf_config(Fields(made, "config.json"))
+    for field in dataclasses.fields(config):
+        mine, other = (getattr(x, field.name) for x in (config, again))
+        if mine != other:
+            raise InputError(
+                f"the model's {field.name} is {mine!r:.80}; a {config.family} in Hugging Face's "
+                f"format has {other!r:.80}"
+            )
+    return made
 
 
 def tensors_to_hf(model: Model) -> dict[str, np.ndarray]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxkv.errors import InputError
 
 
@@ -84,3 +86,8 @@ class Fields:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return InputError(f"{key} is {shown} in {self.where}; it must be {allowed}")
+
+
+def shortest(value: float) -> float:
+    """The shortest decimal that is the same float32: 1e-5, where the header holds 9.9999997e-6."""
+    return float(str(np.float32(value)))

@@ -36,7 +36,7 @@ from jaxkv.errors import InputError
 from jaxkv.files import reserve, whole_folder
 
 MARK = "jaxkv.json"  # the file that makes a folder a checkpoint of ours
-_FORMAT = 2
+_FORMAT = 3
 _SMALL = 16 * 2**20  # bytes; files up to this size are checked to the last bit
 _Result = TypeVar("_Result")
 _ARRAYS, _TOKENIZER, _CONFIG = "params", "tokenizer", "config.json"

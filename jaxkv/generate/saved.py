@@ -105,7 +105,7 @@ def load_with_extras(
             raise InputError(f"it has format {note['format']!r}, and this version reads {_FORMAT}")
         kept = dict(note["policy"])
         stored = make_policy(kept.pop("name"), kept)
-        shape = {**note["geometry"], "windows": tuple(note["geometry"]["windows"])}
+        shape = {**note["geometry"], "windows": tuple(note["geometry"].get("windows", ()))}
         geometry = Geometry(**shape)
         mark = str(note["model"])
         shapes = jax.eval_shape(lambda: init(stored, geometry))

@@ -51,6 +51,13 @@ class Geometry:
     model: str = ""
     windows: tuple[int, ...] = ()
 
+    @property
+    def ruled(self) -> tuple[int, ...]:
+        """The layers that a policy rules: those without a window of their own."""
+        if not self.windows:
+            return tuple(range(self.num_layers))
+        return tuple(layer for layer, window in enumerate(self.windows) if not window)
+
     def bytes_per_token(self) -> int:
         """Of one KV head of one layer: key and value."""
         import jax.numpy as jnp

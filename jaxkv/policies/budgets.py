@@ -99,12 +99,14 @@ def pyramid(budget: int, window: int, beta: int, num_layers: int, longest: int) 
       longest: prompt that the first layer could fill.
     """
     base = budget - window
+    if num_layers == 1:
+        return [base]
     least = base // beta
     most = 2 * base - least
     if most >= longest - window:
         most = max(base, longest - window)
         least = 2 * base - most
-    steps = max(num_layers - 1, 1)
+    steps = num_layers - 1
     ends = [round((layer + 1) * most - (most - least) * layer * (layer + 1) / 2 / steps)
             for layer in range(num_layers)]  # fmt: skip
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]

@@ -69,14 +69,17 @@ class HeadKV:
 @functools.lru_cache(maxsize=8)
 def _caps(policy: HeadKV, geometry: Geometry) -> np.ndarray:
     """Chosen tokens of each head, [L, heads]."""
-    scores = head_scores(policy.scores, geometry)
+    every, ruled = head_scores(policy.scores, geometry), list(geometry.ruled)
+    scores = every[ruled] / max(every[ruled].sum(), np.finfo(np.float64).tiny)
     budget = max(in_tokens(policy.budget, geometry.max_length), policy.window)
     caps = headkv(scores, budget, policy.beta, policy.window)
     longest = max(geometry.max_length - policy.window, 1)
     if not policy.query_heads:
         of_group = scores.shape[0], geometry.num_kv_heads, -1
         caps = np.round(caps.reshape(of_group).mean(axis=-1)).astype(np.int64)
-    return redistribute(caps, longest)
+    placed = np.zeros((geometry.num_layers, caps.shape[1]), np.int64)
+    placed[ruled] = redistribute(caps, longest)
+    return placed
 
 
 @dataclasses.dataclass(frozen=True)

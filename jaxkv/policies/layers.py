@@ -37,6 +37,8 @@ def layer_policy(policy: Policy, layer: int, geometry: Geometry) -> LayerPolicy:
             f"policy is {type(policy).__name__}, but every layer of this model has a sliding "
             f"window of its own, of {window + 1} tokens; it must be full, which keeps just these"
         )
+    if isinstance(policy, Full):  # which holds no more in any row
+        window = min(window, geometry.max_length)
     return RingLayer(geometry, sinks=0, window=window, in_cache=False)
 
 
@@ -77,6 +79,7 @@ def init_layers(policy: Policy, geometry: Geometry) -> tuple[LayerCache, ...]:
 def init(policy: Policy, geometry: Geometry) -> Cache:
     """An empty cache."""
     if isinstance(policy, TokenPolicy):
+        layer_policy(policy, 0, geometry)  # or be refused
         return Cache((), policy.empty_memory(geometry), geometry)
     return Cache(init_layers(policy, geometry), None, geometry)
 

@@ -41,7 +41,9 @@ def full_heads(
     gates = _matrix(content["gates"], geometry.num_layers, geometry.num_kv_heads, "KV heads", where)
     mask = _stored_mask(content, sparsity, gates.shape, where)
     if mask is None:
-        mask = sparsify(gates, sparsity)
+        mask = np.zeros(gates.shape, bool)
+        ruled = list(geometry.ruled)
+        mask[ruled] = sparsify(gates[ruled], sparsity)
     return tuple(tuple(int(head) for head in np.flatnonzero(row)) for row in mask)
 
 

@@ -78,8 +78,9 @@ class PyramidKV:
     def at(self, layer: int, geometry: Geometry) -> SelectedLayer:
         """Less with every layer."""
         budget = max(in_tokens(self.budget, geometry.max_length), self.window)
-        caps = pyramid(budget, self.window, self.beta, geometry.num_layers, geometry.max_length)
+        ruled = geometry.ruled
+        caps = pyramid(budget, self.window, self.beta, len(ruled), geometry.max_length)
         return SelectedLayer(
-            geometry, (caps[layer],) * geometry.num_kv_heads,
+            geometry, (caps[ruled.index(layer)],) * geometry.num_kv_heads,
             self.window, self.kernel, self.decode_room,
         )  # fmt: skip

@@ -34,7 +34,9 @@ def main() -> None:
             model = hugging_face.folder(path)
             golden[f"tiny-{family}"] = hugging_face.logits(model, reference.tiny_tokens())[:, ::9]
         for name in family_models.FAMILIES:
-            model = hugging_face.folder(family_models.write_family(Path(folder) / "new", name))
+            model = hugging_face.folder(
+                family_models.write_family(Path(folder) / "new" / name, name)
+            )
             tokens = reference.tiny_tokens()
             golden[f"family-{name}"] = hugging_face.logits(model, tokens)[:, ::25]
             row = tokens[0, :40].tolist()

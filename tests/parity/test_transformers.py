@@ -69,19 +69,18 @@ def test_families_written_by_us(tmp_path: Path, name: str) -> None:
     # The configuration that we write says the same.
     export_hf(tmp_path / "b", ours)
     again = hugging_face.folder(tmp_path / "b")
-    np.testing.assert_array_equal(hugging_face.logits(again, tokens), expected)
+    np.testing.assert_allclose(hugging_face.logits(again, tokens), expected, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_gemma3(gemma3_gguf: Path) -> None:
-    """On the same file; texts are longer than the window of local layers, 512 tokens."""
+    """On the same file; the text is longer than the window of local layers, 512 tokens."""
     ours, theirs = load(gemma3_gguf), hugging_face.from_gguf(gemma3_gguf)
     bos = list(ours.tokenizer.bos_ids)
-    for text in reference.long_texts():
-        ids = bos + ours.tokenizer.encode(text)[:599]
-        got = logits_of(ours, jnp.asarray([ids], jnp.int32))[0]
-        np.testing.assert_allclose(got, hugging_face.logits(theirs, [ids])[0], atol=5e-3)
+    ids = bos + ours.tokenizer.encode(reference.long_text())[:599]
+    got = logits_of(ours, jnp.asarray([ids], jnp.int32))[0]
+    np.testing.assert_allclose(got, hugging_face.logits(theirs, [ids])[0], atol=5e-3)
     rows = [bos + ours.tokenizer.encode(text) for text in reference.OPENINGS]
     for ids, generated in zip(rows, greedy_tokens(ours, rows, 32), strict=True):
         assert generated == hugging_face.greedy(theirs, ids, 32)

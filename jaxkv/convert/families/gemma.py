@@ -20,7 +20,13 @@ from jaxkv.convert.families.base import Family
 from jaxkv.convert.families.hf_rope import rope_from_hf, ropes_from_hf
 from jaxkv.convert.families.llama import gguf_config, hf_json, hf_shapes
 from jaxkv.convert.families.names import GGUF_NAMES, HF_NAMES, rules
-from jaxkv.convert.families.windows import GLOBAL, LOCAL, windows_from_hf, windows_to_hf
+from jaxkv.convert.families.windows import (
+    GLOBAL,
+    LOCAL,
+    kinds_from_hf,
+    windows_from_hf,
+    windows_to_hf,
+)
 from jaxkv.convert.fields import Fields
 from jaxkv.convert.table import Layout, Tensors
 from jaxkv.models.config import ModelConfig
@@ -90,9 +96,10 @@ def _kind(config: ModelConfig, scalar: float) -> ModelConfig:
 def _windowed(
     fields: Fields, config: ModelConfig, pattern: int, size: int, **more: Any
 ) -> ModelConfig:
-    windows = windows_from_hf(
-        fields, config.num_layers, config.max_positions, _kinds(config.num_layers, pattern), size
-    )
+    kinds = kinds_from_hf(fields, _kinds(config.num_layers, pattern))
+    # A layer with a window has a rotation of its own in Gemma 3, however long the window is.
+    most = None if "local_rope" in more else config.max_positions
+    windows = windows_from_hf(fields, kinds, size, most)
     return dataclasses.replace(config, windows=windows, **more)
 
 
@@ -131,10 +138,12 @@ def _gguf(fields: Fields, tensors: Tensors, arch: str) -> ModelConfig:
         scalar = config.hidden_size / config.num_heads
     config = _kind(config, scalar)
     size = fields.integer(f"{arch}.attention.sliding_window", 4096)
-    kinds = _kinds(config.num_layers, 2 if arch == "gemma2" else _PATTERN)
+    pattern = 2 if arch == "gemma2" else _PATTERN
+    key = f"{arch}.attention.sliding_window_pattern"
+    if fields.has(key) and fields.raw(key) != pattern:
+        raise fields.refuse(key, f"{pattern}, as in every published model")
+    kinds = _kinds(config.num_layers, pattern)
     windows = tuple(size - 1 if kind == LOCAL else 0 for kind in kinds)
-    if size >= config.max_positions:
-        windows = ()
     if arch == "gemma2":
         cap = fields.number(f"{arch}.attn_logit_softcapping", 50.0)
         last = fields.number(f"{arch}.final_logit_softcapping", 30.0)

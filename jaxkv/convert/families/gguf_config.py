@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jaxkv.convert.families.names import BY_KIND, BY_KIND_FLAT, rules
-from jaxkv.convert.fields import Fields
+from jaxkv.convert.fields import Fields, shortest
 from jaxkv.convert.table import Rule, Tensors
 from jaxkv.models.config import ModelConfig
 
@@ -61,7 +61,7 @@ def plain_config(fields: Fields, tensors: Tensors, arch: str) -> ModelConfig:
         head_dim=hidden // heads,
         rope=None,
         max_positions=fields.integer(f"{arch}.context_length", high=2**31 - 1),
-        norm_eps=fields.number(f"{arch}.attention.layer_norm_epsilon", 1e-5),
+        norm_eps=shortest(fields.number(f"{arch}.attention.layer_norm_epsilon", 1e-5)),
         tie_embeddings="output.weight" not in present,
         qkv_bias="blk.0.attn_qkv.bias" in present,
         out_bias="blk.0.attn_output.bias" in present,

@@ -111,8 +111,10 @@ def _scaling(fields: Fields, original: int, max_positions: int, rotary: int) -> 
         return None
     if kind == "linear":
         return LinearScaling(fields.number("factor"))
-    if kind in ("longrope", "su"):
-        original = fields.integer("original_max_position_embeddings", original, high=_LENGTH)
+    # Phi-3's first files say su or yarn of it.
+    if kind in ("longrope", "su") or kind == "yarn" and fields.has("long_factor"):
+        key = "original_max_position_embeddings"
+        original = fields.integer(key, original, low=2, high=_LENGTH)
         return LongScaling(
             short_factors=_factors(fields, "short_factor", rotary // 2),
             long_factors=_factors(fields, "long_factor", rotary // 2),

@@ -13,7 +13,7 @@ import numpy as np
 from jaxkv.convert.families.base import Family
 from jaxkv.convert.families.hf_rope import rope_from_hf, rope_to_hf
 from jaxkv.convert.families.names import GGUF_NAMES, HF_NAMES, rules
-from jaxkv.convert.fields import Fields
+from jaxkv.convert.fields import Fields, shortest
 from jaxkv.convert.table import FLAT, LINEAR, Layout, Shape, Tensors
 from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
@@ -94,7 +94,7 @@ def gguf_config(fields: Fields, tensors: Tensors, arch: str = "llama") -> ModelC
             scaling=_gguf_scaling(fields, tensors, rotary, arch),
         ),
         max_positions=fields.integer(f"{arch}.context_length", high=2**31 - 1),
-        norm_eps=_shortest(fields.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)),
+        norm_eps=shortest(fields.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)),
         tie_embeddings="output.weight" not in present,
         qkv_bias="blk.0.attn_q.bias" in present,
         out_bias="blk.0.attn_output.bias" in present,
@@ -107,6 +107,8 @@ def gguf_config(fields: Fields, tensors: Tensors, arch: str = "llama") -> ModelC
 
 def _gguf_windows(fields: Fields, arch: str) -> tuple[int, ...]:
     window = fields.integer(f"{arch}.attention.sliding_window", 0, low=0, high=2**31 - 1)
+    if window and arch not in ("phi3", "gemma2", "gemma3"):
+        raise fields.refuse(f"{arch}.attention.sliding_window", "absent, in this family")
     whole = fields.integer(f"{arch}.context_length", high=2**31 - 1)
     count = fields.integer(f"{arch}.block_count", high=4096)
     return (window - 1,) * count if 1 < window < whole else ()
@@ -116,11 +118,6 @@ def _head_dim(fields: Fields, key: str, width_key: str, hidden: int, heads: int)
     if not fields.has(key) and hidden % heads:
         raise fields.refuse(width_key, f"a multiple of the number of heads {heads}")
     return fields.integer(key, hidden // heads, high=2**16)
-
-
-def _shortest(value: float) -> float:
-    """The shortest decimal that is the same float32: 1e-5, where the header holds 9.9999997e-6."""
-    return float(str(np.float32(value)))
 
 
 def _gguf_scaling(fields: Fields, tensors: Tensors, rotary: int, arch: str) -> RopeScaling | None:
@@ -133,7 +130,7 @@ def _gguf_scaling(fields: Fields, tensors: Tensors, rotary: int, arch: str) -> R
         return None
     if kind in ("none", "linear"):  # scale_linear is the older spelling
         old = fields.number(f"{arch}.rope.scale_linear", 1.0)
-        return LinearScaling(_shortest(fields.number(f"{arch}.rope.scaling.factor", old)))
+        return LinearScaling(shortest(fields.number(f"{arch}.rope.scaling.factor", old)))
     if kind != "yarn":
         raise fields.refuse(f"{arch}.rope.scaling.type", "none, linear or yarn")
     factor = fields.number(f"{arch}.rope.scaling.factor")
@@ -143,7 +140,7 @@ def _gguf_scaling(fields: Fields, tensors: Tensors, rotary: int, arch: str) -> R
     )
     paper = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
     return YarnScaling(
-        factor=_shortest(factor),
+        factor=shortest(factor),
         original_max_positions=original,
         beta_fast=fields.number(f"{arch}.rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.number(f"{arch}.rope.scaling.yarn_beta_slow", 1.0),

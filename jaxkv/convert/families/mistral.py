@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mistral: a Llama by another name, in its first version with a sliding window in every layer.
 
-Its GGUF files call themselves `llama`.
+Ministral has it in some of them. Their GGUF files call themselves `llama`.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ from typing import Any
 
 from jaxkv.convert.families.base import Family
 from jaxkv.convert.families.llama import HF_RULES, hf_json, hf_shapes
-from jaxkv.convert.families.windows import LOCAL, windows_from_hf, windows_to_hf
+from jaxkv.convert.families.windows import LOCAL, kinds_from_hf, windows_from_hf, windows_to_hf
 from jaxkv.convert.fields import Fields
 from jaxkv.models.config import ModelConfig
 
+_SIZE = 4096  # where a file does not name the window
 
-def config_of(fields: Fields) -> ModelConfig:
-    """config.json -> our configuration, of a Llama whose layers may all have a window."""
+
+def _config(fields: Fields) -> ModelConfig:
     config = hf_shapes(fields)
     kinds = [LOCAL] * config.num_layers
-    windows = windows_from_hf(fields, config.num_layers, config.max_positions, kinds)
+    if config.family == "ministral":
+        kinds = kinds_from_hf(fields, kinds)
+    windows = windows_from_hf(fields, kinds, _SIZE, config.max_positions)
     return dataclasses.replace(config, windows=windows)
 
 
-def json_of(config: ModelConfig, architecture: str = "MistralForCausalLM") -> dict[str, Any]:
-    """The inverse of `config_of`."""
-    window = windows_to_hf(config)["sliding_window"]
-    return hf_json(config, architecture) | {"sliding_window": window}
+def _json(config: ModelConfig) -> dict[str, Any]:
+    windows = windows_to_hf(config)
+    if config.family == "ministral":
+        return hf_json(config, "MinistralForCausalLM") | windows
+    return hf_json(config, "MistralForCausalLM") | {"sliding_window": windows["sliding_window"]}
 
 
-FAMILY = Family(hf_types=("mistral",), hf_config=config_of, hf_json=json_of, hf_rules=HF_RULES)
+FAMILY = Family(
+    hf_types=("mistral", "ministral"), hf_config=_config, hf_json=_json, hf_rules=HF_RULES
+)

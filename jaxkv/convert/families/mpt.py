@@ -44,14 +44,23 @@ def _config(fields: Fields) -> ModelConfig:
         max_positions=fields.integer("max_seq_len", high=2**31 - 1),
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
-        alibi=alibi_slopes(heads, attention.number("alibi_bias_max", 8)),
+        alibi=_slopes(attention, "alibi_bias_max", heads),
         query_scale=attention.number("softmax_scale", default) / default,
-        clip_qkv=attention.number("clip_qkv") if attention.has("clip_qkv") else None,
+        clip_qkv=_clip(attention, "clip_qkv"),
         layer_norm=True,
         gated=False,
         activation="gelu",
         family="mpt",
     )
+
+
+def _slopes(fields: Fields, key: str, heads: int) -> tuple[float, ...]:
+    return alibi_slopes(heads, fields.integer(key, 8, high=64))
+
+
+def _clip(fields: Fields, key: str) -> float | None:
+    value = fields.number(key, 0.0, above=-1e-9)
+    return value if value > 0 else None
 
 
 def _json(config: ModelConfig) -> dict[str, Any]:
@@ -81,12 +90,10 @@ def _json(config: ModelConfig) -> dict[str, Any]:
 
 def _gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
     config = plain_config(fields, tensors, "mpt")
-    most = fields.number("mpt.attention.max_alibi_bias", 8.0)
-    clip = "mpt.attention.clamp_kqv"
     return dataclasses.replace(
         config,
-        alibi=alibi_slopes(config.num_heads, most),
-        clip_qkv=fields.number(clip) if fields.raw(clip) else None,
+        alibi=_slopes(fields, "mpt.attention.max_alibi_bias", config.num_heads),
+        clip_qkv=_clip(fields, "mpt.attention.clamp_kqv"),
         family="mpt",
     )
 

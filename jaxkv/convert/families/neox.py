@@ -16,14 +16,22 @@ from jaxkv.convert.table import Tensors
 from jaxkv.models.config import ModelConfig
 from jaxkv.rope import Rope
 
+_ACTIVATIONS = {  # the last three are one function
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
 
 def _config(fields: Fields) -> ModelConfig:
     hidden = fields.integer("hidden_size", high=2**20)
     heads = fields.integer("num_attention_heads", high=2**16)
     if hidden % heads:
         raise fields.refuse("hidden_size", f"a multiple of the number of heads {heads}")
-    if fields.text("hidden_act", "gelu") != "gelu":
-        raise fields.refuse("hidden_act", "gelu")
+    activation = fields.text("hidden_act", "gelu")
+    if activation not in _ACTIVATIONS:
+        raise fields.refuse("hidden_act", f"one of {', '.join(_ACTIVATIONS)}")
     max_positions = fields.integer("max_position_embeddings", high=2**31 - 1)
     bias = fields.flag("attention_bias", True)
     rope = rope_from_hf(
@@ -49,7 +57,7 @@ def _config(fields: Fields) -> ModelConfig:
         norm_bias=True,
         parallel=fields.flag("use_parallel_residual", True),
         gated=False,
-        activation="gelu",
+        activation=_ACTIVATIONS[activation],
         family="gpt_neox",
     )
 
@@ -64,7 +72,7 @@ def _json(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
-        "hidden_act": "gelu",
+        "hidden_act": "gelu" if config.activation == "gelu" else "gelu_new",
         "max_position_embeddings": config.max_positions,
         "layer_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,

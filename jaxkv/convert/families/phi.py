@@ -4,18 +4,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
-from jaxkv.convert.families import mistral
 from jaxkv.convert.families.base import Family
-from jaxkv.convert.families.llama import gguf_config
+from jaxkv.convert.families.llama import gguf_config, hf_json, hf_shapes
 from jaxkv.convert.families.names import BY_KIND, GGUF_NAMES, HF_NAMES, rules
+from jaxkv.convert.families.windows import LOCAL, windows_from_hf, windows_to_hf
+from jaxkv.convert.fields import Fields
 from jaxkv.convert.table import LINEAR, Rule
 from jaxkv.models.config import ModelConfig
 
+_ORIGINAL = 4096  # tokens of the first context, where a file does not name it
+
+
+def _config(fields: Fields) -> ModelConfig:
+    known = {key: fields.raw(key) for key in fields.keys()}
+    if not fields.has("original_max_position_embeddings"):
+        known["original_max_position_embeddings"] = _ORIGINAL
+    config = hf_shapes(Fields(known, fields.where))
+    kinds = [LOCAL] * config.num_layers
+    windows = windows_from_hf(fields, kinds, None, config.max_positions)
+    return dataclasses.replace(config, windows=windows)
+
 
 def _json(config: ModelConfig) -> dict:
-    made = mistral.json_of(config, "Phi3ForCausalLM")
+    window = {"sliding_window": windows_to_hf(config)["sliding_window"]}
+    made = hf_json(config, "Phi3ForCausalLM") | window
     scaling = made.get("rope_scaling") or {}
     original = scaling.get("original_max_position_embeddings", config.max_positions)
     part = config.rope.rotary_dim / config.head_dim if config.rope else 1.0
@@ -38,7 +53,7 @@ def _fused(names: dict[str, str], qkv: str, gate_up: str) -> tuple[Rule, ...]:
 _AT = "model.layers.#."
 FAMILY = Family(
     hf_types=("phi3",),
-    hf_config=mistral.config_of,
+    hf_config=_config,
     hf_json=_json,
     hf_rules=_fused(HF_NAMES, f"{_AT}self_attn.qkv_proj.weight", f"{_AT}mlp.gate_up_proj.weight"),
     gguf_types=("phi3",),

@@ -10,7 +10,13 @@ from typing import Any
 
 from jaxkv.convert.families.base import Family
 from jaxkv.convert.families.llama import GGUF_RULES, HF_RULES, gguf_config, hf_json, hf_shapes
-from jaxkv.convert.families.windows import GLOBAL, LOCAL, windows_from_hf, windows_to_hf
+from jaxkv.convert.families.windows import (
+    GLOBAL,
+    LOCAL,
+    kinds_from_hf,
+    windows_from_hf,
+    windows_to_hf,
+)
 from jaxkv.convert.fields import Fields
 from jaxkv.models.config import ModelConfig
 
@@ -31,7 +37,8 @@ def _windowed(fields: Fields) -> ModelConfig:
         return config
     first = fields.integer("max_window_layers", 28, low=0)
     kinds = [GLOBAL if layer < first else LOCAL for layer in range(config.num_layers)]
-    windows = windows_from_hf(fields, config.num_layers, config.max_positions, kinds, 4096)
+    kinds = kinds_from_hf(fields, kinds)
+    windows = windows_from_hf(fields, kinds, 4096, config.max_positions)
     return dataclasses.replace(config, windows=windows)
 
 
