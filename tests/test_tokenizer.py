@@ -157,8 +157,10 @@ def test_pre_tokenizers(split: str) -> None:
         "digits": ["Ġ", "1", "2", "3", "4", "5"],
         "llama3": ["Ġ", "123", "45"],
         "qwen2": ["Ġ", "1", "2", "3", "4", "5"],
+        "falcon": ["Ġ", "123", "45"],
     }[split]
-    assert words == ["it", "'s", *digits, "ĊĊ", "Ġx", "!!"]
+    its = ["it", "'", "s"] if split == "falcon" else ["it", "'s"]
+    assert words == [*its, *digits, "ĊĊ", "Ġx", "!!"]
 
 
 def _trained(kind: str, **options) -> bytes:
