@@ -47,9 +47,32 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs() -> Iterator[None]:
-    """Lets go of a module's programs: thousands at once exhaust a process' memory maps."""
+    """Lets go of a module's programs: no other module runs them."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def few_maps() -> None:
+    """Lets go of programs before there are too many.
+
+    A process may have 65,530 memory maps, a program takes a hundred or more of them, and the
+    compiler crashes where it gets no other.
+    """
+    if _memory_maps() > 20_000:
+        jax.clear_caches()
+
+
+def _memory_maps() -> int:
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands called in this process leave nothing in the user's cache, and read nothing there."""
+    for package in ("decode", "eval", "calibrate", "bench"):
+        monkeypatch.setattr(f"jaxkv.{package}.__main__.prepare", lambda: None)
 
 
 @pytest.fixture(scope="session")

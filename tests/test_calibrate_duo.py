@@ -52,12 +52,6 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch) -> None:
-    """Tests leave nothing in the user's cache, and jax's settings as they were."""
-    monkeypatch.setattr("jaxkv.calibrate.__main__.prepare", lambda: None)
-
-
 @pytest.fixture(scope="module")
 def compiled() -> dict:
     return {}

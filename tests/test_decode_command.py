@@ -29,12 +29,6 @@ FOX = ["--prompt", "The quick brown fox"]
 OTHER = ["--prompt", "jumps over"]
 
 
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch) -> None:
-    """Tests leave nothing in the user's cache, and jax's settings as they were."""
-    monkeypatch.setattr("jaxkv.decode.__main__.prepare", lambda: None)
-
-
 @pytest.fixture
 def run(capsys):
     """Runs the command: (stdout, stderr)."""
