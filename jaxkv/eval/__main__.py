@@ -36,7 +36,7 @@ def _run(task: Task, common: Common, own: Any) -> None:
 
     with bars() as progress:
         model = load(common.model, common.dtype, progress)
-        results = task.evaluate(model, common, own, progress)
+        results = list(task.evaluate(model, common, own, progress))
     objects = [result.as_json() for result in results]
     if common.json:
         print(json.dumps(objects if len(objects) > 1 else objects[0]))

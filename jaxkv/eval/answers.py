@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxkv.cache.accounting import kept_tokens
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
+from jaxkv.eval.metrics import Metric, contained
 from jaxkv.eval.plot import bars, heat_maps, kept_maps, trade_off
 from jaxkv.eval.result import Result, cache_bytes, policy_label
 from jaxkv.eval.task import Common
@@ -36,6 +37,8 @@ class Row:
       answers: references, all of which a right answer contains.
       max_new_tokens: of the answer.
       task, length, depth: what results are grouped by, or None.
+      metric: a percentage, from the answer's text and the references.
+      chat: within the model's chat template; None if it has one.
     """
 
     context: str
@@ -46,6 +49,8 @@ class Row:
     task: str | None = None
     length: int | None = None
     depth: float | None = None
+    metric: Metric = contained
+    chat: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +73,8 @@ def pieces(model: Model, row: Row) -> tuple[list[int], list[int]]:
     only the question makes what it is, belongs to the second.
     """
     tokenizer = model.tokenizer
-    whole = prompt_ids(model, row.context + row.question, answer_prefix=row.answer_prefix)
-    if tokenizer.chat_template is None:
+    whole = row_ids(model, row)
+    if row.chat is False or tokenizer.chat_template is None:
         first = [*tokenizer.bos_ids, *tokenizer.encode(row.context)]
     else:
         # Templates trim and wrap what they are given. Two conversations that differ only after the
@@ -83,6 +88,12 @@ def pieces(model: Model, row: Row) -> tuple[list[int], list[int]]:
     return whole[:at], whole[at:]
 
 
+def row_ids(model: Model, row: Row) -> list[int]:
+    """The ids of a row's whole prompt."""
+    prompt = row.context + row.question
+    return prompt_ids(model, prompt, chat=row.chat, answer_prefix=row.answer_prefix)
+
+
 def shared_prefix(a: Sequence, b: Sequence) -> int:
     """How many first items two sequences have in common."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
@@ -91,15 +102,23 @@ def shared_prefix(a: Sequence, b: Sequence) -> int:
     return min(len(a), len(b))
 
 
-def contained(text: str, answers: Sequence[str]) -> float:
-    """Percentage of the references that a text contains, whatever their case."""
-    return 100.0 * sum(ref.lower() in text.lower() for ref in answers) / len(answers)
-
-
 def mean(values: Iterable[float]) -> float:
     """Of at least one value."""
     values = list(values)
     return sum(values) / len(values)
+
+
+def over_rows(rows: Sequence[Row], scores: Sequence[float]) -> float:
+    """Every row counts as much."""
+    return mean(scores)
+
+
+def over_tasks(rows: Sequence[Row], scores: Sequence[float]) -> float:
+    """Every task counts as much, however many rows it has."""
+    return mean(
+        mean(score for row, score in zip(rows, scores, strict=True) if row.task == task)
+        for task in dict.fromkeys(row.task for row in rows)
+    )
 
 
 def group_scores(rows: Sequence[Row], scores: Sequence[float]) -> dict[str, float | None]:
@@ -136,10 +155,10 @@ def evaluate_rows(
     manner: Manner,
     rows: Sequence[Row],
     progress: Progress,
-) -> list[Result]:
-    """Puts the rows to the model under each policy."""
+    overall: Callable[[Sequence[Row], Sequence[float]], float] = over_rows,
+) -> Iterator[Result]:
+    """Puts the rows to the model under each policy; `overall` makes the score of the rows'."""
     prompts = [pieces(model, row) for row in rows]
-    results = []
     for policy in common.policies:
         what = f"{task} {policy_label(policy)}"
 
@@ -147,22 +166,19 @@ def evaluate_rows(
             progress(what, done, total)
 
         texts, cache, kept = answer_rows(model, common, policy, manner, rows, prompts, draw)
-        scores = [contained(text, row.answers) for text, row in zip(texts, rows, strict=True)]
+        scores = [row.metric(text, row.answers) for text, row in zip(texts, rows, strict=True)]
         details: dict[str, Any] = {"query_aware": manner.query_aware, "kept_tokens": kept}
         if table := cells(rows, scores):
             details["cells"] = table
-        results.append(
-            Result(
-                task=task,
-                score=mean(scores),
-                n=len(rows),
-                by=group_scores(rows, scores),
-                policy=describe(policy),
-                cache=cache,
-                details=details,
-            )
+        yield Result(
+            task=task,
+            score=overall(rows, scores),
+            n=len(rows),
+            by=group_scores(rows, scores),
+            policy=describe(policy),
+            cache=cache,
+            details=details,
         )
-    return results
 
 
 def answer_rows(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,9 @@ def make_row(model: Model, lines: int, seed: int, index: int) -> Row:
     )
 
 
-def evaluate(model: Model, common: Common, options: Options, progress: Progress) -> list[Result]:
+def evaluate(
+    model: Model, common: Common, options: Options, progress: Progress
+) -> Iterable[Result]:
     """One result for each policy."""
     rows = [make_row(model, options.lines, common.seed, i) for i in range(options.cases)]
     manner = Manner(query_aware=True, batch_size=options.batch_size)

@@ -5,11 +5,9 @@
 from __future__ import annotations
 
 import argparse
-import bisect
 import dataclasses
 import itertools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,20 +24,21 @@ from jaxkv.eval.answers import (
     draw,
     evaluate_rows,
 )
+from jaxkv.eval.haystacks import (
+    NOISE,
+    add_lengths,
+    check_lengths,
+    cycled,
+    depth_percents,
+    largest_row,
+)
 from jaxkv.eval.result import Result
+from jaxkv.eval.rows import save_rows
 from jaxkv.eval.task import Common, Task
-from jaxkv.files import check_target, whole_file
-from jaxkv.generate.api import prompt_ids
+from jaxkv.files import check_target
 
 MAX_NEW_TOKENS = 16  # seven digits, for tokenizers that have one token a digit, and some room
 
-_NOISE = (
-    "The grass is green.",
-    "The sky is blue.",
-    "The sun is yellow.",
-    "Here we go.",
-    "There and back again.",
-)
 WORDS = (
     "anchor", "basket", "candle", "desert", "engine", "feather", "garden", "hammer", "island",
     "jacket", "kettle", "ladder", "marble", "needle", "orchard", "pillow", "quarry", "ribbon",
@@ -77,18 +76,11 @@ class Options:
     manner: Manner
 
 
-def depth_percents(count: int) -> tuple[float, ...]:
-    """Evenly from 0 to 100; one alone is in the middle."""
-    if count == 1:
-        return (50.0,)
-    return tuple(round(100 * i / (count - 1), 1) for i in range(count))
-
-
 def make_row(
     word: str, number: int, sentences: int, depth: float, length: int | None = None
 ) -> Row:
     """A row with the needle after `depth` percent of the sentences."""
-    noise = list(itertools.islice(itertools.cycle(_NOISE), sentences))
+    noise = cycled(NOISE, sentences)
     at = round(sentences * depth / 100)
     noise.insert(at, f"One of the special magic numbers for {word} is: {number}.")
     return Row(
@@ -108,7 +100,7 @@ def make_classic_row(
 ) -> Row:
     """As `make_row`, with the sentences of the first pass-key test (arXiv 2305.16300)."""
     del word
-    noise = list(itertools.islice(itertools.cycle(_NOISE), sentences))
+    noise = cycled(NOISE, sentences)
     key = f"The pass key is {number}. Remember it. {number} is the pass key."
     noise.insert(round(sentences * depth / 100), key)
     return Row(
@@ -148,36 +140,13 @@ def make_rows(
             make = make_classic_row if classic else make_row
             return make(word, number, sentences, depth, length)  # noqa: B023
 
-        bare = row_tokens(model, fitted(0))
-        if bare > length:
-            raise InputError(
-                f"--lengths has {length}; the question alone takes {bare} tokens, so it must be at "
-                f"least that"
-            )
-        # Every sentence is at least a token.
-        fit = bisect.bisect_right(
-            range(length), length, key=lambda count: row_tokens(model, fitted(count))
-        )
-        rows.append(fitted(fit - 1))
+        rows.append(largest_row(model, fitted, length)[0])
     return tuple(rows)
 
 
-def row_tokens(model: Model, row: Row) -> int:
-    """Tokens of a row's whole prompt."""
-    return len(prompt_ids(model, row.context + row.question, answer_prefix=row.answer_prefix))
-
-
-def save_rows(path: str, rows: Sequence[Row]) -> None:
-    """Writes rows as JSONL, which `rows --rows` reads; whole or not at all."""
-    names = ("context", "question", "answer_prefix", "max_new_tokens", "task", "length", "depth")
-    with whole_file(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            values = {name: getattr(row, name) for name in names}
-            values = {name: value for name, value in values.items() if value is not None}
-            file.write(json.dumps(values | {"answer": list(row.answers)}) + "\n")
-
-
-def evaluate(model: Model, common: Common, options: Options, progress: Progress) -> list[Result]:
+def evaluate(
+    model: Model, common: Common, options: Options, progress: Progress
+) -> Iterable[Result]:
     """One result for each policy."""
     rows = make_rows(
         model, options.lengths, options.depths, options.rows_per_cell, common.seed,
@@ -190,13 +159,7 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
 
 def add_arguments(add: Callable[..., Any]) -> None:
     """The task's own flags."""
-    add(
-        "--lengths",
-        type=str,
-        default="512,1024",
-        metavar="N,N",
-        help="tokens of the whole prompt, separated by commas (default: 512,1024)",
-    )
+    add_lengths(add, "512,1024")
     add(
         "--depths",
         type=int,
@@ -233,14 +196,6 @@ def add_arguments(add: Callable[..., Any]) -> None:
 
 def check(given: argparse.Namespace) -> Options:
     """The task's options."""
-    try:
-        lengths = tuple(int(part) for part in given.lengths.split(","))
-    except ValueError:
-        raise InputError(
-            f"--lengths is {given.lengths!r}; it must be integers separated by commas"
-        ) from None
-    if min(lengths) < 1:
-        raise InputError(f"--lengths has {min(lengths)}; each must be at least 1")
     for name in ("depths", "rows_per_cell"):
         value = getattr(given, name)
         if value < 1:
@@ -251,7 +206,7 @@ def check(given: argparse.Namespace) -> Options:
     if given.save_rows is not None:
         check_target("--save-rows", given.save_rows)
     return Options(
-        tuple(dict.fromkeys(lengths)),
+        check_lengths(given),
         given.depths,
         given.rows_per_cell,
         digits,

@@ -17,6 +17,7 @@ from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.convert.tokenizer import Tokenizer
 from jaxkv.errors import InputError
+from jaxkv.eval.haystacks import builtin_text
 from jaxkv.eval.nll import (
     Scores,
     bounded_tokens,
@@ -67,13 +68,6 @@ class Options:
     tokens: int
     positions: int
     prompt: int
-
-
-def builtin_text() -> str:
-    """English that is on every machine: the help texts that come with Python."""
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def token_stream(tokenizer: Tokenizer, text: str, tokens: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxkv.arguments import read_text
@@ -25,6 +25,7 @@ from jaxkv.eval.answers import (
 )
 from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
+from jaxkv.files import whole_file
 
 MAX_NEW_TOKENS = 128
 
@@ -111,6 +112,16 @@ def row_of(value: Any, where: str) -> Row:
     return row
 
 
+def save_rows(path: str, rows: Sequence[Row]) -> None:
+    """Writes rows as JSONL, which `read_rows` reads; whole or not at all."""
+    names = ("context", "question", "answer_prefix", "max_new_tokens", "task", "length", "depth")
+    with whole_file(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            values = {name: getattr(row, name) for name in names}
+            values = {name: value for name, value in values.items() if value is not None}
+            file.write(json.dumps(values | {"answer": list(row.answers)}) + "\n")
+
+
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -118,7 +129,9 @@ def _json(text: str, where: str) -> Any:
         raise InputError(f"{where} is not JSON: {error}") from None
 
 
-def evaluate(model: Model, common: Common, options: Options, progress: Progress) -> list[Result]:
+def evaluate(
+    model: Model, common: Common, options: Options, progress: Progress
+) -> Iterable[Result]:
     """One result for each policy."""
     return evaluate_rows(TASK.name, model, common, options.manner, options.rows, progress)
 

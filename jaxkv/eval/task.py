@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxkv.convert.model import Model
@@ -56,7 +56,7 @@ class Task:
       description: the help of the task itself: what is measured, and what the report's names mean.
       add_arguments: declares flags, given the parser's `add_argument`.
       check: turns parsed flags into the task's own options; raises InputError.
-      evaluate: the work: one result for each policy.
+      evaluate: the work: one result for each policy, in order, each as soon as it is there.
       draw: puts the results on a `matplotlib.figure.Figure`.
     """
 
@@ -65,5 +65,5 @@ class Task:
     description: str
     add_arguments: Callable[[Callable[..., Any]], None]
     check: Callable[[argparse.Namespace], Any]
-    evaluate: Callable[[Model, Common, Any, Progress], list[Result]]
+    evaluate: Callable[[Model, Common, Any, Progress], Iterable[Result]]
     draw: Callable[[Any, Sequence[Result]], None]
