@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -22,10 +23,18 @@ def where() -> dict[str, Any]:
     return {
         "device": name,
         "platform": device.platform,
+        "jaxkv": _version(),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("jaxkv")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from its source
 
 
 def _processor() -> str:

@@ -244,7 +244,7 @@ class TestRows:
             manner = answers.Manner(query_aware, size)
             return answers.answer_rows(
                 model, common, Full(), manner, made, prompts, lambda done, total: None
-            )[0]
+            ).texts
 
         expected = texts(False, 1)
         assert all(expected)

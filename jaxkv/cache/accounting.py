@@ -57,6 +57,23 @@ def steps_taken(layers: tuple[Any, ...], row: int = 0) -> dict[str, Any] | None:
     }
 
 
+def bytes_read(layers: tuple[Any, ...], row: int = 0) -> int:
+    """Bytes of kept keys and values that a decode step of one row reads, at the present length.
+
+    Where a policy has full and partial steps: on average over those it took.
+    """
+    if steps := steps_taken(layers, row):
+        return steps["key_bytes_per_step"]
+    total = 0
+    for layer in layers:
+        leaves = jax.tree.leaves(layer, is_leaf=lambda x: isinstance(x, Slab | Pool))
+        parts = [part for part in leaves if isinstance(part, Slab | Pool)]
+        if parts:
+            of_token = 2 * parts[0].k.shape[-1] * parts[0].k.dtype.itemsize
+            total += sum(_of_layer(layer, row)) * of_token
+    return total
+
+
 def _row_bytes(slab: Slab) -> int:
     """Of keys and values, of one row."""
     return nbytes((slab.k, slab.v)) // slab.k.shape[0]

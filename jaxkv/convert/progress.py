@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 
 from jaxkv.convert.table import Progress
@@ -15,7 +16,7 @@ from jaxkv.convert.table import Progress
 def bars() -> Iterator[Progress]:
     """Yields a function that draws one bar for each kind of work; they vanish at the end.
 
-    Where stderr is not a terminal, each kind of work is one plain line instead.
+    Where stderr is not a terminal there are plain lines instead, few of them.
     """
     if not sys.stderr.isatty():
         yield _lines()
@@ -41,13 +42,23 @@ def bars() -> Iterator[Progress]:
         yield draw
 
 
-def _lines() -> Progress:
-    told = set()
+def _lines(every: float = 30.0) -> Progress:
+    """A line where work begins, and one now and then with how long the rest may take."""
+    begun: dict[str, float] = {}
+    told: dict[str, float] = {}
 
     def tell(what: str, done: int, total: int) -> None:
         # Loading takes a second or two; only a download is worth a line in a log.
-        if what not in told and what != "loading":
-            told.add(what)
+        if what == "loading":
+            return
+        now = time.monotonic()
+        if what not in begun:
+            begun[what] = told[what] = now
             print(f"{what} ...", file=sys.stderr, flush=True)
+        elif now - told[what] >= every and 0 < done < total:
+            told[what] = now
+            left = (now - begun[what]) * (total - done) / done
+            message = f"{what}: {done / total:.0%}, about {left / 60:.1f} minutes left"
+            print(message, file=sys.stderr, flush=True)
 
     return tell

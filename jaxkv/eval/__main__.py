@@ -14,7 +14,6 @@ from jaxkv.eval.options import COMMAND, parse_options
 from jaxkv.eval.result import print_table
 from jaxkv.eval.task import Common, Task
 from jaxkv.figures import save_picture
-from jaxkv.files import write_json
 from jaxkv.startup import prepare
 
 
@@ -26,26 +25,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             _run(task, common, own)
         except KeyboardInterrupt:
-            print(f"\n{COMMAND}: interrupted", file=sys.stderr)
+            on = "; the same command goes on from here" if common.out else ""
+            print(f"\n{COMMAND}: interrupted{on}", file=sys.stderr)
             raise SystemExit(130) from None
 
 
 def _run(task: Task, common: Common, own: Any) -> None:
     from jaxkv.convert.progress import bars
     from jaxkv.convert.sources import load
+    from jaxkv.eval.report import evaluate
 
     with bars() as progress:
         model = load(common.model, common.dtype, progress)
-        results = list(task.evaluate(model, common, own, progress))
+        results = evaluate(task, model, common, own, progress)
     objects = [result.as_json() for result in results]
     if common.json:
         print(json.dumps(objects if len(objects) > 1 else objects[0]))
     else:
         print_table(results)
-    if common.out is not None:
-        from jaxkv.machine import where
-
-        write_json(common.out, {**where(), "command": common.command, "rows": objects})
     if common.plot is not None:
         save_picture(common.plot, lambda figure: task.draw(figure, results))
 

@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxkv.cache.accounting import kept_tokens
+from jaxkv.cache.accounting import bytes_read, kept_tokens
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
+from jaxkv.eval.journal import key_of
 from jaxkv.eval.metrics import Metric, contained
 from jaxkv.eval.plot import bars, heat_maps, kept_maps, trade_off
 from jaxkv.eval.result import Result, cache_bytes, policy_label
@@ -165,9 +166,11 @@ def evaluate_rows(
         def draw(done: int, total: int, what: str = what) -> None:
             progress(what, done, total)
 
-        texts, cache, kept = answer_rows(model, common, policy, manner, rows, prompts, draw)
-        scores = [row.metric(text, row.answers) for text, row in zip(texts, rows, strict=True)]
-        details: dict[str, Any] = {"query_aware": manner.query_aware, "kept_tokens": kept}
+        found = answer_rows(model, common, policy, manner, rows, prompts, draw)
+        scores = [
+            row.metric(text, row.answers) for text, row in zip(found.texts, rows, strict=True)
+        ]
+        details: dict[str, Any] = {"query_aware": manner.query_aware, **found.figures()}
         if table := cells(rows, scores):
             details["cells"] = table
         yield Result(
@@ -176,9 +179,35 @@ def evaluate_rows(
             n=len(rows),
             by=group_scores(rows, scores),
             policy=describe(policy),
-            cache=cache,
+            cache=found.cache,
             details=details,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a policy made of rows.
+
+    Attributes:
+      texts: one a row.
+      cache: bytes, of the last and longest batch: nominal, physical, peak.
+      kept_tokens: per layer and head, of the longest prompt after its answer.
+      bytes_read_per_token: of keys and values, by the last step of that answer.
+      tokens_per_s: made in all batches, over the seconds of their decode steps.
+      prefill_s: seconds that the prompts of all batches took.
+    """
+
+    texts: list[str]
+    cache: Mapping[str, int]
+    kept_tokens: list[list[int]]
+    bytes_read_per_token: int
+    tokens_per_s: float
+    prefill_s: float
+
+    def figures(self) -> dict[str, Any]:
+        """All but the texts and the cache."""
+        names = ("kept_tokens", "bytes_read_per_token", "tokens_per_s", "prefill_s")
+        return {name: getattr(self, name) for name in names}
 
 
 def answer_rows(
@@ -189,13 +218,11 @@ def answer_rows(
     rows: Sequence[Row],
     prompts: Sequence[tuple[list[int], list[int]]],
     progress: Callable[[int, int], None],
-) -> tuple[list[str], Mapping[str, int], list[list[int]]]:
-    """The text of each answer, the bytes of the cache, and the tokens kept per layer and head.
-
-    Those are of the last and longest prompt, after its answer.
+) -> Answers:
+    """Answers rows in batches.
 
     Every batch starts from an empty cache of the same shape, so all of them share two programs.
-    Rows of similar length go together.
+    Rows of similar length go together. A batch that is in the journal is not run again.
     """
     longest = max(len(first) + len(rest) for first, rest in prompts)
     most_new = max(row.max_new_tokens for row in rows)
@@ -210,40 +237,69 @@ def answer_rows(
     size = min(manner.batch_size, len(rows))
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, prompts[i])))
     texts = [""] * len(rows)
-    cache: Mapping[str, int] = {}
-    kept: list[list[int]] = []
+    batches: list[dict[str, Any]] = []
     for begin in range(0, len(order), size):
         batch = order[begin : begin + size]
-        # A last batch that is short is filled up: another shape would be another program.
-        padded = batch + batch[-1:] * (size - len(batch))
         new = max(rows[i].max_new_tokens for i in batch)
-        session = Session.begin(
-            model, dataclasses.replace(settings, max_new_tokens=new), size, longest
-        )
-        if manner.query_aware:
-            session.feed([[*prompts[i][0], *prompts[i][1]] for i in padded])
-        else:
-            for part in (0, 1):
-                session.feed([prompts[i][part] for i in padded])
-        generation = answer(session, [sum(map(len, prompts[i])) for i in padded])
-        for i, ids in zip(batch, generation.token_ids, strict=False):
+        mine = dataclasses.replace(settings, max_new_tokens=new)
+        asked = [prompts[i] for i in batch]
+        # A last batch that is short is filled up: another shape would be another program.
+        asked += asked[-1:] * (size - len(batch))
+        key = key_of(common.model, common.dtype, mine, manner.query_aware, longest, asked)
+        done = common.journal.get(key)
+        if done is None:
+            session = Session.begin(model, mine, size, longest)
+            done = _answer_batch(session, manner.query_aware, asked, len(batch) - 1)
+            common.journal.put(key, done)
+        for i, ids in zip(batch, done["token_ids"], strict=False):
             texts[i] = model.tokenizer.decode(ids[: rows[i].max_new_tokens])
-        made = session.made
-        peak = max(made.prefill.peak_bytes, made.decode.peak_bytes)
-        cache = cache_bytes(policy, generation.state.cache, peak)
-        kept = kept_tokens(generation.state.cache.layers, len(batch) - 1)
+        batches.append(done)
         progress(begin + len(batch), len(order))
-    return texts, cache, kept
+    last, decode_s = batches[-1], sum(done["decode_s"] for done in batches)
+    made = sum(len(ids) for done in batches for ids in done["token_ids"])
+    return Answers(
+        texts,
+        last["cache"],
+        last["kept_tokens"],
+        last["bytes_read_per_token"],
+        tokens_per_s=made / decode_s if decode_s else 0.0,
+        prefill_s=sum(done["prefill_s"] for done in batches),
+    )
+
+
+def _answer_batch(
+    session: Session, query_aware: bool, prompts: list[tuple[list[int], list[int]]], longest: int
+) -> dict[str, Any]:
+    """Answers to prompts in two parts, and what they took, as plain data.
+
+    `longest` is the row whose cache is reported.
+    """
+    if query_aware:
+        session.feed([[*first, *rest] for first, rest in prompts])
+    else:
+        for part in (0, 1):
+            session.feed([prompt[part] for prompt in prompts])
+    generation = answer(session, [sum(map(len, prompt)) for prompt in prompts])
+    made, cache = session.made, generation.state.cache
+    peak = max(made.prefill.peak_bytes, made.decode.peak_bytes)
+    return {
+        "token_ids": [[int(i) for i in ids] for ids in generation.token_ids],
+        "cache": cache_bytes(session.settings.policy, cache, peak),
+        "kept_tokens": kept_tokens(cache.layers, longest),
+        "bytes_read_per_token": bytes_read(cache.layers, longest),
+        "decode_s": session.timing.decode_s,
+        "prefill_s": session.timing.prefill_s,
+    }
 
 
 def draw(figure: Any, results: Sequence[Result]) -> None:
     """Scores, and below them what was kept.
 
     Scores are maps of length by depth where there are both, else bars; several settings of one
-    policy are a curve of score over bytes.
+    policy are curves of score over bytes. What was kept is shown of policies whose heads differ.
     """
     names = [result.policy["name"] for result in results]
-    kept = [result for result in results if any(result.details["kept_tokens"])]
+    kept = [r for r in results if len({n for of in r.details["kept_tokens"] for n in of}) > 1]
     above, *below = figure.subfigures(2 if kept else 1, 1, squeeze=False)[:, 0]
     if len(names) > len(set(names)):
         width, height = trade_off(above, results)

@@ -11,11 +11,12 @@ from typing import Any
 
 from jaxkv.arguments import make_parser, parse
 from jaxkv.errors import InputError
+from jaxkv.eval.report import check_report
 from jaxkv.eval.task import Common, Task
 from jaxkv.eval.tasks import TASKS
 from jaxkv.figures import check_picture
-from jaxkv.files import check_target
-from jaxkv.policies.registry import POLICIES, make_policies
+from jaxkv.policies.base import Policy
+from jaxkv.policies.registry import POLICIES, make_policies, with_budget
 
 COMMAND = "jaxkv.eval"
 
@@ -32,6 +33,7 @@ examples:
   python -m jaxkv.eval ppl --text-file book.txt --policy window:window=1024,streaming:sinks=1:window=1023
   python -m jaxkv.eval passkey --lengths 512,1024 --depths 5 --policy full,streaming --json
   python -m jaxkv.eval rows --rows rows.jsonl --query-aware
+  python -m jaxkv.eval passkey --policy full,snapkv,tova --budgets 64,128,256 --out points.jsonl --plot sweep.png
 """  # noqa: E501
 
 
@@ -75,20 +77,32 @@ def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) 
     if given.plot is not None:
         check_picture("--plot", given.plot)
     if given.out is not None:
-        check_target("--out", given.out)
+        check_report(given.out, given.overwrite)
     return Common(
         model=given.model,
         dtype=given.dtype,
         kv_dtype=given.kv_dtype,
-        policies=make_policies(given.policy, fields),
+        policies=_policies(given, fields),
         prefill_chunk=given.prefill_chunk,
         max_length=given.max_length,
         seed=given.seed,
         json=given.json,
         plot=given.plot,
         out=given.out,
+        overwrite=given.overwrite,
         command=command,
     )
+
+
+def _policies(given: argparse.Namespace, fields: Mapping[str, Any]) -> tuple[Policy, ...]:
+    policies = make_policies(given.policy, fields)
+    if given.budgets is None:
+        return policies
+    words = str(given.budgets).split(",")
+    if not all(word.strip().isdigit() and int(word) for word in words):
+        raise InputError(f"--budgets is {given.budgets!r}; it must be tokens such as 64,128,256")
+    sized = [with_budget(policy, int(word)) for policy in policies for word in words]
+    return tuple(dict.fromkeys(sized))
 
 
 def _overview() -> Any:
@@ -130,6 +144,13 @@ def _parser(task: Task) -> Any:
         help="a setting of every listed policy that has it, such as --policy.window 1020",
     )
     add(
+        "--budgets",
+        type=str | int | None,
+        metavar="N,N",
+        help="a sweep: every listed policy once with each of these sizes, in tokens that a head "
+        "keeps on average (recycled: reads); policies that have no size run once",
+    )
+    add(
         "--config",
         metavar="FILE.yaml",
         type=str | None,
@@ -153,9 +174,12 @@ def _parser(task: Task) -> Any:
     add(
         "--out",
         type=str | None,
-        metavar="FILE.json",
-        help="also write the report there, with the machine, versions, date and command",
+        metavar="FILE",
+        help="also write the report there, with the machine, versions, date and command: FILE.json "
+        "as a whole, FILE.jsonl one line a policy as each is finished. After an interruption the "
+        "same command goes on where it was; policies that FILE.jsonl has are not run again",
     )
+    add("--overwrite", action="store_true", help="start a report anew that --out already has")
     add(
         "--plot",
         type=str | None,

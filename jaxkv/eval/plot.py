@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,25 +52,38 @@ def bars(figure: Any, results: Sequence[Result]) -> Size:
 
 
 def trade_off(figure: Any, results: Sequence[Result]) -> Size:
-    """Score over physical bytes: a line for each policy, a point for each of its settings."""
-    axis = figure.subplots()
+    """Score over physical bytes, and over bytes read per token.
+
+    A line for each policy, a point for each of its settings.
+    """
+    held, read = figure.subplots(1, 2, sharey=True)
+    _curves(held, results, lambda result: result.cache["physical_bytes"])
+    _curves(read, results, lambda result: result.details["bytes_read_per_token"])
+    held.set(xlabel="cache (MB)", ylabel="score (%)", ylim=(-5, 105))
+    read.set(xlabel="keys and values read per token (MB)")
+    figure.suptitle(f"{results[0].task}, n = {results[0].n}", fontsize=10)
+    held.legend(fontsize=7)
+    return 10.0, 4.5
+
+
+def _curves(axis: Any, results: Sequence[Result], size: Callable[[Result], int]) -> None:
+    """A line of score over size for each policy, its settings written beside the points."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     for name in dict.fromkeys(result.policy["name"] for result in results):
-        mine = [result for result in results if result.policy["name"] == name]
-        mine.sort(key=lambda result: result.cache["physical_bytes"])
-        sizes = [result.cache["physical_bytes"] / 1e6 for result in mine]
+        mine = sorted((r for r in results if r.policy["name"] == name), key=size)
+        sizes = [size(result) / 1e6 for result in mine]
         axis.plot(sizes, [result.score for result in mine], marker="o", label=name)
-        for size, result in zip(sizes, mine, strict=True):
+        for at, result in zip(sizes, mine, strict=True):
             if varied := _varied(result, mine):
                 axis.annotate(
-                    varied, (size, result.score), textcoords="offset points", xytext=(4, -10),
-                    fontsize=7,
+                    varied, (at, result.score), textcoords="offset points", xytext=(4, -10),
+                    fontsize=6,
                 )  # fmt: skip
-    axis.set(
-        xlabel="cache (MB)", ylabel="answers found (%)", ylim=(-5, 105), xscale="log",
-        title=f"{results[0].task}, n = {results[0].n}",
-    )  # fmt: skip
-    axis.legend(fontsize=8)
-    return 7.0, 4.5
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def kept_maps(figure: Any, results: Sequence[Result]) -> Size:

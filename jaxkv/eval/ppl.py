@@ -18,6 +18,7 @@ from jaxkv.convert.table import Progress
 from jaxkv.convert.tokenizer import Tokenizer
 from jaxkv.errors import InputError
 from jaxkv.eval.haystacks import builtin_text
+from jaxkv.eval.journal import key_of
 from jaxkv.eval.nll import (
     Scores,
     bounded_tokens,
@@ -29,7 +30,7 @@ from jaxkv.eval.nll import (
 from jaxkv.eval.result import Result, policy_label
 from jaxkv.eval.task import Common, Task
 from jaxkv.models.decoder import geometry
-from jaxkv.policies.base import TokenPolicy
+from jaxkv.policies.base import Policy, TokenPolicy
 from jaxkv.policies.layers import reads_whole_prompt
 from jaxkv.policies.registry import describe
 
@@ -52,6 +53,8 @@ also reports by.sampled, over the very same positions. null: the row does not re
 
 With --prompt-tokens N the first N tokens are one prompt, and what follows is predicted token by token
 as decoding does; only that is scored. Policies that choose after a prompt are evaluated so.
+
+curve in the report is the perplexity of all tokens up to each of 200 positions.
 """  # noqa: E501
 
 
@@ -115,21 +118,60 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
         def draw(done: int, total: int, what: str = what) -> None:
             progress(what, done, total)
 
-        if isinstance(policy, TokenPolicy):
-            every.append(score_sampled(model, policy, stream, sampled, common.kv_dtype, draw))
-            continue
         limit = common.max_length or model.config.max_positions
-        if options.prompt:
-            every.append(
-                score_decoded(model, policy, stream, options.prompt, limit, common.kv_dtype, draw)
-            )
-        else:
-            every.append(
-                score_stream(
-                    model, policy, stream, limit, common.kv_dtype, common.prefill_chunk, draw
-                )
-            )
+        at = sampled.tolist() if isinstance(policy, TokenPolicy) else options.prompt
+        key = key_of(
+            common.model, common.dtype, common.kv_dtype, common.prefill_chunk, limit, policy,
+            stream.tolist(), at,
+        )  # fmt: skip
+        scores = _from_plain(common.journal.get(key))
+        if scores is None:
+            scores = _score(model, common, policy, stream, sampled, options.prompt, limit, draw)
+            common.journal.put(key, _plain(scores))
+        every.append(scores)
     return _results(model, common, every, sampled)
+
+
+def _score(
+    model: Model,
+    common: Common,
+    policy: Policy,
+    stream: np.ndarray,
+    sampled: np.ndarray,
+    prompt: int,
+    limit: int,
+    draw: Callable[[int, int], None],
+) -> Scores:
+    """Of one policy, in the way that it can be evaluated in."""
+    dtype = common.kv_dtype
+    if isinstance(policy, TokenPolicy):
+        return score_sampled(model, policy, stream, sampled, dtype, draw)
+    if prompt:
+        return score_decoded(model, policy, stream, prompt, limit, dtype, draw)
+    return score_stream(model, policy, stream, limit, dtype, common.prefill_chunk, draw)
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+    values = {field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)}
+    return values | {"positions": scores.positions.tolist(), "nll": scores.nll.tolist()}
+
+
+def _from_plain(value: dict[str, Any] | None) -> Scores | None:
+    if value is None:
+        return None
+    nll = np.asarray(value["nll"], np.float32)
+    return Scores(**value | {"positions": np.asarray(value["positions"]), "nll": nll})
+
+
+def running(scores: Scores, points: int = 200) -> dict[str, list[float]]:
+    """Perplexity of all that was predicted up to some positions, evenly among them."""
+    mean = np.cumsum(scores.nll, dtype=np.float64) / np.arange(1, len(scores.nll) + 1)
+    at = np.unique(np.linspace(0, len(mean) - 1, points).round().astype(int))
+    values = np.exp(np.minimum(mean[at], 700.0))
+    return {
+        "positions": scores.positions[at].tolist(),
+        "perplexity": [float(f"{value:.6g}") for value in values],
+    }
 
 
 def _check_policies(model: Model, common: Common, options: Options, length: int) -> None:
@@ -201,8 +243,8 @@ def _results(
                     "compile_s": scores.compile_s,
                     "run_s": scores.run_s,
                     **({"steps": scores.steps} if scores.steps else {}),
+                    "curve": running(scores),
                 },
-                curve=scores,
             )
         )
     return results
@@ -213,11 +255,9 @@ def draw(figure: Any, results: Sequence[Result]) -> None:
     figure.set_size_inches(7.0, 4.5)
     axis = figure.subplots()
     for result in results:
-        scores: Scores = result.curve
-        running = np.cumsum(scores.nll, dtype=np.float64) / np.arange(1, len(scores.nll) + 1)
-        marker = "." if len(scores.positions) < 1000 else ""
-        values = np.exp(np.minimum(running, 700.0))
-        axis.plot(scores.positions, values, marker=marker, label=result.label)
+        curve = result.details["curve"]
+        marker = "." if result.n < 1000 else ""
+        axis.plot(curve["positions"], curve["perplexity"], marker=marker, label=result.label)
     axis.set_yscale("log")
     axis.set(xlabel="position (tokens)", ylabel="perplexity up to here", title="ppl")
     axis.grid(alpha=0.3, which="both")
@@ -278,4 +318,5 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    compared=True,
 )

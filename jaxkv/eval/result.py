@@ -27,7 +27,6 @@ class Result:
       policy: name and settings, as `make_policy` takes them.
       cache: bytes: nominal, physical, peak.
       details: further figures, next to the others in the JSON object.
-      curve: what the plot needs and the report does not.
     """
 
     task: str
@@ -37,7 +36,6 @@ class Result:
     policy: Mapping[str, Any]
     cache: Mapping[str, int]
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    curve: Any = None
 
     @property
     def label(self) -> str:
@@ -55,6 +53,15 @@ class Result:
             "cache": dict(self.cache),
             **self.details,
         }
+
+
+def from_json(value: Mapping[str, Any]) -> Result:
+    """What `Result.as_json` gave, or a line of a sweep."""
+    names = ("task", "score", "n", "by", "policy", "cache")
+    known = {name: value[name] for name in names}
+    if known["score"] is None:
+        known["score"] = math.nan
+    return Result(**known, details={k: v for k, v in value.items() if k not in names})
 
 
 def label(policy: Mapping[str, Any]) -> str:

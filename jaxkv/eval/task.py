@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
+from jaxkv.eval.journal import Journal
 from jaxkv.eval.result import Result
 from jaxkv.policies.base import Policy
 
@@ -30,7 +31,9 @@ class Common:
       json: whether the report is JSON.
       plot: where to draw to, or None.
       out: a file for the report, or None.
+      overwrite: whether a finished report in `out` is replaced.
       command: what was typed.
+      journal: finished pieces of work, for those that `evaluate` can skip.
     """
 
     model: str
@@ -43,7 +46,9 @@ class Common:
     json: bool
     plot: str | None
     out: str | None
+    overwrite: bool
     command: str
+    journal: Journal = Journal(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Task:
       add_arguments: declares flags, given the parser's `add_argument`.
       check: turns parsed flags into the task's own options; raises InputError.
       evaluate: the work: one result for each policy, in order, each as soon as it is there.
-      draw: puts the results on a `matplotlib.figure.Figure`.
+      draw: puts the results on a `matplotlib.figure.Figure`, from what their JSON has.
+      compared: whether a row of the report depends on the other policies of the list.
     """
 
     name: str
@@ -67,3 +73,4 @@ class Task:
     check: Callable[[argparse.Namespace], Any]
     evaluate: Callable[[Model, Common, Any, Progress], Iterable[Result]]
     draw: Callable[[Any, Sequence[Result]], None]
+    compared: bool = False

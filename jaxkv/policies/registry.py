@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxkv.arguments import scalar
+from jaxkv.arguments import flags_named, scalar
 from jaxkv.errors import InputError
 from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.base import Policy
@@ -75,6 +75,26 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
     if not any(type(value) in _KINDS.get(kind, ()) for kind in kinds):
         allowed = " or ".join(kinds)
         raise InputError(f"--policy.{field.name} of {name!r} is {value!r}; it must be {allowed}")
+
+
+def with_budget(policy: Policy, budget: int) -> Policy:
+    """The same policy with so many tokens to keep, or to read, in a head on average.
+
+    That is `budget` where it has this field, `window` (less the sinks, where they come on top), or
+    the `k` of recycling. A policy that has none of them is given back as it is.
+    """
+    fields = {field.name for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    if "budget" in fields:
+        change = {"budget": budget}
+    elif "window" in fields:
+        change = {"window": budget - getattr(policy, "sinks", 0)}
+    elif "k" in fields:
+        change = {"k": budget}
+    else:
+        return policy
+    name = describe(policy)["name"]
+    with flags_named(tuple(change), f"--budgets has {budget}, where of {name!r} "):
+        return dataclasses.replace(policy, **change)  # type: ignore[type-var]
 
 
 def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
