@@ -1,0 +1,194 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m jaxkv.bench.tables`: figures in a Markdown file, written from committed reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxkv.arguments import make_parser, parse, read_text
+from jaxkv.errors import InputError, one_line_errors
+from jaxkv.files import whole_file
+from jaxkv.policies.registry import POLICIES
+
+COMMAND = "jaxkv.bench.tables"
+RESULTS = Path(__file__).parent / "results"
+_DESCRIPTION = """Write the tables and figures of a Markdown file from the reports that it names.
+
+A place that is written stands between two comments, which readers of the page do not see:
+
+  <!-- table FILE.json: HEAD = PATH FORMAT | HEAD = PATH FORMAT -->  …  <!-- end -->
+  <!-- value FILE.json PATH FORMAT -->  …  <!-- end -->
+
+A table has a line for each of the report's rows (of several files, separated by commas, one after
+the other; FILE.json[2:5] takes some of them). PATH leads into a row, or for a value into the
+report, such as rows.0.cache.physical_bytes; "policy" is its name and the settings that are not the
+default or differ in the table. FORMAT is that of Python, such as .1f, or % (a percentage), share (a
+fraction as one), MB, GB.
+"""
+_PLACE = re.compile(r"(<!-- (table|value) (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def render(text: str, folder: Path = RESULTS) -> str:
+    """The same text with every place written anew.
+
+    Args:
+      text: Markdown.
+      folder: where the reports are.
+
+    Raises:
+      InputError: a report is missing, or a place asks for what it does not hold.
+    """
+
+    def write(place: re.Match) -> str:
+        start, kind, spec, _, end = place.groups()
+        if kind == "value":
+            return f"{start}{_value(spec, folder)}{end}"
+        return f"{start}\n\n{_table(spec, folder)}\n\n{end}"
+
+    return _PLACE.sub(write, text)
+
+
+def _value(spec: str, folder: Path) -> str:
+    name, path, *form = spec.split()
+    report = _report(folder, name)
+    return _format(_at(report, path, name), " ".join(form))
+
+
+def _table(spec: str, folder: Path) -> str:
+    files, _, columns = " ".join(spec.split()).partition(": ")
+    rows = [row for name in files.split(",") for row in _rows(folder, name.strip())]
+    heads, cells = [], []
+    for column in columns.split(" | "):
+        head, _, told = column.rpartition(" = ")
+        path, _, form = told.strip().partition(" ")
+        heads.append(head.strip() or path)
+        if path == "policy":
+            cells.append(policy_names([row["policy"] for row in rows]))
+        else:
+            cells.append([_format(_at(row, path, files, None), form) for row in rows])
+    lines = [heads, ["---"] * len(heads), *map(list, zip(*cells, strict=True))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    file, begin, end = re.fullmatch(r"([^\[]+)(?:\[(\d*):(\d*)\])?", name).groups()  # type: ignore[union-attr]
+    rows = _report(folder, file)["rows"]
+    return rows[int(begin or 0) : int(end) if end else None]
+
+
+def _report(folder: Path, name: str) -> Any:
+    path = folder / name
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"report {path} cannot be read: {error.strerror}") from None
+    if path.suffix == ".jsonl":
+        return {"rows": [json.loads(line) for line in text.splitlines()]}
+    return json.loads(text)
+
+
+_MISSING = object()
+
+
+def _at(value: Any, path: str, where: str, default: Any = _MISSING) -> Any:
+    """What a dotted path leads to; keys may be numbers, of lists too."""
+    for key in path.split("."):
+        try:
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        except (KeyError, IndexError, ValueError, TypeError):
+            if default is _MISSING:
+                raise InputError(f"{where} has no {path}; {key!r} is not there") from None
+            return default
+    return value
+
+
+def _format(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    if form in ("MB", "GB"):
+        return f"{value / {'MB': 1e6, 'GB': 1e9}[form]:,.3g}"
+    if form == "%":
+        return f"{value:.3g} %"
+    if form == "share":
+        return f"{100 * value:.0f} %"
+    return format(value, form)
+
+
+def policy_names(policies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each by its name, and by the settings that are not the default or not the same in all."""
+    return [", ".join([f"`{policy['name']}`", *_settings(policy, policies)]) for policy in policies]
+
+
+def _settings(policy: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    cls = POLICIES.get(policy["name"])
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)} if cls else {}
+    same = [other for other in among if other["name"] == policy["name"]]
+    for name, value in policy.items():
+        varied = len({json.dumps(other.get(name)) for other in same}) > 1
+        if name != "name" and (varied or value != defaults.get(name, _MISSING)):
+            if value is not None:
+                yield f"{name} {value:,}" if type(value) is int else f"{name} {value}"
+
+
+def draw_all(folder: Path) -> list[Path]:
+    """Draws each report that has a picture of its name beside it, and gives what was drawn."""
+    from jaxkv.eval.result import from_json
+    from jaxkv.eval.task import Task
+    from jaxkv.eval.tasks import TASKS
+    from jaxkv.figures import save_picture
+
+    drawn = []
+    for path in sorted(folder.glob("*.png")):
+        for report in (path.with_suffix(".json"), path.with_suffix(".jsonl")):
+            if not report.exists():
+                continue
+            rows = _report(folder, report.name)["rows"]
+            task = TASKS.get(rows[0].get("task"))
+            if task:
+                results = [from_json(row) for row in rows]
+
+                def draw(figure: Any, task: Task = task, results: list = results) -> None:
+                    task.draw(figure, results)
+
+                save_picture(str(path), draw)
+                drawn.append(path)
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; status 1 if `--check` finds a place that is not as its report says."""
+    with one_line_errors(COMMAND):
+        options, _ = parse(_parser(), list(sys.argv[1:] if arguments is None else arguments))
+        text = read_text("--file", options.file)
+        new = render(text, Path(options.results))
+        if options.check:
+            if new != text:
+                print(f"{COMMAND}: {options.file} is not as its reports say", file=sys.stderr)
+                raise SystemExit(1)
+            return
+        with whole_file(options.file) as part:
+            part.write_text(new, encoding="utf-8")
+        print(f"{options.file}: {len(_PLACE.findall(text))} places written")
+        for path in draw_all(Path(options.results)) if options.plots else ():
+            print(f"{path} drawn")
+
+
+def _parser() -> Any:
+    parser = make_parser(COMMAND, _DESCRIPTION)
+    add = parser.add_argument
+    add("--file", default="README.md", metavar="FILE.md", help="default: README.md")
+    add("--results", default=str(RESULTS), metavar="FOLDER", help="default: those of this package")
+    add("--check", action="store_true", help="change nothing; status 1 if it would")
+    add("--plots", action="store_true", help="draw the pictures of reports of jaxkv.eval anew")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

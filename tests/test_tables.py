@@ -1,0 +1,79 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures in Markdown come from reports, and those of the README are the reports' own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxkv.bench.tables import RESULTS, main, policy_names, render
+from jaxkv.errors import InputError
+
+ROWS = [
+    {"policy": {"name": "full"}, "by": {"512": 100.0}, "bytes": 53222520, "roofline": 0.7734},
+    {"policy": {"name": "snapkv", "budget": 64, "window": 8, "kernel": 7, "decode_room": 128},
+     "by": {"512": 62.5}, "bytes": 4000000},
+]  # fmt: skip
+TABLE = """before
+<!-- table r.json: policy | 512 = by.512 % | size = bytes MB | roofline = roofline share -->
+
+| policy | 512 | size | roofline |
+| --- | --- | --- | --- |
+| `full` | 100 % | 53.2 | 77 % |
+| `snapkv`, budget 64, window 8 | 62.5 % | 4 |  |
+
+<!-- end -->
+a step takes <!-- value r.json rows.0.roofline .2f -->0.77<!-- end --> of it
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "r.json").write_text(json.dumps({"rows": ROWS}))
+    return tmp_path
+
+
+def test_places_are_written_and_stay(folder: Path) -> None:
+    stale = TABLE.replace("62.5 %", "99 %").replace(">0.77<", "><")
+    assert render(stale, folder) == TABLE
+    assert render(TABLE, folder) == TABLE
+
+
+def test_lines_of_several_files(folder: Path) -> None:
+    (folder / "s.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    table = render("<!-- table s.jsonl[1:],r.json[:1]: policy --><!-- end -->", folder)
+    assert table.count("`snapkv`") == table.count("`full`") == 1
+    assert table.index("`snapkv`") < table.index("`full`")
+
+
+def test_settings_that_tell_policies_apart() -> None:
+    a = {"name": "streaming", "sinks": 4, "window": 1020}
+    assert policy_names([a]) == ["`streaming`"]
+    assert policy_names([a, a | {"sinks": 1}])[0] == "`streaming`, sinks 4"
+
+
+def test_what_is_missing_is_named(folder: Path) -> None:
+    with pytest.raises(InputError, match="none.json cannot be read"):
+        render("<!-- table none.json: policy --><!-- end -->", folder)
+    with pytest.raises(InputError, match="r.json has no rows.0.nothing; 'nothing' is not there"):
+        render("<!-- value r.json rows.0.nothing --><!-- end -->", folder)
+
+
+def test_check_and_write(folder: Path, capsys) -> None:
+    page = folder / "page.md"
+    page.write_text(TABLE.replace("62.5 %", "99 %"))
+    words = ["--file", str(page), "--results", str(folder)]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--check"])
+    assert stopped.value.code == 1 and "not as its reports say" in capsys.readouterr().err
+    main(words)
+    assert page.read_text() == TABLE
+    main([*words, "--check"])
+
+
+def test_readme_is_as_its_reports_say() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert render(text, RESULTS) == text and "<!-- table " in text
