@@ -29,7 +29,7 @@ the bandwidth of plain matrix-vector products measured in the same run, over the
 copies: each implementation that this device has, and jax.nn.dot_product_attention.
 
 examples:
-  python -m jaxkv.bench decode --policy full,streaming --contexts 1000,6000
+  python -m jaxkv.bench decode --policy full,streaming --contexts 1000,6000 --plot decode.png
   python -m jaxkv.bench decode --policy streaming,recompute
   python -m jaxkv.bench prefill --contexts 6000 --beside transformers
   python -m jaxkv.bench stream --policy streaming --tokens 50000 --fed
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(result)) if options.json else _show(result)
         if options.out:
             write_json(options.out, result)
+        if options.plot:
+            _plot(options, result)
     failed = _failures(options, result)
     for line in failed:
         print(f"{COMMAND}: {line}", file=sys.stderr)
@@ -84,7 +86,6 @@ def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str,
 
 def _kernels(options: argparse.Namespace, progress: Any) -> dict[str, Any]:
     from jaxkv.bench import kernels
-    from jaxkv.figures import save_picture
 
     heads, kv_heads, head_dim = _numbers("--heads", options.heads, 3)
     shapes = kernels.Shapes(heads, kv_heads, head_dim, options.dtype)
@@ -92,10 +93,7 @@ def _kernels(options: argparse.Namespace, progress: Any) -> dict[str, Any]:
     for name in names:
         if name not in kernels.OPS:
             raise InputError(f"--ops has {name!r}; each must be one of {', '.join(kernels.OPS)}")
-    found = kernels.compare(shapes, names, _contexts(options), options.runs, progress)
-    if options.plot:
-        save_picture(options.plot, lambda figure: kernels.draw(figure, found["rows"]))
-    return found
+    return kernels.compare(shapes, names, _contexts(options), options.runs, progress)
 
 
 def _compare(
@@ -135,6 +133,14 @@ def _compare(
                 row |= {"transformers": theirs, "speedup": theirs[name] / row[name]}
             rows.append(row)
     return {"rows": rows, **({"versions": peer.versions} if peer else {})}
+
+
+def _plot(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    from jaxkv.bench import kernels, plot
+    from jaxkv.figures import save_picture
+
+    draw = kernels.draw if options.task == "kernels" else plot.draw
+    save_picture(options.plot, lambda figure: draw(figure, result["rows"]))
 
 
 def _failures(options: argparse.Namespace, result: dict[str, Any]) -> list[str]:
@@ -233,9 +239,10 @@ def _check(options: argparse.Namespace) -> None:
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
     alone = options.task == "kernels"
-    for name in ("ops", "plot"):
-        if getattr(options, name) is not None and not alone:
-            raise InputError(f"--{name} is for kernels, not for {options.task}")
+    if options.ops is not None and not alone:
+        raise InputError(f"--ops is for kernels, not for {options.task}")
+    if options.plot is not None and options.task == "stream":
+        raise InputError("--plot is not for stream, which has no line over the context")
     for name in ("beside", "min_speedup", "min_roofline"):
         if getattr(options, name) is not None and alone:
             raise InputError(f"--{name.replace('_', '-')} is not for kernels")
@@ -248,7 +255,12 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--tokens is {options.tokens}; a stream takes at least 4000")
     if options.beside not in (None, "transformers"):
         raise InputError(f"--beside is {options.beside!r}; it must be transformers")
-    _contexts(options)
+    contexts = set(_contexts(options))
+    if options.plot and not alone and len(contexts) < 2:
+        raise InputError(
+            f"--plot draws lines over the context and --contexts is {options.contexts}; it must be "
+            "two lengths or more (one will do for kernels)"
+        )
     if options.out:
         check_target("--out", options.out)
     if options.plot:
@@ -297,7 +309,12 @@ def _parser() -> Any:
         help="kernels: query heads, KV heads, dimensions (default: 9,3,64, the default model's)",
     )
     add("--ops", type=str | None, metavar="NAMES", help="kernels: which (default: all)")
-    add("--plot", type=str | None, metavar="FILE.png", help="kernels: time over the context")
+    add(
+        "--plot",
+        type=str | None,
+        metavar="FILE.png",
+        help="draw time, and memory of caches, over the context to a .png, .pdf or .svg file",
+    )
     add("--out", type=str | None, metavar="FILE", help="also write the JSON there")
     add("--json", action="store_true", help="JSON on stdout instead of a table")
     return parser

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxkv.eval import copying, passkey, ppl, rows
+from jaxkv.eval import attention_maps, copying, heads, passkey, ppl, rows
 from jaxkv.eval.task import Task
 
 TASKS: Mapping[str, Task] = {
-    task.name: task for task in (ppl.TASK, passkey.TASK, copying.TASK, rows.TASK)
-}
+    task.name: task
+    for task in (
+        ppl.TASK, passkey.TASK, copying.TASK, rows.TASK, attention_maps.TASK, heads.TASK,
+    )
+}  # fmt: skip
