@@ -6,12 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxkv.eval import attention_maps, copying, heads, passkey, ppl, rows
+from jaxkv.eval import (
+    attention_maps,
+    babilong,
+    copying,
+    heads,
+    longbench,
+    loogle,
+    passkey,
+    ppl,
+    rows,
+)
 from jaxkv.eval.task import Task
 
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         ppl.TASK, passkey.TASK, copying.TASK, rows.TASK, attention_maps.TASK, heads.TASK,
+        longbench.TASK, loogle.TASK, babilong.TASK,
     )
 }  # fmt: skip
