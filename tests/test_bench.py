@@ -58,7 +58,6 @@ def test_kernels_beside_jax_itself(capsys, tmp_path):
         (["decode", "--tokens", "3"], "17"),
         (["decode", "--out", "/"], "folder"),
         (["kernels", "--plot", "x.doc"], ".png"),
-        (["decode", "--plot", "x.png"], "kernels"),
         (["kernels", "--min-roofline", "1"], "not for kernels"),
     ],
 )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxkv.bench.tables import RESULTS, main, policy_names, render
 from jaxkv.errors import InputError
+from jaxkv.eval.tables import RESULTS, main, policy_names, render
 
 ROWS = [
     {"policy": {"name": "full"}, "by": {"512": 100.0}, "bytes": 53222520, "roofline": 0.7734},
@@ -53,6 +53,14 @@ def test_settings_that_tell_policies_apart() -> None:
     a = {"name": "streaming", "sinks": 4, "window": 1020}
     assert policy_names([a]) == ["`streaming`"]
     assert policy_names([a, a | {"sinks": 1}])[0] == "`streaming`, sinks 4"
+
+
+def test_bytes_of_a_cache(folder: Path) -> None:
+    place = "<!-- bytes llama-3.1-8b bfloat16 131072 full GB --><!-- end -->"
+    # Two bytes of keys and of values, 8 heads of 128 dimensions, 32 layers; and positions.
+    assert (
+        ">17.2<" in render(place, folder) and round(131072 * 2 * 2 * 8 * 128 * 32 / 1e9, 1) == 17.2
+    )
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:

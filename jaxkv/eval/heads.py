@@ -61,9 +61,7 @@ def calibrated(policy: Policy, geometry: Geometry) -> tuple[str, np.ndarray] | N
       InputError: the file is missing, damaged, or of another model.
     """
     if isinstance(policy, DuoAttention):
-        where, content = patterns._read(policy.pattern, patterns.GATES, geometry)
-        shape = geometry.num_layers, geometry.num_kv_heads
-        return "gate", patterns._matrix(content["gates"], *shape, "KV heads", where)
+        return "gate", patterns.head_gates(policy.pattern, geometry)
     if isinstance(policy, HeadKV):
         scores = patterns.head_scores(policy.scores, geometry)
         heads = geometry.num_heads if policy.query_heads else geometry.num_kv_heads

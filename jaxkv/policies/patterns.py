@@ -37,14 +37,28 @@ def full_heads(
     Raises:
       InputError: the file is missing, damaged, or of another model.
     """
-    where, content = _read(path, GATES, geometry)
-    gates = _matrix(content["gates"], geometry.num_layers, geometry.num_kv_heads, "KV heads", where)
+    where, content, gates = _gates(path, geometry)
     mask = _stored_mask(content, sparsity, gates.shape, where)
     if mask is None:
         mask = np.zeros(gates.shape, bool)
         ruled = list(geometry.ruled)
         mask[ruled] = sparsify(gates[ruled], sparsity)
     return tuple(tuple(int(head) for head in np.flatnonzero(row)) for row in mask)
+
+
+def head_gates(path: str | None, geometry: Geometry) -> np.ndarray:
+    """The gates [L, K] of a file, or of the one that is shipped for the model.
+
+    Raises:
+      InputError: the file is missing, damaged, or of another model.
+    """
+    return _gates(path, geometry)[2]
+
+
+def _gates(path: str | None, geometry: Geometry) -> tuple[str, Mapping[str, Any], np.ndarray]:
+    where, content = _read(path, GATES, geometry)
+    layers, heads = geometry.num_layers, geometry.num_kv_heads
+    return where, content, _matrix(content["gates"], layers, heads, "KV heads", where)
 
 
 def sparsify(gates: np.ndarray, sparsity: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m jaxkv.bench.tables`: figures in a Markdown file, written from committed reports."""
+"""`python -m jaxkv.eval.tables`: figures in a Markdown file, written from committed reports."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from jaxkv.arguments import make_parser, parse, read_text
+from jaxkv.cache.accounting import nbytes
+from jaxkv.convert.named import named_config
 from jaxkv.errors import InputError, one_line_errors
 from jaxkv.files import whole_file
-from jaxkv.policies.registry import POLICIES
+from jaxkv.models.decoder import init_cache
+from jaxkv.policies.registry import POLICIES, make_policies
 
-COMMAND = "jaxkv.bench.tables"
-RESULTS = Path(__file__).parent / "results"
+COMMAND = "jaxkv.eval.tables"
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
 _DESCRIPTION = """Write the tables and figures of a Markdown file from the reports that it names.
 
 A place that is written stands between two comments, which readers of the page do not see:
 
   <!-- table FILE.json: HEAD = PATH FORMAT | HEAD = PATH FORMAT -->  …  <!-- end -->
   <!-- value FILE.json PATH FORMAT -->  …  <!-- end -->
+  <!-- bytes MODEL DTYPE TOKENS POLICY FORMAT -->  …  <!-- end -->
 
 A table has a line for each of the report's rows (of several files, separated by commas, one after
 the other; FILE.json[2:5] takes some of them). PATH leads into a row, or for a value into the
 report, such as rows.0.cache.physical_bytes; "policy" is its name and the settings that are not the
 default or differ in the table. FORMAT is that of Python, such as .1f, or % (a percentage), share (a
-fraction as one), MB, GB.
+fraction as one), MB, GB. Bytes are those of a cache for a published model's shape, counted here.
 """
-_PLACE = re.compile(r"(<!-- (table|value) (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- (table|value|bytes) (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def render(text: str, folder: Path = RESULTS) -> str:
@@ -50,6 +54,8 @@ def render(text: str, folder: Path = RESULTS) -> str:
         start, kind, spec, _, end = place.groups()
         if kind == "value":
             return f"{start}{_value(spec, folder)}{end}"
+        if kind == "bytes":
+            return f"{start}{_bytes(spec)}{end}"
         return f"{start}\n\n{_table(spec, folder)}\n\n{end}"
 
     return _PLACE.sub(write, text)
@@ -59,6 +65,15 @@ def _value(spec: str, folder: Path) -> str:
     name, path, *form = spec.split()
     report = _report(folder, name)
     return _format(_at(report, path, name), " ".join(form))
+
+
+def _bytes(spec: str) -> str:
+    import jax
+
+    model, dtype, tokens, policy, form = spec.split()
+    config, (policy,) = named_config(model), make_policies(policy, {})
+    cache = jax.eval_shape(lambda: init_cache(config, policy, 1, int(tokens), dtype))
+    return _format(nbytes(cache), form)
 
 
 def _table(spec: str, folder: Path) -> str:
