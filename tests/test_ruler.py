@@ -151,7 +151,7 @@ def between(template: str, row: Row, **values: str) -> str:
     return text[len(before) : len(text) - len(after)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=26, deadline=None)
 @given(
     task=st.sampled_from(ruler.NAMES),
     length=st.integers(1450, 2300),
@@ -183,7 +183,7 @@ def test_lengths_are_exact_with_a_real_tokenizer(smollm2, files, length):
         assert found + row.max_new_tokens == length, row.task
 
 
-@settings(max_examples=32, deadline=None)
+@settings(max_examples=24, deadline=None)
 @given(task=st.sampled_from(NIAH), length=st.integers(700, 2300), seed=st.integers(0, 2**40))
 def test_needles_say_the_answers_and_nothing_else_does(task, length, seed):
     (row,) = make(task, length, seed)
@@ -306,7 +306,7 @@ def test_long_lists_repeat_their_words_more_and_never_run_out():
         assert Counter(shown.values()) == {10: 10, 3: 30}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(length=st.integers(700, 2300), seed=st.integers(0, 2**40))
 def test_frequent_words_are_those_that_a_count_finds(length, seed):
     (row,) = make("fwe", length, seed)
@@ -330,7 +330,7 @@ def test_frequent_words_are_those_that_a_count_finds(length, seed):
     assert int(fits[0] / zeta) <= dots <= int(fits[-1] / zeta) + 20
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     task=st.sampled_from(["qa_1", "qa_2"]),
     length=st.integers(500, 2300),
@@ -499,7 +499,7 @@ def test_the_command_runs_to_a_report(capsys, files, tmp_path):
     saved = tmp_path / "rows.jsonl"
     main(
         ["ruler", "--model", "tiny-random", "--tasks", "qa_1,fwe", "--lengths", "640", "--rows",
-         "2", "--policy", "streaming:window=60", "--squad", files["squad"], "--save-rows",
+         "2", "--policy", "window:window=60", "--squad", files["squad"], "--save-rows",
          str(saved), "--batch-size", "2", "--json"]
     )  # fmt: skip
     report = json.loads(capsys.readouterr().out)
