@@ -16,6 +16,7 @@ import pytest
 
 from jaxkv.convert import toy
 from jaxkv.convert.model import Model
+from jaxkv.errors import InputError
 from jaxkv.eval import answers, copying, metrics, passkey, ppl, rows
 from jaxkv.eval.__main__ import main
 from jaxkv.eval.nll import bounded_tokens, score_decoded, score_sampled, score_stream
@@ -250,6 +251,15 @@ class TestRows:
         assert all(expected)
         assert texts(True, 1) == expected
         assert texts(True, 2) == expected
+
+    def test_saved_rows_are_read_as_they_were(self, tmp_path):
+        made = rows.row_of(ROW | {"metric": "token_f1", "chat": False, "depth": 12.5}, "row")
+        rows.save_rows(str(tmp_path / "rows.jsonl"), [made])
+        assert rows.read_rows(str(tmp_path / "rows.jsonl")) == (made,)
+        assert made.metric is metrics.token_f1 and made.chat is False
+        for wrong in ({"metric": "rouge"}, {"metric": [1]}, {"chat": 2}):
+            with pytest.raises(InputError, match="it must be"):
+                rows.row_of(ROW | wrong, "row")
 
     def test_score_and_bars(self, capsys, tmp_path):
         path, plot = tmp_path / "rows.jsonl", tmp_path / "rows.svg"

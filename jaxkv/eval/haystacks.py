@@ -24,6 +24,7 @@ NOISE = (
     "There and back again.",
 )
 _FILLER = " One more line of the same text goes here, and then some more of it, and so on and on."
+_FEWER = 7  # sentences less than fit, before giving up
 
 
 def builtin_text() -> str:
@@ -95,16 +96,20 @@ def exact_row(model: Model, make: Callable[[int, str], Row], length: int) -> Row
       InputError: even a row with no haystack is longer, or no filler gives the exact length.
     """
     row, units = largest_row(model, lambda count: make(count, ""), length)
-    missing = length - len(row_ids(model, row))
-    if not missing:
+    if len(row_ids(model, row)) == length:
         return row
-    # A character more is mostly no token more or one; so some beginning of the filler is right.
-    for repeats in (1, 1 + missing // 8):
-        text = _FILLER * repeats
-        for end in range(missing, len(text)):
-            row = make(units, text[:end])
-            if len(row_ids(model, row)) == length:
+    # A character more is mostly no token more or one, so some beginning of the filler is right;
+    # where one takes two, behind a smaller haystack.
+    for fewer in range(min(units, _FEWER) + 1):
+        missing = length - len(row_ids(model, make(units - fewer, "")))
+        text = _FILLER * (1 + missing // 8)
+        for end in range(missing, min(len(text), 8 * missing + 64)):
+            row = make(units - fewer, text[:end])
+            made = len(row_ids(model, row))
+            if made == length:
                 return row
+            if made > length + 2:  # a longer text may have a token less, hardly three
+                break
     raise InputError(f"no prompt of exactly {length} tokens could be made with this tokenizer")
 
 

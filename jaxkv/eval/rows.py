@@ -23,11 +23,13 @@ from jaxkv.eval.answers import (
     draw,
     evaluate_rows,
 )
+from jaxkv.eval.metrics import Metric, any_contained, contained, token_f1
 from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
 from jaxkv.files import whole_file
 
 MAX_NEW_TOKENS = 128
+METRICS: Mapping[str, Metric] = {f.__name__: f for f in (contained, any_contained, token_f1)}
 
 _DESCRIPTION = f"""Answer the questions of a file; a JSON list of rows, or one JSON row a line.
 
@@ -36,9 +38,11 @@ _DESCRIPTION = f"""Answer the questions of a file; a JSON list of rows, or one J
   answer              a text, or a list of texts
   max_new_tokens      of the answer (default: {MAX_NEW_TOKENS})
   task, length, depth what the report groups by (optional)
+  metric              contained (default): percentage of the references that the answer contains,
+                      whatever their case; any_contained: whether it contains one; token_f1
+  chat                whether the prompt is put into the chat template (default: if there is one)
 
-score is the percentage of references that the answers contain, whatever their case: the mean over
-rows (RULER's string_match_all).
+score is the mean over rows.
 
 {QUERY_AWARE}
 """
@@ -94,7 +98,11 @@ def row_of(value: Any, where: str) -> Row:
         task=value.get("task"),
         length=value.get("length"),
         depth=value.get("depth"),
+        metric=contained if "metric" not in value else _metric(value["metric"], where),
+        chat=value.get("chat"),
     )
+    if type(row.chat) not in (bool, type(None)):
+        raise InputError(f"{where}: chat is {row.chat!r:.40}; it must be true or false")
     for name in ("context", "question", "answer_prefix", "task"):
         field = getattr(row, name)
         if not isinstance(field, str) and not (name == "task" and field is None):
@@ -113,13 +121,24 @@ def row_of(value: Any, where: str) -> Row:
 
 
 def save_rows(path: str, rows: Sequence[Row]) -> None:
-    """Writes rows as JSONL, which `read_rows` reads; whole or not at all."""
-    names = ("context", "question", "answer_prefix", "max_new_tokens", "task", "length", "depth")
+    """Writes rows as JSONL, which `read_rows` reads; whole or not at all.
+
+    A metric of a task's own has no name there and is left out.
+    """
+    names = "context question answer_prefix max_new_tokens task length depth chat".split()
     with whole_file(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             values = {name: getattr(row, name) for name in names}
             values = {name: value for name, value in values.items() if value is not None}
+            if row.metric in METRICS.values():
+                values["metric"] = next(n for n, metric in METRICS.items() if metric is row.metric)
             file.write(json.dumps(values | {"answer": list(row.answers)}) + "\n")
+
+
+def _metric(name: Any, where: str) -> Metric:
+    if not isinstance(name, str) or name not in METRICS:
+        raise InputError(f"{where}: metric is {name!r:.40}; it must be one of {', '.join(METRICS)}")
+    return METRICS[name]
 
 
 def _json(text: str, where: str) -> Any:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -121,20 +120,8 @@ def make_row(model: Model, task: str, maker: Maker, length: int, seed: int, inde
             f"--lengths has {length}; a row of {task} takes at least {least} tokens, of which "
             f"{bare.max_new_tokens} are for the answer"
         )
-    row = _exact(model, make, length - bare.max_new_tokens)
+    row = exact_row(model, make, length - bare.max_new_tokens)
     return dataclasses.replace(row, task=task, length=length)
-
-
-def _exact(model: Model, make: Callable[[int, str], Row], length: int) -> Row:
-    """As `exact_row`; where no filler fits behind the largest haystack, behind a smaller one."""
-    for fewer in range(8):
-
-        def made(units: int, filler: str) -> Row:
-            return make(max(0, units - fewer) if filler else units, filler)  # noqa: B023
-
-        with contextlib.suppress(InputError):
-            return exact_row(model, made, length)
-    return exact_row(model, make, length)
 
 
 def make_rows(model: Model, options: Options, seed: int, progress: Progress) -> tuple[Row, ...]:
