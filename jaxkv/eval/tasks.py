@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from jaxkv.eval import (
     attention_maps,
     babilong,
+    chain,
     copying,
     heads,
     longbench,
     loogle,
+    niah,
     passkey,
     ppl,
     rows,
+    ruler,
+    streameval,
+    streamqa,
 )
 from jaxkv.eval.task import Task
 
@@ -23,6 +28,7 @@ TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         ppl.TASK, passkey.TASK, copying.TASK, rows.TASK, attention_maps.TASK, heads.TASK,
-        longbench.TASK, loogle.TASK, babilong.TASK,
+        longbench.TASK, loogle.TASK, babilong.TASK, ruler.TASK, niah.TASK, chain.TASK,
+        streameval.TASK, streamqa.TASK,
     )
 }  # fmt: skip
