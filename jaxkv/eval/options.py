@@ -106,7 +106,7 @@ def _policies(given: argparse.Namespace, fields: Mapping[str, Any]) -> tuple[Pol
 
 
 def _overview() -> Any:
-    lines = "\n".join(f"  {task.name:10}{task.summary}" for task in TASKS.values())
+    lines = "\n".join(f"  {task.name:12}{task.summary}" for task in TASKS.values())
     parser = make_parser(COMMAND, _DESCRIPTION.format(tasks=lines))
     parser.add_argument("task", metavar="TASK", help=", ".join(TASKS))
     return parser

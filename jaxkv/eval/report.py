@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -18,6 +16,7 @@ from jaxkv.eval.journal import Journal, append_line, json_lines, key_of
 from jaxkv.eval.result import Result, from_json
 from jaxkv.eval.task import Common, Task
 from jaxkv.files import check_target, write_json
+from jaxkv.generate.loop import forget_programs
 from jaxkv.machine import where
 from jaxkv.policies.base import Policy
 
@@ -95,5 +94,5 @@ def _each(
 ) -> Iterator[Result]:
     for result in task.evaluate(model, common, own, progress):
         yield result
-        # A long list of policies would exhaust what memory maps a process may have.
-        jax.clear_caches()
+        # No other policy runs them, and those of a long list would fill the memory.
+        forget_programs()

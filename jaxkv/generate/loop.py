@@ -165,6 +165,13 @@ def _compile_decode(signature: Signature, statics: Statics) -> Program:
     return compile_program(decode_tokens, signature, statics)
 
 
+def forget_programs() -> None:
+    """Lets go of all compiled programs, and of the memory and the memory maps that they take."""
+    _compile_prefill.cache_clear()
+    _compile_decode.cache_clear()
+    jax.clear_caches()
+
+
 def compilations() -> dict[str, int]:
     """How many programs of each kind this process has compiled."""
     return {
