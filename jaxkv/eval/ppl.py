@@ -254,11 +254,19 @@ def draw(figure: Any, results: Sequence[Result]) -> None:
     """Running perplexity over the position, one line a policy."""
     figure.set_size_inches(7.0, 4.5)
     axis = figure.subplots()
-    for result in results:
+    # What was sampled at a few positions has another mean than a whole stream.
+    whole = [result for result in results if result.by["all"] is not None]
+    lowest, highest = math.inf, 0.0
+    for result in whole or results:
         curve = result.details["curve"]
         marker = "." if result.n < 1000 else ""
         axis.plot(curve["positions"], curve["perplexity"], marker=marker, label=result.label)
+        # The first tokens of a text are guesses, and would flatten all that follows.
+        begin = min(5, len(curve["perplexity"]) - 1)
+        highest = max(highest, *curve["perplexity"][begin:], curve["perplexity"][-1])
+        lowest = min(lowest, *curve["perplexity"])
     axis.set_yscale("log")
+    axis.set_ylim(lowest / 1.2, highest * 1.2)
     axis.set(xlabel="position (tokens)", ylabel="perplexity up to here", title="ppl")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8)
