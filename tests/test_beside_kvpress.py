@@ -179,16 +179,22 @@ def test_the_report_of_both_sides_by_turns(capsys):
 
 
 def test_a_quiet_machine_and_no_win_are_said(capsys):
-    options = options_of("--methods", "full", "--rounds", "1")
+    options = options_of("--methods", "full", "--rounds", "1", "--query-aware")
 
     def run(side, job):
-        return score_job(job) if job["do"] == "score" else answered("7", 64, 4.0, 1.0)
+        if job["do"] == "score":
+            return score_job(job)
+        assert job["query_aware"]
+        run = answered("7", 64, 4.0, 1.0)
+        return run | {"rows": [row | {"question_s": 0.0} for row in run["rows"]]}
 
     report = compare(options, made_rows(), run)
     assert report["kvpress_wins"] == report["jaxkv_wins"] == []
     print_report(report | {"load_before": 0.1, "cores": 2})
     said = capsys.readouterr().out
     assert "kvpress wins nowhere" in said and "busy" not in said
+    line = next(x for x in said.splitlines() if x.split()[:3] == ["full", "-", "kvpress"])
+    assert line.split()[-2] == "-" and "question in the context" in said
 
 
 @pytest.mark.parametrize(

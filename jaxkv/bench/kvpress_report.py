@@ -127,7 +127,10 @@ def print_report(report: Mapping[str, Any]) -> None:
         if "failed" in row:
             table.add_row(*head, "-", *[""] * (len(names) + 1))
             continue
-        score, *cells = (f"{row[key] * scale:.{n}f}" for _, key, scale, n, _ in MEASURES)
+        # No seconds of a question: it was part of the context.
+        numbers = (f"{row[key] * scale:.{n}f}" if row[key] or key != "question_s" else "-"
+                   for _, key, scale, n, _ in MEASURES)  # fmt: skip
+        score, *cells = numbers
         kept = (f"{row['kept_tokens']:.1f}", f"{row['kept_bytes'] / 1e6:.2f}")
         table.add_row(*head, score, *kept, *cells)
     console = Console()
