@@ -83,6 +83,18 @@ def flags_named(names: Sequence[str] | None = None, prefix: str = "--") -> Itera
         raise InputError(f"{prefix}{message}" if known else message) from None
 
 
+def check_positive(given: argparse.Namespace, *names: str) -> None:
+    """Options that are given are at least 1.
+
+    Raises:
+      InputError: one is not.
+    """
+    for name in names:
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
 def read_text(flag: str, name: str) -> str:
     """The text of a file that a flag names.
 

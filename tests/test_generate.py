@@ -97,6 +97,26 @@ def test_one_program_each_whatever_the_lengths(model) -> None:
     assert compiled == []
 
 
+def test_a_short_text_after_a_long_one_has_a_narrow_program(model) -> None:
+    long, short = list(range(3, 100)), list(range(7, 20))
+
+    def ids_of(chunk: int | None) -> tuple[list[int], dict[str, int], float]:
+        settings = Settings(policy=StreamingLLM(2, 10), max_new_tokens=9, prefill_chunk=chunk)
+        session = Session.begin(model, settings, 1, len(long))
+        for _ in range(2):
+            for prompt in (long, short):
+                session.feed([prompt])
+        made = answer(session, [2 * (len(long) + len(short))])
+        return made.token_ids[0], made.stats["compilations"], session.timing.compile_s
+
+    expected, asked_for, _ = ids_of(128)
+    assert asked_for == {"prefill": 1, "decode": 1}  # a chunk that was asked for is kept to
+    found, by_length, compile_s = ids_of(None)
+    assert by_length == {"prefill": 1, "decode": 0}
+    assert compile_s > 0
+    assert found == expected
+
+
 def test_an_end_of_sequence_inside_a_dispatch(model) -> None:
     whole = drawn(model, PROMPTS)
     end = whole.token_ids[1][4]  # the first dispatch is of one token, the next of eight

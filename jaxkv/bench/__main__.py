@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxkv.arguments import make_parser, parse
+from jaxkv.arguments import check_positive, make_parser, parse
 from jaxkv.errors import InputError, one_line_errors
 from jaxkv.figures import check_picture
 from jaxkv.files import check_target, write_json
@@ -246,9 +246,7 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("beside", "min_speedup", "min_roofline"):
         if getattr(options, name) is not None and alone:
             raise InputError(f"--{name.replace('_', '-')} is not for kernels")
-    for name in ("tokens", "runs"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    check_positive(options, "tokens", "runs")
     if options.task == "decode" and options.tokens < 17:
         raise InputError(f"--tokens is {options.tokens}; decoding is timed over at least 17")
     if options.task == "stream" and options.tokens < 4000:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkv.arguments import read_text
+from jaxkv.arguments import check_positive, read_text
 from jaxkv.calibrate.needles import (
     KINDS,
     Example,
@@ -327,10 +327,7 @@ def check(given: argparse.Namespace) -> Options:
         ) from None
     if min(lengths) < 0:
         raise InputError(f"--lengths has {min(lengths)}; each must be at least 0")
-    for name in ("depths", "min_examples"):
-        value = getattr(given, name)
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_positive(given, "depths", "min_examples")
     return Options(
         score=given.score,
         needles=kinds,

@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxkv.arguments import check_positive
 from jaxkv.cache.accounting import bytes_read, kept_tokens
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
-from jaxkv.errors import InputError
 from jaxkv.eval.journal import key_of
 from jaxkv.eval.metrics import Metric, contained
 from jaxkv.eval.plot import bars, heat_maps, kept_maps, trade_off
@@ -325,6 +325,5 @@ def add_manner(add: Callable[..., Any]) -> None:
 
 def check_manner(given: argparse.Namespace) -> Manner:
     """The flags of `Manner`, checked."""
-    if given.batch_size < 1:
-        raise InputError(f"--batch-size is {given.batch_size}; it must be at least 1")
+    check_positive(given, "batch_size")
     return Manner(given.query_aware, given.batch_size)

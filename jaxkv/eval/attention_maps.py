@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxkv.arguments import read_text
+from jaxkv.arguments import check_positive, read_text
 from jaxkv.attention import attend_chunk
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
@@ -309,8 +309,7 @@ def check(given: argparse.Namespace) -> Options:
         raise InputError(
             f"--tokens is {given.tokens}; it must be from {FIRST + 1} to {MOST_TOKENS}"
         )
-    if given.samples < 1:
-        raise InputError(f"--samples is {given.samples}; it must be at least 1")
+    check_positive(given, "samples")
     for name in ("kv_dtype", "prefill_chunk", "max_length"):
         if getattr(given, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} is not for attention: no keys are kept")

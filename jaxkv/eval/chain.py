@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkv.arguments import check_positive
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -184,10 +185,7 @@ def add_arguments(add: Callable[..., Any]) -> None:
 
 def check(given: argparse.Namespace) -> Options:
     """The task's options."""
-    for name in ("hops", "rows"):
-        value = getattr(given, name)
-        if value < 1:
-            raise InputError(f"--{name} is {value}; it must be at least 1")
+    check_positive(given, "hops", "rows")
     return Options(check_lengths(given), given.hops, given.rows, given.start, check_manner(given))
 
 

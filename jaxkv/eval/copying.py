@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkv.arguments import check_positive
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -78,11 +79,7 @@ def check(given: argparse.Namespace) -> Options:
     """The task's options."""
     if not 2 <= given.lines <= len(WORDS):
         raise InputError(f"--lines is {given.lines}; it must be from 2 to {len(WORDS)}")
-    for name in ("cases", "batch_size"):
-        if getattr(given, name) < 1:
-            raise InputError(
-                f"--{name.replace('_', '-')} is {getattr(given, name)}; it must be at least 1"
-            )
+    check_positive(given, "cases", "batch_size")
     return Options(given.lines, given.cases, given.batch_size)
 
 

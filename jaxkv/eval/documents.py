@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.arguments import read_text
+from jaxkv.arguments import check_positive, read_text
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -26,9 +26,8 @@ from jaxkv.eval.answers import (
     over_tasks,
 )
 from jaxkv.eval.result import Result
-from jaxkv.eval.rows import save_rows
+from jaxkv.eval.rows import add_save_rows, check_save_rows, save_rows
 from jaxkv.eval.task import Common
-from jaxkv.files import check_target
 from jaxkv.generate.api import prompt_ids
 
 CUT = """A prompt that is too long is cut in the middle: of its tokens (with the one that begins a text, and
@@ -183,13 +182,7 @@ def add_arguments(add: Callable[..., Any], data: str) -> None:
         help="cut longer prompts in the middle (default: the context that the model was trained "
         "for, less the answer and the chat template)",
     )
-    add(
-        "--save-rows",
-        type=str | None,
-        metavar="FILE",
-        help="keep the rows, drawn and cut, as JSONL; the task rows reads them, and has its own "
-        "metric and chat template",
-    )
+    add_save_rows(add)
     add_manner(add)
 
 
@@ -204,12 +197,10 @@ def data_path(given: argparse.Namespace) -> Path:
 
 def check(given: argparse.Namespace, rows: Iterable[Row]) -> Options:
     """The common flags, and the rows, which are read last."""
-    for name, least in (("rows", 1), ("max_prompt_tokens", 2)):
-        value = getattr(given, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
-    if given.save_rows is not None:
-        check_target("--save-rows", given.save_rows)
+    check_positive(given, "rows")
+    if given.max_prompt_tokens is not None and given.max_prompt_tokens < 2:
+        raise InputError(f"--max-prompt-tokens is {given.max_prompt_tokens}; it must be at least 2")
+    check_save_rows(given)
     manner = check_manner(given)
     every = tuple(rows)
     if not every:

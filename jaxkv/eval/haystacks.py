@@ -137,6 +137,24 @@ def check_lengths(given: argparse.Namespace) -> tuple[int, ...]:
     return tuple(dict.fromkeys(lengths))
 
 
+def add_cells(add: Callable[..., Any], depths: int) -> None:
+    """The flags of rows by length and depth; `check_positive` checks them."""
+    add(
+        "--depths",
+        type=int,
+        default=depths,
+        metavar="N",
+        help=f"how many depths, evenly from start to end (default: {depths})",
+    )
+    add(
+        "--rows-per-cell",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rows of each length and depth (default: 1)",
+    )
+
+
 def depth_percents(count: int) -> tuple[float, ...]:
     """Evenly from 0 to 100; one alone is in the middle."""
     if count == 1:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkv.arguments import check_positive
 from jaxkv.cache.accounting import nbytes
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
@@ -164,8 +165,7 @@ def add_arguments(add: Callable[..., Any]) -> None:
 
 def check(given: argparse.Namespace) -> Options:
     """The task's options."""
-    if given.length < 1:
-        raise InputError(f"--length is {given.length}; it must be at least 1")
+    check_positive(given, "length")
     for name in ("prefill_chunk", "max_length"):
         if getattr(given, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} is not for heads: nothing is run")

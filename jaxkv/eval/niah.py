@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkv.arguments import check_positive
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -27,6 +28,7 @@ from jaxkv.eval.answers import (
     evaluate_rows,
 )
 from jaxkv.eval.haystacks import (
+    add_cells,
     add_lengths,
     check_lengths,
     cycled,
@@ -229,14 +231,7 @@ def evaluate(
 def add_arguments(add: Callable[..., Any]) -> None:
     """The task's own flags."""
     add_lengths(add, "512,1024")
-    add("--depths", type=int, default=10, metavar="N", help="how many depths (default: 10)")
-    add(
-        "--rows-per-cell",
-        type=int,
-        default=1,
-        metavar="N",
-        help="rows of each length and depth, of different parts of the text (default: 1)",
-    )
+    add_cells(add, 10)
     add(
         "--haystack",
         default="help",
@@ -259,10 +254,7 @@ def add_arguments(add: Callable[..., Any]) -> None:
 
 def check(given: argparse.Namespace) -> Options:
     """The task's options, with the haystack read."""
-    for name in ("depths", "rows_per_cell"):
-        value = getattr(given, name)
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_positive(given, "depths", "rows_per_cell")
     for name in ("needle", "question", "answer"):
         if not getattr(given, name).strip():
             raise InputError(f"--{name} is empty; it must hold some text")

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkv.arguments import make_parser, parse
+from jaxkv.arguments import check_positive, make_parser, parse
 from jaxkv.errors import InputError
 from jaxkv.eval.report import check_report
 from jaxkv.eval.task import Common, Task
@@ -66,10 +66,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
 
 
 def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) -> Common:
-    for name in ("prefill_chunk", "max_length"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_positive(given, "prefill_chunk", "max_length")
     if given.kv_dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"--kv-dtype is {given.kv_dtype!r}; it must be float32 or bfloat16")
     if given.seed < 0:

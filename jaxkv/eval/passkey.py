@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkv.arguments import check_positive
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -26,6 +27,7 @@ from jaxkv.eval.answers import (
 )
 from jaxkv.eval.haystacks import (
     NOISE,
+    add_cells,
     add_lengths,
     check_lengths,
     cycled,
@@ -33,9 +35,8 @@ from jaxkv.eval.haystacks import (
     largest_row,
 )
 from jaxkv.eval.result import Result
-from jaxkv.eval.rows import save_rows
+from jaxkv.eval.rows import add_save_rows, check_save_rows, save_rows
 from jaxkv.eval.task import Common, Task
-from jaxkv.files import check_target
 
 MAX_NEW_TOKENS = 16  # seven digits, for tokenizers that have one token a digit, and some room
 
@@ -160,20 +161,7 @@ def evaluate(
 def add_arguments(add: Callable[..., Any]) -> None:
     """The task's own flags."""
     add_lengths(add, "512,1024")
-    add(
-        "--depths",
-        type=int,
-        default=5,
-        metavar="N",
-        help="how many depths, evenly from start to end (default: 5)",
-    )
-    add(
-        "--rows-per-cell",
-        type=int,
-        default=1,
-        metavar="N",
-        help="rows of each length and depth (default: 1)",
-    )
+    add_cells(add, 5)
     add(
         "--digits",
         type=int | None,
@@ -185,26 +173,17 @@ def add_arguments(add: Callable[..., Any]) -> None:
         action="store_true",
         help="the sentences of the first pass-key test: the number is said twice",
     )
-    add(
-        "--save-rows",
-        type=str | None,
-        metavar="FILE",
-        help="keep the rows as JSONL, for the task rows",
-    )
+    add_save_rows(add)
     add_manner(add)
 
 
 def check(given: argparse.Namespace) -> Options:
     """The task's options."""
-    for name in ("depths", "rows_per_cell"):
-        value = getattr(given, name)
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_positive(given, "depths", "rows_per_cell")
     digits = (5 if given.classic else 7) if given.digits is None else given.digits
     if not 1 <= digits <= 9:
         raise InputError(f"--digits is {given.digits}; it must be from 1 to 9")
-    if given.save_rows is not None:
-        check_target("--save-rows", given.save_rows)
+    check_save_rows(given)
     return Options(
         check_lengths(given),
         given.depths,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.arguments import read_text
+from jaxkv.arguments import check_positive, read_text
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.convert.tokenizer import Tokenizer
@@ -309,8 +309,7 @@ def check(given: argparse.Namespace) -> Options:
         raise InputError(f"--tokens is {given.tokens}; it must be at least 2")
     if given.prompt_tokens < 0:
         raise InputError(f"--prompt-tokens is {given.prompt_tokens}; it must be at least 0")
-    if given.positions < 1:
-        raise InputError(f"--positions is {given.positions}; it must be at least 1")
+    check_positive(given, "positions")
     if given.text_file is None:
         text = builtin_text()
     else:

@@ -26,7 +26,7 @@ from jaxkv.eval.answers import (
 from jaxkv.eval.metrics import Metric, any_contained, contained, token_f1
 from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
-from jaxkv.files import whole_file
+from jaxkv.files import check_target, whole_file
 
 MAX_NEW_TOKENS = 128
 METRICS: Mapping[str, Metric] = {f.__name__: f for f in (contained, any_contained, token_f1)}
@@ -133,6 +133,23 @@ def save_rows(path: str, rows: Sequence[Row]) -> None:
             if row.metric in METRICS.values():
                 values["metric"] = next(n for n, metric in METRICS.items() if metric is row.metric)
             file.write(json.dumps(values | {"answer": list(row.answers)}) + "\n")
+
+
+def add_save_rows(add: Callable[..., Any]) -> None:
+    """The flag of `save_rows`."""
+    add(
+        "--save-rows",
+        type=str | None,
+        metavar="FILE",
+        help="keep the rows as JSONL, for the task rows; what has a metric of its own is scored by "
+        "`contained` there",
+    )
+
+
+def check_save_rows(given: argparse.Namespace) -> None:
+    """That the rows can be written, before the work."""
+    if given.save_rows is not None:
+        check_target("--save-rows", given.save_rows)
 
 
 def _metric(name: Any, where: str) -> Metric:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkv.arguments import check_positive
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -29,13 +30,12 @@ from jaxkv.eval.answers import (
 )
 from jaxkv.eval.haystacks import check_lengths, exact_row, haystack
 from jaxkv.eval.result import Result
-from jaxkv.eval.rows import save_rows
+from jaxkv.eval.rows import add_save_rows, check_save_rows, save_rows
 from jaxkv.eval.ruler_niah import FORMS, niah
 from jaxkv.eval.ruler_qa import Corpus, qa, read_hotpotqa, read_squad
 from jaxkv.eval.ruler_tracking import example_lines, vt
 from jaxkv.eval.ruler_words import cwe, fwe
 from jaxkv.eval.task import Common, Task
-from jaxkv.files import check_target
 
 Maker = Callable[[np.random.Generator, int, str], Row]  # from draws, units of haystack, filler
 
@@ -184,23 +184,16 @@ def add_arguments(add: Callable[..., Any]) -> None:
         metavar="FILE",
         help="HotpotQA's JSON file of the distractor setting, for qa_2",
     )
-    add(
-        "--save-rows",
-        type=str | None,
-        metavar="FILE",
-        help="keep the rows as JSONL, for the task rows",
-    )
+    add_save_rows(add)
     add_manner(add)
 
 
 def check(given: argparse.Namespace) -> Options:
     """The task's options, with the files read."""
-    if given.rows < 1:
-        raise InputError(f"--rows is {given.rows}; it must be at least 1")
+    check_positive(given, "rows")
     lengths = check_lengths(given)
     manner = check_manner(given)
-    if given.save_rows is not None:
-        check_target("--save-rows", given.save_rows)
+    check_save_rows(given)
     tasks = _check_tasks(given)
     readers = {"qa_1": read_squad, "qa_2": read_hotpotqa}
     corpora = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkv.arguments import check_positive
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -306,10 +307,7 @@ def check(given: argparse.Namespace) -> Options:
     for one, other in (("lines", "tokens"), ("back", "distances")):
         if getattr(given, one) is not None and getattr(given, other) is not None:
             raise InputError(f"--{one} and --{other} are both given; give one of them")
-    for name in ("lines", "tokens", "every", "back", "streams", "max_new_tokens"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_positive(given, "lines", "tokens", "every", "back", "streams", "max_new_tokens")
     distances = _distances(given)
     lines = given.lines or (LINES if given.tokens is None else None)
     if lines is not None:

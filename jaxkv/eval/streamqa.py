@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.arguments import read_text
+from jaxkv.arguments import check_positive, read_text
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
@@ -281,10 +281,7 @@ def add_arguments(add: Callable[..., Any]) -> None:
 
 def check(given: argparse.Namespace) -> Options:
     """The task's options, with the questions read."""
-    for name in ("limit", "batch_size"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_positive(given, "limit", "batch_size")
     if given.one_shot and given.own_answers:
         raise InputError("--own-answers and --one-shot are both given; one question has no others")
     if given.batch_size > 1 and not given.one_shot:

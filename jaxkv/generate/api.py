@@ -213,11 +213,23 @@ class Session:
                     "evicts"
                 )
         self.cut.clear()
+        made = self._fit(max(map(len, prompts)))
         began = time.perf_counter()
         state = dataclasses.replace(self.state, done=jnp.zeros_like(self.state.done))
-        self.state = feed(self.made, self.model.params, state, prompts, progress)
+        self.state = feed(made, self.model.params, state, prompts, progress)
         jax.block_until_ready(self.state.logits)
         self.timing.prefill_s += time.perf_counter() - began
+
+    def _fit(self, longest: int) -> Programs:
+        """The programs for prompts of so many tokens; a chunk that was asked for is kept to."""
+        if self.settings.prefill_chunk is not None:
+            return self.made
+        began, before = time.perf_counter(), compilations()
+        made = self.made.fit(longest)
+        self.timing.compile_s += time.perf_counter() - began
+        for name, count in compilations().items():
+            self.compiled[name] += count - before[name]
+        return made
 
     def run(self, max_new_tokens: int) -> Iterator[np.ndarray]:
         """Yields new ids [B, n], -1 where a row has ended."""

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two compiled programs of generation, and the only place that compiles.
 
-There is one prefill program for any prompt length and one decode program for any answer length.
-They are compiled ahead of their first call, so that the time, the count and the peak memory are
+There is one prefill program for any prompt length and one decode program for any answer length;
+short texts that follow a long one, such as a question about it, have a narrow prefill program. They
+are compiled ahead of their first call, so that the time, the count and the peak memory are
 known and not guessed, and so that a change of shape is an error and not a silent recompilation.
 """
 
@@ -28,6 +29,7 @@ from jaxkv.policies.base import Policy
 from jaxkv.typing import Lengths, Params, Tokens
 
 DISPATCH = 8  # tokens per dispatch: the host sees them together, and prints
+SHORT = 64  # tokens of the narrow prefill program, for what follows a long text
 
 
 def prefill_chunk(
@@ -182,30 +184,46 @@ def compilations() -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The pair of programs that serve a batch of streams from start to end."""
+    """The programs that serve a batch of streams from start to end.
+
+    Attributes:
+      prefill: takes `chunk` tokens a row.
+      decode: makes up to `DISPATCH`.
+      chunk: tokens.
+      compile_prefill: gives a prefill program of so many tokens.
+    """
 
     prefill: Program
     decode: Program
     chunk: int
+    compile_prefill: Callable[[int], Program]
+
+    def fit(self, longest: int) -> Programs:
+        """The programs for a text of so many tokens, compiled if that was not asked for before."""
+        if not longest <= SHORT < self.chunk:
+            return self
+        return dataclasses.replace(self, prefill=self.compile_prefill(SHORT), chunk=SHORT)
 
 
 def programs(
     params: Params, config: ModelConfig, policy: Policy, sampler: Sampler, state: State,
     eos: Array, chunk: int,
 ) -> Programs:  # fmt: skip
-    """Compiles both, or finds them compiled."""
+    """Compiles prefill and decode, or finds them compiled."""
     batch = state.done.shape[0]
-    tokens = jax.ShapeDtypeStruct((batch, chunk), jnp.int32)
-    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    streams: State = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     statics = (("config", config), ("policy", policy))
-    return Programs(
-        _compile_prefill(Signature.of((params, state, tokens, lengths)), statics),
-        _compile_decode(
-            Signature.of((params, state, scalar, eos)), (*statics, ("sampler", sampler))
-        ),
-        chunk,
+
+    def compile_prefill(size: int) -> Program:
+        tokens = jax.ShapeDtypeStruct((batch, size), jnp.int32)
+        lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        return _compile_prefill(Signature.of((params, streams, tokens, lengths)), statics)
+
+    decode = _compile_decode(
+        Signature.of((params, streams, scalar, eos)), (*statics, ("sampler", sampler))
     )
+    return Programs(compile_prefill(chunk), decode, chunk, compile_prefill)
 
 
 def feed(
