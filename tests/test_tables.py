@@ -12,6 +12,7 @@ import pytest
 from jaxkv.errors import InputError
 from jaxkv.eval.tables import RESULTS, main, policy_names, render
 
+TIMES = ("tokens_per_s", "first_token_s", "load_s", "compile_s", "prefill_s")
 ROWS = [
     {"policy": {"name": "full"}, "by": {"512": 100.0}, "bytes": 53222520, "roofline": 0.7734},
     {"policy": {"name": "snapkv", "budget": 64, "window": 8, "kernel": 7, "decode_room": 128},
@@ -68,6 +69,25 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         render("<!-- table none.json: policy --><!-- end -->", folder)
     with pytest.raises(InputError, match="r.json has no rows.0.nothing; 'nothing' is not there"):
         render("<!-- value r.json rows.0.nothing --><!-- end -->", folder)
+    with pytest.raises(InputError, match=r"report 'r.json\[1\]' must be FILE.json or"):
+        render("<!-- table r.json[1]: policy --><!-- end -->", folder)
+
+
+def test_an_answer_as_it_stood_on_a_screen(folder: Path) -> None:
+    report = {
+        "text": "word " * 30 + "end.\n\nA second line.", "prompt_tokens": 7, "new_tokens": 33,
+        "policy": {"name": "window", "window": 5}, "timing": dict.fromkeys(TIMES, 1.25),
+        "cache": {"physical_bytes": 3_000_000, "nominal_bytes": 2_500_000},
+    }  # fmt: skip
+    (folder / "a.json").write_text(json.dumps(report))
+    place = "<!-- answer a.json python -m jaxkv.decode --prompt x --><!-- end -->"
+    told = render(place, folder)
+    assert "\n```\n$ python -m jaxkv.decode --prompt x\nword word" in told
+    assert "end.\n\nA second line.\n[window window=5] 7 + 33 tokens, 1.2 tokens/s; " in told
+    assert "cache 3.0 MB, nominal 2.5 MB\n```\n" in told
+    assert max(map(len, told.splitlines())) <= 100 and render(told, folder) == told
+    with pytest.raises(InputError, match="r.json has no 'text'; it must be of one answer"):
+        render(place.replace("a.json", "r.json"), folder)
 
 
 def test_check_and_write(folder: Path, capsys) -> None:

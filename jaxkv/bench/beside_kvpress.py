@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -378,4 +379,6 @@ def _parser() -> Any:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C does: what runs beside is ended, and the folder is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()

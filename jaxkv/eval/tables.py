@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from jaxkv.cache.accounting import nbytes
 from jaxkv.convert.named import named_config
 from jaxkv.errors import InputError, one_line_errors
 from jaxkv.files import whole_file
+from jaxkv.generate.report import summary
 from jaxkv.models.decoder import init_cache
 from jaxkv.policies.registry import POLICIES, make_policies
 
 COMMAND = "jaxkv.eval.tables"
+WIDTH = 100  # of an answer's lines
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 _DESCRIPTION = """Write the tables and figures of a Markdown file from the reports that it names.
 
@@ -29,14 +32,18 @@ A place that is written stands between two comments, which readers of the page d
   <!-- table FILE.json: HEAD = PATH FORMAT | HEAD = PATH FORMAT -->  …  <!-- end -->
   <!-- value FILE.json PATH FORMAT -->  …  <!-- end -->
   <!-- bytes MODEL DTYPE TOKENS POLICY FORMAT -->  …  <!-- end -->
+  <!-- answer FILE.json COMMAND -->  …  <!-- end -->
 
 A table has a line for each of the report's rows (of several files, separated by commas, one after
 the other; FILE.json[2:5] takes some of them). PATH leads into a row, or for a value into the
 report, such as rows.0.cache.physical_bytes; "policy" is its name and the settings that are not the
 default or differ in the table. FORMAT is that of Python, such as .1f, or % (a percentage), share (a
 fraction as one), MB, GB. Bytes are those of a cache for a published model's shape, counted here.
+An answer is that of `jaxkv.decode --json`, as it stands on a screen.
 """
-_PLACE = re.compile(r"(<!-- (table|value|bytes) (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- (table|value|bytes|answer) (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+
+_FILE = re.compile(r"([^\[]+)(?:\[(\d*):(\d*)\])?")
 
 
 def render(text: str, folder: Path = RESULTS) -> str:
@@ -56,7 +63,8 @@ def render(text: str, folder: Path = RESULTS) -> str:
             return f"{start}{_value(spec, folder)}{end}"
         if kind == "bytes":
             return f"{start}{_bytes(spec)}{end}"
-        return f"{start}\n\n{_table(spec, folder)}\n\n{end}"
+        block = _table(spec, folder) if kind == "table" else _answer(spec, folder)
+        return f"{start}\n\n{block}\n\n{end}"
 
     return _PLACE.sub(write, text)
 
@@ -76,6 +84,17 @@ def _bytes(spec: str) -> str:
     return _format(nbytes(cache), form)
 
 
+def _answer(spec: str, folder: Path) -> str:
+    name, _, command = spec.partition(" ")
+    report = _report(folder, name)
+    try:
+        said = [*report["text"].splitlines(), summary(report)]
+    except KeyError as error:
+        raise InputError(f"{name} has no {error}; it must be of one answer") from None
+    lines = [line for text in said for line in textwrap.wrap(text, WIDTH) or [""]]
+    return "\n".join(["```", f"$ {command}", *lines, "```"])
+
+
 def _table(spec: str, folder: Path) -> str:
     files, _, columns = " ".join(spec.split()).partition(": ")
     rows = [row for name in files.split(",") for row in _rows(folder, name.strip())]
@@ -93,7 +112,10 @@ def _table(spec: str, folder: Path) -> str:
 
 
 def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    file, begin, end = re.fullmatch(r"([^\[]+)(?:\[(\d*):(\d*)\])?", name).groups()  # type: ignore[union-attr]
+    found = _FILE.fullmatch(name)
+    if found is None:
+        raise InputError(f"report {name!r} must be FILE.json or FILE.json[2:5]")
+    file, begin, end = found.groups()
     rows = _report(folder, file)["rows"]
     return rows[int(begin or 0) : int(end) if end else None]
 
