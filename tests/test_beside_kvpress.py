@@ -167,6 +167,9 @@ def test_the_report_of_both_sides_by_turns(capsys):
     assert ("snapkv", 64, "score") in [
         (win["method"], win["budget"], win["measure"]) for win in report["jaxkv_wins"]
     ]
+    measures = {line.pop("measure"): line for line in report["measures"]}
+    assert measures["cache MB"] == {"cases": 2, "jaxkv": 0, "kvpress": 2}  # one more failed
+    assert measures["prefill s"] == {"cases": 2, "jaxkv": 2, "kvpress": 0}
     json.dumps(report, allow_nan=False)
 
     print_report(report | {"load_before": 5.0, "cores": 4})

@@ -48,6 +48,11 @@ def test_lines_of_several_files(folder: Path) -> None:
     table = render("<!-- table s.jsonl[1:],r.json[:1]: policy --><!-- end -->", folder)
     assert table.count("`snapkv`") == table.count("`full`") == 1
     assert table.index("`snapkv`") < table.index("`full`")
+    (folder / "m.json").write_text(json.dumps({"measures": [{"measure": "score", "a": 3}]}))
+    table = render("<!-- table m.json#measures: measure | first = a --><!-- end -->", folder)
+    assert "| measure | first |" in table and "| score | 3 |" in table
+    with pytest.raises(InputError, match="m.json has no rows"):
+        render("<!-- table m.json: measure --><!-- end -->", folder)
 
 
 def test_settings_that_tell_policies_apart() -> None:
@@ -69,7 +74,7 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         render("<!-- table none.json: policy --><!-- end -->", folder)
     with pytest.raises(InputError, match="r.json has no rows.0.nothing; 'nothing' is not there"):
         render("<!-- value r.json rows.0.nothing --><!-- end -->", folder)
-    with pytest.raises(InputError, match=r"report 'r.json\[1\]' must be FILE.json or"):
+    with pytest.raises(InputError, match=r"report 'r.json\[1\]' must be FILE.json, "):
         render("<!-- table r.json[1]: policy --><!-- end -->", folder)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxkv.arguments import flags_named, make_parser, parse
 from jaxkv.bench.kvpress_env import given_python, own_python
-from jaxkv.bench.kvpress_report import print_report, side_row, wins
+from jaxkv.bench.kvpress_report import by_measure, print_report, side_row, wins
 from jaxkv.convert.progress import bars
 from jaxkv.errors import InputError, one_line_errors
 from jaxkv.files import check_target, write_json
@@ -190,6 +190,7 @@ def compare(options: argparse.Namespace, made: Mapping[str, Any], run: Run) -> d
         **answered.get("versions", {}),
         "differs": {"all": ALL_DIFFER, **{x: METHODS[x].differs for x in _names(options)}},
         "rows": rows,
+        "measures": by_measure(rows),
         "kvpress_wins": wins(rows, "kvpress"),
         "jaxkv_wins": wins(rows, "jaxkv"),
     }

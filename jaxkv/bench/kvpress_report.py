@@ -109,6 +109,17 @@ def wins(rows: Sequence[Mapping[str, Any]], side: str) -> list[dict[str, Any]]:
     return found
 
 
+def by_measure(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each measure, in how many cases either side is better, and how many cases there are."""
+    better = {side: [win["measure"] for win in wins(rows, side)] for side in ("jaxkv", "kvpress")}
+    failed = {(row["method"], row["budget"]) for row in rows if "failed" in row}
+    cases = {(row["method"], row["budget"]) for row in rows} - failed
+    return [
+        {"measure": name, "cases": len(cases), **{s: m.count(name) for s, m in better.items()}}
+        for name, *_ in MEASURES
+    ]
+
+
 def print_report(report: Mapping[str, Any]) -> None:
     """The table, and below it where kvpress wins, on stdout."""
     import rich.box

@@ -34,16 +34,17 @@ A place that is written stands between two comments, which readers of the page d
   <!-- bytes MODEL DTYPE TOKENS POLICY FORMAT -->  …  <!-- end -->
   <!-- answer FILE.json COMMAND -->  …  <!-- end -->
 
-A table has a line for each of the report's rows (of several files, separated by commas, one after
-the other; FILE.json[2:5] takes some of them). PATH leads into a row, or for a value into the
-report, such as rows.0.cache.physical_bytes; "policy" is its name and the settings that are not the
-default or differ in the table. FORMAT is that of Python, such as .1f, or % (a percentage), share (a
-fraction as one), MB, GB. Bytes are those of a cache for a published model's shape, counted here.
+A table has a line for each of the report's rows; of several files, separated by commas, one after
+the other. FILE.json[2:5] takes some of them, FILE.json#LIST another list of the report. PATH leads
+into a row, or for a value into the report, such as rows.0.cache.physical_bytes; "policy" is its
+name and the settings that are not the default or differ in the table. FORMAT is that of Python, such as
+.1f, or % (a percentage), share (a fraction as one), MB, GB. Bytes are those of a cache for a
+published model's shape, counted here.
 An answer is that of `jaxkv.decode --json`, as it stands on a screen.
 """
 _PLACE = re.compile(r"(<!-- (table|value|bytes|answer) (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
-_FILE = re.compile(r"([^\[]+)(?:\[(\d*):(\d*)\])?")
+_FILE = re.compile(r"([^\[#]+)(?:#(\w+))?(?:\[(\d*):(\d*)\])?")
 
 
 def render(text: str, folder: Path = RESULTS) -> str:
@@ -114,9 +115,9 @@ def _table(spec: str, folder: Path) -> str:
 def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
     found = _FILE.fullmatch(name)
     if found is None:
-        raise InputError(f"report {name!r} must be FILE.json or FILE.json[2:5]")
-    file, begin, end = found.groups()
-    rows = _report(folder, file)["rows"]
+        raise InputError(f"report {name!r} must be FILE.json, FILE.json[2:5] or FILE.json#LIST")
+    file, of, begin, end = found.groups()
+    rows = _at(_report(folder, file), of or "rows", file)
     return rows[int(begin or 0) : int(end) if end else None]
 
 
