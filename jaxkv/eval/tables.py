@@ -37,9 +37,9 @@ A place that is written stands between two comments, which readers of the page d
 A table has a line for each of the report's rows; of several files, separated by commas, one after
 the other. FILE.json[2:5] takes some of them, FILE.json#LIST another list of the report. PATH leads
 into a row, or for a value into the report, such as rows.0.cache.physical_bytes; "policy" is its
-name and the settings that are not the default or differ in the table. FORMAT is that of Python, such
-as .1f, or % (a percentage), share (a fraction as one), MB, GB. Bytes are those of a cache for a
-published model's shape, counted here.
+name and the settings that are not the default or differ in the table. FORMAT is that of Python,
+such as .1f, or % (a percentage), share (a fraction as one), MB, GB. Bytes are those of a cache for
+a published model's shape, counted here.
 An answer is that of `jaxkv.decode --json`, as it stands on a screen.
 """
 _PLACE = re.compile(r"(<!-- (table|value|bytes|answer) (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
