@@ -21,10 +21,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import CASES
 
-from jaxkv import Full, InputError, Model, StreamingLLM, generate
+from jaxkv import (
+    Full,
+    InputError,
+    Model,
+    RecycledAttention,
+    StreamingLLM,
+    StreamingLLMPlus,
+    generate,
+)
 from jaxkv.convert import toy
 from jaxkv.generate.api import Session, Settings, answer
-from jaxkv.generate.loop import compilations
+from jaxkv.generate.loop import compilations, forget_programs
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.text import Row
 
@@ -115,6 +123,29 @@ def test_a_short_text_after_a_long_one_has_a_narrow_program(model) -> None:
     assert by_length == {"prefill": 1, "decode": 0}
     assert compile_s > 0
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("policies", "programs"),
+    [
+        ([RecycledAttention(9, stride) for stride in (2, 3)], 1),
+        ([RecycledAttention(9, 2, threshold) for threshold in (-1.0, 2.0)], 1),
+        ([StreamingLLMPlus(2, 7, stride) for stride in (2, 3)], 1),
+        ([RecycledAttention(9, 2), RecycledAttention(9, 2, 2.0)], 2),
+        ([RecycledAttention(9, 2), RecycledAttention(10, 2)], 2),
+    ],
+)
+def test_schedules_share_their_programs(model, policies, programs) -> None:
+    forget_programs()
+    before = compilations()["decode"]
+    first, second = (drawn(model, PROMPTS[1], policy, max_new_tokens=13) for policy in policies)
+    assert compilations()["decode"] - before == programs
+    steps = [made.stats["cache"]["steps"][0]["full"] for made in (first, second)]
+    expected = [
+        (p.threshold if isinstance(p, RecycledAttention) else None) != -1.0 and 13 // p.stride
+        for p in policies
+    ]
+    assert [set(layers) for layers in steps] == [{int(n)} for n in expected]
 
 
 def test_an_end_of_sequence_inside_a_dispatch(model) -> None:

@@ -132,7 +132,7 @@ class TestRecord:
 
 
 class TestStream:
-    def test_nothing_is_ever_reset_and_everything_is_taken_in(self, model):
+    def test_nothing_is_ever_reset_and_everything_is_taken_in(self, model, monkeypatch):
         rows = [streameval.make_turns(9, 2, 2, 0, i) for i in range(2)]
         session = began(model, WINDOW, 2)
         before = nbytes(session.state.cache)
@@ -151,7 +151,8 @@ class TestStream:
                 made[:] += (ids >= 0).sum(axis=1)
                 yield ids
 
-        session.feed, session.run = counted_feed, counted_run  # type: ignore[method-assign]
+        monkeypatch.setattr(session, "feed", counted_feed)
+        monkeypatch.setattr(session, "run", counted_run)
         asked = streameval.ask(session, rows)
         assert [one.place for one in asked] == [2, 2, 4, 4, 6, 6, 8, 8]
         np.testing.assert_array_equal(tokens_seen(session.state.cache.layers), fed + made)

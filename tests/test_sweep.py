@@ -18,6 +18,7 @@ from jaxkv.eval import answers
 from jaxkv.eval.__main__ import main
 from jaxkv.eval.journal import Journal, append_line, json_lines, key_of, plain
 from jaxkv.eval.metrics import contained
+from jaxkv.generate.loop import compilations
 from jaxkv.policies.registry import POLICIES, describe, make_policies, with_budget
 
 ROWS = [
@@ -77,6 +78,14 @@ def test_points_are_added_and_never_run_again(sweep, counted, tmp_path) -> None:
     sweep("--budgets", "8,12", "--batch-size", "3", "--seed", "1")
     assert counted[0] == 12 and len(list(json_lines(tmp_path / "points.jsonl"))) == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["points.jsonl", "rows.jsonl"]
+
+
+def test_programs_are_let_go_unless_the_next_policy_runs_them(sweep, monkeypatch) -> None:
+    forgotten, before = [], compilations()["decode"]
+    monkeypatch.setattr("jaxkv.eval.report.forget_programs", lambda: forgotten.append(1))
+    policies = "recycled:k=8:stride=1,recycled:k=8:stride=2,recycled:k=9:stride=2"
+    assert len(sweep("--policy", policies, "--batch-size", "3")) == 3
+    assert len(forgotten) == 2 and compilations()["decode"] - before == 2
 
 
 @pytest.mark.parametrize("out", ["points.jsonl", "report.json"])

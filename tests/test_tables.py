@@ -95,6 +95,13 @@ def test_an_answer_as_it_stood_on_a_screen(folder: Path) -> None:
         render(place.replace("a.json", "r.json"), folder)
 
 
+def test_sizes_have_three_digits_and_no_exponent(folder: Path) -> None:
+    sizes = {"rows": [{"b": b} for b in (56_000, 5_900_000, 999_400_000, 3_081_000_000)]}
+    (folder / "b.json").write_text(json.dumps(sizes))
+    table = render("<!-- table b.json: size = b MB --><!-- end -->", folder)
+    assert [x.strip("| ") for x in table.splitlines()[4:8]] == ["0.056", "5.9", "999", "3,081"]
+
+
 def test_check_and_write(folder: Path, capsys) -> None:
     page = folder / "page.md"
     page.write_text(TABLE.replace("62.5 %", "99 %"))

@@ -18,7 +18,7 @@ from jaxkv.eval.task import Common, Task
 from jaxkv.files import check_target, write_json
 from jaxkv.generate.loop import forget_programs
 from jaxkv.machine import where
-from jaxkv.policies.base import Policy
+from jaxkv.policies.base import Policy, as_compiled
 
 
 def check_report(out: str, overwrite: bool) -> None:
@@ -92,7 +92,9 @@ def _point(task: Task, common: Common, own: Any, policy: Policy) -> str:
 def _each(
     task: Task, model: Model, common: Common, own: Any, progress: Progress
 ) -> Iterator[Result]:
-    for result in task.evaluate(model, common, own, progress):
+    policies = [as_compiled(policy) for policy in common.policies]
+    for index, result in enumerate(task.evaluate(model, common, own, progress)):
         yield result
-        # No other policy runs them, and those of a long list would fill the memory.
-        forget_programs()
+        # Those of a long list would fill the memory. The next policy may run the same.
+        if policies[index + 1 : index + 2] != policies[index : index + 1]:
+            forget_programs()

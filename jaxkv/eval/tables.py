@@ -151,7 +151,8 @@ def _format(value: Any, form: str) -> str:
     if value is None:
         return ""
     if form in ("MB", "GB"):
-        return f"{value / {'MB': 1e6, 'GB': 1e9}[form]:,.3g}"
+        scaled = value / {"MB": 1e6, "GB": 1e9}[form]
+        return f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:.3g}"
     if form == "%":
         return f"{value:.3g} %"
     if form == "share":

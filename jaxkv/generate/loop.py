@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from jaxkv.generate.sampling import Sampler
 from jaxkv.generate.state import State
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import advance, forward
-from jaxkv.policies.base import Policy
+from jaxkv.policies.base import Policy, as_compiled
 from jaxkv.typing import Lengths, Params, Tokens
 
 DISPATCH = 8  # tokens per dispatch: the host sees them together, and prints
@@ -133,23 +134,43 @@ class Signature:
         return cls(tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
 
 
-def compile_program(
+def begin_program(
     function: Callable[..., Any], signature: Signature, statics: Statics
-) -> Program:
-    """Compiles `function(*args, **statics)`; its second argument is donated."""
+) -> Future[Program]:
+    """Traces `function(*args, **statics)`, and compiles it beside what the caller does then.
+
+    Its second argument is donated. Two programs that are compiled at once are ready when the longer
+    one is. Tracing stays in the caller's thread, which what it set for jax may be bound to.
+    """
     started = time.perf_counter()
     shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in signature.leaves]
     args = jax.tree.unflatten(signature.tree, shapes)
     jitted = jax.jit(functools.partial(function, **dict(statics)), donate_argnums=(1,))
-    compiled = jitted.lower(*args).compile(compiler_options=_compiler_options())
-    memory: Any = compiled.memory_analysis()
-    peak = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
-    return Program(compiled, time.perf_counter() - started, peak, compiled.as_text)
+    lowered = jitted.lower(*args)
+
+    def compile_lowered() -> Program:
+        compiled = lowered.compile(compiler_options=_compiler_options())
+        memory: Any = compiled.memory_analysis()
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        return Program(compiled, time.perf_counter() - started, peak, compiled.as_text)
+
+    beside = ThreadPoolExecutor(1)
+    try:
+        return beside.submit(compile_lowered)
+    finally:
+        beside.shutdown(wait=False)
+
+
+def compile_program(
+    function: Callable[..., Any], signature: Signature, statics: Statics
+) -> Program:
+    """As `begin_program`, and waits for it."""
+    return begin_program(function, signature, statics).result()
 
 
 def _compiler_options() -> Any:
@@ -158,13 +179,13 @@ def _compiler_options() -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _compile_prefill(signature: Signature, statics: Statics) -> Program:
-    return compile_program(prefill_chunk, signature, statics)
+def _compile_prefill(signature: Signature, statics: Statics) -> Future[Program]:
+    return begin_program(prefill_chunk, signature, statics)
 
 
 @functools.lru_cache(maxsize=64)
-def _compile_decode(signature: Signature, statics: Statics) -> Program:
-    return compile_program(decode_tokens, signature, statics)
+def _compile_decode(signature: Signature, statics: Statics) -> Future[Program]:
+    return begin_program(decode_tokens, signature, statics)
 
 
 def forget_programs() -> None:
@@ -213,9 +234,9 @@ def programs(
     batch = state.done.shape[0]
     streams: State = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    statics = (("config", config), ("policy", policy))
+    statics = (("config", config), ("policy", as_compiled(policy)))
 
-    def compile_prefill(size: int) -> Program:
+    def compile_prefill(size: int) -> Future[Program]:
         tokens = jax.ShapeDtypeStruct((batch, size), jnp.int32)
         lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
         return _compile_prefill(Signature.of((params, streams, tokens, lengths)), statics)
@@ -223,7 +244,8 @@ def programs(
     decode = _compile_decode(
         Signature.of((params, streams, scalar, eos)), (*statics, ("sampler", sampler))
     )
-    return Programs(compile_prefill(chunk), decode, chunk, compile_prefill)
+    prefill = compile_prefill(chunk).result()
+    return Programs(prefill, decode.result(), chunk, lambda size: compile_prefill(size).result())
 
 
 def feed(

@@ -13,7 +13,7 @@ evicted. What a step evicts, that step still saw.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.struct
 from jax import Array
@@ -63,6 +63,21 @@ class Geometry:
         import jax.numpy as jnp
 
         return 2 * self.head_dim * jnp.dtype(self.dtype).itemsize
+
+
+def in_caches(default: Any) -> Any:
+    """A field of a policy that its caches hold as an array, so that no program depends on it.
+
+    Layers read it from their cache, and know of themselves only whether it is None.
+    """
+    return dataclasses.field(default=default, metadata={"in_caches": True})
+
+
+def as_compiled(policy: Policy) -> Policy:
+    """The policy that programs are made for: the same for all that differ in `in_caches` alone."""
+    held = [field.name for field in dataclasses.fields(policy) if "in_caches" in field.metadata]
+    ones = {name: 1 for name in held if getattr(policy, name) is not None}
+    return dataclasses.replace(policy, **ones)
 
 
 class StepPolicy(Protocol):
@@ -165,18 +180,16 @@ class WholePrompt(Protocol):
 class Policy(Protocol):
     """A way to keep a small cache. Frozen and hashable; its fields are what users set."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     def at(self, layer: int, geometry: Geometry) -> LayerPolicy:
         """The policy of layer `layer`."""
         ...
 
 
 @runtime_checkable
-class TokenPolicy(Protocol):
+class TokenPolicy(Policy, Protocol):
     """A policy that keeps token ids and runs the whole model over them for every new token."""
-
-    def at(self, layer: int, geometry: Geometry) -> LayerPolicy:
-        """The policy of a layer within one such run."""
-        ...
 
     def remember(self, memory: Any, tokens: Tokens, lengths: Lengths | None) -> Any:
         """Takes new tokens [B, T] into the memory."""

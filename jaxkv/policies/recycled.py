@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxkv.attention import attend_one, attend_one_mass
 from jaxkv.cache.slab import Slab, append, empty, new_positions
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.base import Geometry, in_caches, rotate
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.full import FullLayer, poison
 from jaxkv.policies.scores import best_slots, max_pool
@@ -49,8 +49,8 @@ class RecycledAttention:
     """
 
     k: int | float = 0.125
-    stride: int = 10
-    threshold: float | None = None
+    stride: int = in_caches(10)
+    threshold: float | None = in_caches(None)
     kernel: int = 7
 
     def __post_init__(self) -> None:
@@ -82,6 +82,8 @@ class Recycled:
       since: int32 [B], steps since the last full step.
       steps: int32 [B], decode steps since the prompt.
       full_steps: int32 [B], how many of them were full.
+      stride: int32 [B], that of the policy.
+      threshold: float32 [B], that of the policy, if it has one.
     """
 
     full: Slab
@@ -90,6 +92,8 @@ class Recycled:
     since: Array
     steps: Array
     full_steps: Array
+    stride: Array
+    threshold: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +110,19 @@ class RecycledLayer:
         """An empty cache."""
         g, heads = self.geometry, self.geometry.num_kv_heads
 
-        def none() -> Array:
+        def rows(value: float, dtype: str = "int32") -> Array:
             # An array of its own each time: a cache is donated, and no buffer can be twice.
-            return jnp.zeros((g.batch_size,), jnp.int32)
+            return jnp.full((g.batch_size,), value, dtype)
 
         return Recycled(
             full=self._everything.init(),
             part=empty(g.batch_size, heads, self.k + 1, g.head_dim, g.dtype, pos_heads=heads),
             query=jnp.zeros((g.batch_size, g.head_dim), jnp.float32),
-            since=none(),
-            steps=none(),
-            full_steps=none(),
+            since=rows(0),
+            steps=rows(0),
+            full_steps=rows(0),
+            stride=rows(self.stride),
+            threshold=None if self.threshold is None else rows(self.threshold, "float32"),
         )
 
     def prefill(
@@ -138,7 +144,9 @@ class RecycledLayer:
         _, mass = attend_one_mass(rotate(rope, last, at), full.k, full.v, at, full.pos, rope)
         none = jnp.zeros_like(full.seen)
         part = _copies(full, *self._best(full, mass))
-        fed = Recycled(full, part, _mean_query(last), none, none, none)
+        fed = dataclasses.replace(
+            cache, part=part, query=_mean_query(last), since=none, steps=none, full_steps=none
+        )
         # The full cache is left out: it knows by itself which rows took tokens.
         after = keep_rows(lengths > 0, *(dataclasses.replace(x, full=none) for x in (fed, cache)))
         return dataclasses.replace(after, full=full), out
@@ -158,9 +166,9 @@ class RecycledLayer:
         turned, k = rotate(rope, q, at), rotate(rope, k, at)
         full = append(cache.full, k, v, at, at)
         steps = cache.steps + active.astype(jnp.int32)
-        asks = active & (steps % self.stride == 0)
-        if self.threshold is not None:
-            asks &= _cosine(_mean_query(q), cache.query) <= self.threshold
+        asks = active & (steps % cache.stride == 0)
+        if cache.threshold is not None:
+            asks &= _cosine(_mean_query(q), cache.query) <= cache.threshold
 
         slot = (self.k + cache.since) % (self.k + 1)
         part = append(cache.part, k, v, at, slot[:, None])
@@ -188,7 +196,8 @@ class RecycledLayer:
 
         part, _ = lax.fori_loop(0, refresh.astype(jnp.int32), refreshed, (part, index))
         now = refresh & active
-        after = Recycled(
+        after = dataclasses.replace(
+            cache,
             full=full,
             part=part,
             query=jnp.where(now[:, None], _mean_query(q), cache.query),

@@ -83,7 +83,7 @@ def with_budget(policy: Policy, budget: int) -> Policy:
     That is `budget` where it has this field, `window` (less the sinks, where they come on top), or
     the `k` of recycling. A policy that has none of them is given back as it is.
     """
-    fields = {field.name for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    fields = {field.name for field in dataclasses.fields(policy)}
     if "budget" in fields:
         change = {"budget": budget}
     elif "window" in fields:
@@ -94,7 +94,7 @@ def with_budget(policy: Policy, budget: int) -> Policy:
         return policy
     name = describe(policy)["name"]
     with flags_named(tuple(change), f"--budgets has {budget}, where of {name!r} "):
-        return dataclasses.replace(policy, **change)  # type: ignore[type-var]
+        return dataclasses.replace(policy, **change)
 
 
 def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
@@ -138,5 +138,5 @@ def describe(policy: Policy) -> dict[str, Any]:
     """The name and settings of a policy, as `make_policy` takes them."""
     for name, cls in POLICIES.items():
         if type(policy) is cls:
-            return {"name": name, **dataclasses.asdict(policy)}  # type: ignore[call-overload]
+            return {"name": name, **dataclasses.asdict(policy)}
     return {"name": type(policy).__name__}

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxkv.attention import attend_one
 from jaxkv.cache.slab import Slab, append, new_positions
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.base import Geometry, in_caches, rotate
 from jaxkv.policies.full import FullLayer, poison
 from jaxkv.policies.streaming import RingLayer, StreamingLLM
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
@@ -38,7 +38,7 @@ class StreamingLLMPlus:
 
     sinks: int = 4
     window: int = 1020
-    stride: int = 10
+    stride: int = in_caches(10)
 
     def __post_init__(self) -> None:
         StreamingLLM(self.sinks, self.window)
@@ -61,12 +61,14 @@ class Visited:
       part: the sinks and the window, copies.
       steps: int32 [B], decode steps since the prompt.
       full_steps: int32 [B], how many of them were full.
+      stride: int32 [B], that of the policy.
     """
 
     full: Slab
     part: Slab
     steps: Array
     full_steps: Array
+    stride: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +87,11 @@ class StreamingPlusLayer:
 
     def init(self) -> Visited:
         """An empty cache."""
-        batch = self.ring.geometry.batch_size
         # An array of its own each: a cache is donated, and no buffer can be twice.
-        steps, full_steps = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), jnp.int32)
-        return Visited(self.everything.init(), self.ring.init(), steps, full_steps)
+        rows = (
+            jnp.full((self.ring.geometry.batch_size,), x, jnp.int32) for x in (0, 0, self.stride)
+        )
+        return Visited(self.everything.init(), self.ring.init(), *rows)
 
     def prefill(
         self,
@@ -105,7 +108,7 @@ class StreamingPlusLayer:
         full, out = self.everything.prefill(cache.full, q, k, v, rope, lengths)
         fed = at[:, 0] >= 0
         steps, full_steps = (jnp.where(fed, 0, x) for x in (cache.steps, cache.full_steps))
-        return Visited(full, part, steps, full_steps), out
+        return Visited(full, part, steps, full_steps, cache.stride), out
 
     def step(
         self,
@@ -123,14 +126,15 @@ class StreamingPlusLayer:
         full = append(cache.full, k, v, at, at)
         part = self.ring.write(cache.part, k, v, at)
         steps = cache.steps + active
-        refresh = jnp.any((active > 0) & (steps % self.stride == 0))
+        refresh = jnp.any((active > 0) & (steps % cache.stride == 0))
         out = lax.cond(
             refresh,
             lambda: attend_one(rotate(rope, q, at), full.k, full.v, at, full.pos, rope)[0],
             lambda: self.ring.read(part, q, rope, at),
         )
         full_steps = cache.full_steps + active * refresh.astype(jnp.int32)
-        return Visited(full, part, steps, full_steps), poison(out, at, full.slots)
+        after = Visited(full, part, steps, full_steps, cache.stride)
+        return after, poison(out, at, full.slots)
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """All of them, and copies of the sinks and the window."""
