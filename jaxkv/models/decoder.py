@@ -117,10 +117,10 @@ def advance(
     if isinstance(policy, TokenPolicy):
         x, cache = _recomputed(params, config, policy, tokens, cache, lengths)
         return head(params, config, x)[:, 0], cache
-    x, layers = run_layers(params, config, policy, tokens, cache.layers, cache.geometry, lengths)
-    return head(params, config, last_valid(x, lengths))[:, 0], dataclasses.replace(
-        cache, layers=layers
+    x, layers = run_layers(
+        params, config, policy, tokens, cache.layers, cache.geometry, lengths, only_last=True
     )
+    return head(params, config, x)[:, 0], dataclasses.replace(cache, layers=layers)
 
 
 def run_layers(
@@ -131,8 +131,12 @@ def run_layers(
     layers: tuple[LayerCache, ...],
     geometry: Geometry,
     lengths: Lengths | None,
+    only_last: bool = False,
 ) -> tuple[Hidden, tuple[LayerCache, ...]]:
-    """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the layers' caches."""
+    """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the layers' caches.
+
+    With `only_last`, of each row's last valid token alone: [B, 1, D].
+    """
     x = embed(params, config, tokens)
     caches = []
     for index, (layer, cache) in enumerate(zip(params["layers"], layers, strict=True)):
@@ -140,8 +144,9 @@ def run_layers(
         if tokens.shape[1] > CHUNK and geometry.windows and geometry.windows[index]:
             mine = InChunks(mine)
         run = _whole_prompt if tokens.shape[1] > 1 and isinstance(mine, WholePrompt) else run_layer
+        ends = only_last and index == len(layers) - 1
         with jax.named_scope(f"layer_{index}"):
-            x, cache = run(layer, config, mine, rope, x, cache, lengths)
+            x, cache = run(layer, config, mine, rope, x, cache, lengths, ends)
         caches.append(cache)
     return x, tuple(caches)
 
@@ -159,15 +164,15 @@ def head(params: Params, config: ModelConfig, x: Hidden) -> Logits:
     return soft_capped(einsum("btd,vd->btv", x, weight), config.final_soft_cap)
 
 
-def last_valid(x: Hidden, lengths: Lengths) -> Hidden:
-    """The last valid position of each row: [B, T, D] -> [B, 1, D]; the first if there is none."""
-    index = jnp.maximum(lengths - 1, 0)[:, None, None]
+def last_valid(x: Array, lengths: Lengths) -> Array:
+    """The last valid position of each row: [B, T, ...] -> [B, 1, ...]; the first if none is."""
+    index = jnp.maximum(lengths - 1, 0).reshape(-1, *[1] * (x.ndim - 1))
     return jnp.take_along_axis(x, index, axis=1)
 
 
 # Layers of one kind are traced once and called many times: tracing each of them anew would take
 # longer than reading the compiled program from disk. XLA inlines the calls.
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 7))
 def run_layer(
     layer: Params,
     config: ModelConfig,
@@ -176,13 +181,15 @@ def run_layer(
     x: Hidden,
     cache: LayerCache,
     lengths: Lengths | None,
+    only_last: bool = False,
 ) -> tuple[Hidden, LayerCache]:
     """A layer over a decoded token, or over a chunk of a prompt."""
     attend = policy.step if x.shape[1] == 1 else policy.prefill
-    return _block(layer, config, x, lambda q, k, v: attend(cache, q, k, v, rope, lengths))
+    read = lengths if only_last and x.shape[1] > 1 else None
+    return _block(layer, config, x, lambda q, k, v: attend(cache, q, k, v, rope, lengths), read)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 7))
 def _whole_prompt(
     layer: Params,
     config: ModelConfig,
@@ -191,6 +198,7 @@ def _whole_prompt(
     x: Hidden,
     cache: LayerCache,
     lengths: Lengths | None,
+    only_last: bool = False,
 ) -> tuple[Hidden, LayerCache]:
     """A layer over a whole prompt, chunk by chunk, and only as many as the longest row has."""
     batch, count, width = x.shape
@@ -222,7 +230,7 @@ def _whole_prompt(
     # A loop of one turn. No layer needs what the one before chooses, so the compiler would put that
     # off and hold the drafts of all layers until the end; what is within a loop it keeps together.
     x, cache = jax.lax.fori_loop(0, jnp.minimum(chunks, 1), whole, (x, cache))
-    return x[:, :count], cache
+    return last_valid(x, lengths) if only_last else x[:, :count], cache
 
 
 def _block(
@@ -230,8 +238,13 @@ def _block(
     config: ModelConfig,
     x: Hidden,
     attend: Callable[[Queries, NewKeys, NewKeys], tuple[Any, Queries]],
+    only_last: Lengths | None = None,
 ) -> tuple[Hidden, Any]:
-    """Pre-norm attention and MLP, each added to the residual stream; and what `attend` keeps."""
+    """Pre-norm attention and MLP, each added to the residual stream; and what `attend` keeps.
+
+    What follows attention is a matter of each token alone: with the lengths `only_last` it is done
+    for the last valid token of each row, [B, 1, D], which is all that a last layer needs.
+    """
     y = norm(x, layer, "attn_norm", config)
     heads = config.num_kv_heads, config.group_size + 2, config.head_dim
     qkv = project(y, layer["wqkv"], layer.get("bqkv")).reshape(*y.shape[:2], *heads)
@@ -244,6 +257,8 @@ def _block(
     if config.query_scale != 1:
         q = q * jnp.asarray(config.query_scale, q.dtype)
     kept, out = attend(q, k, v)
+    if only_last is not None:
+        x, y, out = (last_valid(z, only_last) for z in (x, y, out))
     out = out.reshape(*out.shape[:2], config.num_heads * config.head_dim)
     out = project(out, layer["wo"], layer.get("bo"))
     if config.parallel:
