@@ -76,14 +76,19 @@ def _visit_blocks(
     def visit(index: Array, running: list[Running], masked: bool) -> list[Running]:
         # The last block starts early enough to be whole, and hides the slots already seen.
         start = jnp.minimum(index * block, slots - block)
-        keys, values, at = (lax.dynamic_slice_in_dim(x, start, block, 2) for x in (k, v, k_pos))
-        seen = lean = None
-        if slopes is not None:
-            lean = _lean(slopes, q_pos, at, heads)
-        if masked:
-            fresh = start + jnp.arange(block) >= index * block
-            at = jnp.where(fresh[None, None], at, -1)
-            seen = visible(q_pos[:, None, :, None], at[:, :, None, :], sinks, window)
+        at = lax.dynamic_slice_in_dim(k_pos, start, block, 2)
+        if not masked:
+            return fold(start, at, None, running)
+        fresh = start + jnp.arange(block) >= index * block
+        at = jnp.where(fresh[None, None], at, -1)
+        seen = visible(q_pos[:, None, :, None], at[:, :, None, :], sinks, window)
+        # In a ring that is not full yet, or beyond a window, there are blocks that nothing sees.
+        return lax.cond(jnp.any(seen), lambda r: fold(start, at, seen, r), lambda r: r, running)
+
+    def fold(start: Array, at: Array, seen: Array | None, running: list[Running]) -> list[Running]:
+        keys, values = (lax.dynamic_slice_in_dim(x, start, block, 2) for x in (k, v))
+        lean = None if slopes is None else _lean(slopes, q_pos, at, heads)
+        if seen is not None:
             p = seen.shape[1]
             seen = jnp.broadcast_to(seen[:, :, :, None], (b, p, t, count // t, block))
             seen = seen.reshape(b, p, count, block)
