@@ -31,6 +31,7 @@ from jaxkv import (
     generate,
 )
 from jaxkv.convert import toy
+from jaxkv.generate import loop
 from jaxkv.generate.api import Session, Settings, answer
 from jaxkv.generate.loop import compilations, forget_programs
 from jaxkv.generate.sampling import make_sampler
@@ -126,26 +127,33 @@ def test_a_short_text_after_a_long_one_has_a_narrow_program(model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policies", "programs"),
+    ("policies", "programs", "full_steps"),
     [
-        ([RecycledAttention(9, stride) for stride in (2, 3)], 1),
-        ([RecycledAttention(9, 2, threshold) for threshold in (-1.0, 2.0)], 1),
-        ([StreamingLLMPlus(2, 7, stride) for stride in (2, 3)], 1),
-        ([RecycledAttention(9, 2), RecycledAttention(9, 2, 2.0)], 2),
-        ([RecycledAttention(9, 2), RecycledAttention(10, 2)], 2),
+        ([RecycledAttention(9, stride) for stride in (2, 3)], 1, [6, 4]),
+        ([RecycledAttention(9, 2, threshold) for threshold in (-1.0, 2.0)], 1, [0, 6]),
+        ([StreamingLLMPlus(2, 7, stride) for stride in (2, 3)], 1, [6, 4]),
+        ([RecycledAttention(9, 2), RecycledAttention(9, 2, 2.0)], 2, [6, 6]),
+        ([RecycledAttention(9, 2), RecycledAttention(10, 2)], 2, [6, 6]),
     ],
 )
-def test_schedules_share_their_programs(model, policies, programs) -> None:
+def test_schedules_share_their_programs(model, policies, programs, full_steps) -> None:
     forget_programs()
     before = compilations()["decode"]
     first, second = (drawn(model, PROMPTS[1], policy, max_new_tokens=13) for policy in policies)
     assert compilations()["decode"] - before == programs
     steps = [made.stats["cache"]["steps"][0]["full"] for made in (first, second)]
-    expected = [
-        (p.threshold if isinstance(p, RecycledAttention) else None) != -1.0 and 13 // p.stride
-        for p in policies
-    ]
-    assert [set(layers) for layers in steps] == [{int(n)} for n in expected]
+    assert [set(layers) for layers in steps] == [{n} for n in full_steps]
+
+
+def test_a_program_that_failed_to_compile_can_be_asked_for_again(model, monkeypatch) -> None:
+    forget_programs()
+    expected = drawn(model, PROMPTS[1]).token_ids
+    forget_programs()
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "_compiler_options", lambda: {"no_such_option": True})
+        with pytest.raises(Exception, match="no_such_option"):
+            drawn(model, PROMPTS[1])
+    assert drawn(model, PROMPTS[1]).token_ids == expected
 
 
 def test_an_end_of_sequence_inside_a_dispatch(model) -> None:

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jaxkv.arguments import flags_named, make_parser, parse
+from jaxkv.arguments import check_positive, flags_named, make_parser, parse
 from jaxkv.bench.kvpress_env import given_python, own_python
 from jaxkv.bench.kvpress_report import by_measure, print_report, side_row, wins
 from jaxkv.convert.progress import bars
@@ -307,12 +307,11 @@ def _numbers(flag: str, text: str | int) -> list[int]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    least = {"depths": 1, "rows_per_cell": 1, "rounds": 1, "threads": 1, "tokens": 8, "seed": 0}
-    for name, allowed in least.items():
+    check_positive(options, "depths", "rows_per_cell", "rounds", "threads")
+    for name, allowed in {"tokens": 8, "seed": 0}.items():
         value = getattr(options, name)
         if value < allowed:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} is {value}; it must be at least {allowed}")
+            raise InputError(f"--{name} is {value}; it must be at least {allowed}")
     _numbers("--lengths", options.lengths)
     for _, budget in cases(options):
         if budget is not None and budget < max(options.window, SINKS + 1):

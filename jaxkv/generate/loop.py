@@ -188,6 +188,16 @@ def _compile_decode(signature: Signature, statics: Statics) -> Future[Program]:
     return begin_program(decode_tokens, signature, statics)
 
 
+def _ready(begun: Future[Program]) -> Program:
+    """Waits for a program; one that failed, for want of memory perhaps, can be asked for again."""
+    try:
+        return begun.result()
+    except Exception:
+        _compile_prefill.cache_clear()
+        _compile_decode.cache_clear()
+        raise
+
+
 def forget_programs() -> None:
     """Lets go of all compiled programs, and of the memory and the memory maps that they take."""
     _compile_prefill.cache_clear()
@@ -244,8 +254,8 @@ def programs(
     decode = _compile_decode(
         Signature.of((params, streams, scalar, eos)), (*statics, ("sampler", sampler))
     )
-    prefill = compile_prefill(chunk).result()
-    return Programs(prefill, decode.result(), chunk, lambda size: compile_prefill(size).result())
+    prefill = _ready(compile_prefill(chunk))
+    return Programs(prefill, _ready(decode), chunk, lambda size: _ready(compile_prefill(size)))
 
 
 def feed(
