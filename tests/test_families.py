@@ -71,6 +71,7 @@ def feed(config, params, policy, tokens, chunk: int) -> np.ndarray:
     return np.concatenate(logits, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_laws(kind: str, name: str) -> None:

@@ -249,6 +249,7 @@ def test_settings_survive_a_round_trip(name) -> None:
     assert again == policy and hash(again) == hash(policy)
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("length", [1, 8, 9, 10, 11, 12])
 def test_finite_around_the_budget(name, length, params) -> None:

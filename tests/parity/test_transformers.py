@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import family_models
 import jax.numpy as jnp
@@ -86,29 +88,33 @@ def test_gemma3(gemma3_gguf: Path) -> None:
         assert generated == hugging_face.greedy(theirs, ids, 32)
 
 
+@pytest.fixture(scope="module")
+def their_smollm2(smollm2_gguf: Path) -> Any:
+    """SmolLM2 in transformers, which takes minutes to read a GGUF."""
+    return hugging_face.smollm2(smollm2_gguf)
+
+
 @pytest.mark.slow
 @pytest.mark.real_model
-def test_smollm2(smollm2, smollm2_gguf: Path) -> None:
-    theirs = hugging_face.smollm2(smollm2_gguf)
+def test_smollm2(smollm2, their_smollm2) -> None:
     rows = reference.texts(smollm2.tokenizer.encode)
     assert len(rows) == 5
     for ids in rows:
         got = logits_of(smollm2, jnp.asarray([ids], jnp.int32))[0]
-        np.testing.assert_allclose(got, hugging_face.logits(theirs, [ids])[0], atol=2e-3)
+        np.testing.assert_allclose(got, hugging_face.logits(their_smollm2, [ids])[0], atol=2e-3)
     prompts = [prompt_ids(smollm2, prompt) for prompt in reference.PROMPTS]
     for ids, generated in zip(prompts, greedy_tokens(smollm2, prompts, 64), strict=True):
-        assert generated == hugging_face.greedy(theirs, ids, 64)
+        assert generated == hugging_face.greedy(their_smollm2, ids, 64)
 
 
 @pytest.mark.slow
 @pytest.mark.real_model
-def test_smollm2_in_bfloat16(smollm2_gguf: Path) -> None:
+def test_smollm2_in_bfloat16(smollm2_gguf: Path, their_smollm2) -> None:
     """Within the rounding of bfloat16: as near to float32 as transformers' bfloat16 is."""
-    theirs = hugging_face.smollm2(smollm2_gguf)
     ours = load(smollm2_gguf, dtype="bfloat16")
     ids = reference.texts(ours.tokenizer.encode)[0][:200]
-    exact = hugging_face.logits(theirs, [ids])
-    rounded = hugging_face.logits(theirs.bfloat16(), [ids])
+    exact = hugging_face.logits(their_smollm2, [ids])
+    rounded = hugging_face.logits(copy.deepcopy(their_smollm2).bfloat16(), [ids])
     got = logits_of(ours, jnp.asarray([ids], jnp.int32))
     noise = np.sqrt(np.mean((rounded - exact) ** 2))
     assert np.sqrt(np.mean((got - exact) ** 2)) < 1.5 * noise
