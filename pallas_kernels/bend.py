@@ -24,9 +24,3 @@ def bend(scores: Array, distance: Array, slopes: Array | None, soft_cap: float |
     if slopes is not None:
         scores = scores - slopes * distance.astype(jnp.float32)
     return scores
-
-
-def refuse_bent(slopes: Array | None, soft_cap: float | None) -> None:
-    """For kernels that know plain scores only; the next implementation is then tried."""
-    if slopes is not None or soft_cap is not None:
-        raise NotImplementedError("scores with an ALiBi bias or a soft cap")

@@ -19,19 +19,26 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.bend import refuse_bent
+from pallas_kernels.bend import bend
 from pallas_kernels.decode import xla
 from pallas_kernels.decode.blocks import block_range, merge
+from pallas_kernels.decode.gpu_slots import (
+    ALL_SEEN,
+    HIDDEN,
+    TILE,
+    from_tile,
+    marks,
+    to_slots,
+    whole_blocks,
+)
 from pallas_kernels.visibility import visible
 
 ROWS = 64  # of a matrix product; queries beyond a group's are not used
-TILE = 8  # rows that lie together in shared memory, and so are copied together
 MAX_BLOCK = 128  # slots
 MAX_STAGES = 4  # blocks of K and V in shared memory
 CORES = 132  # of an H100 or H200; on others the shares are a little uneven
 SHARED_BYTES = 226 << 10  # of a core, less what two blocks of threads have reserved
 LOG2E = math.log2(math.e)
-HIDDEN, SEEN, ALL_SEEN = 0, 1, 2  # a slot, and one in a block whose slots are all seen
 
 
 def decode_attention(
@@ -40,7 +47,6 @@ def decode_attention(
     slopes: Array | None = None, soft_cap: float | None = None, interpret: Any = None,
 ) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`; `interpret`, parameters of Pallas, runs it without a GPU."""
-    refuse_bent(slopes, soft_cap)
     b, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     group, lanes = n // heads, b * heads
@@ -54,6 +60,7 @@ def decode_attention(
     if lanes * slots % TILE:
         raise NotImplementedError(f"{b} x {heads} x {slots} slots are no multiple of {TILE}")
     case = _plan(lanes, heads, slots, group, h, k_pos.shape[1], with_mass)
+    case = dataclasses.replace(case, soft_cap=soft_cap, alibi=slopes is not None)
     if lanes * slots < case.block:
         raise NotImplementedError(f"{lanes * slots} slots are less than a block")
 
@@ -62,26 +69,36 @@ def decode_attention(
     if not sinks:
         q_sink = None
     kernel_seen = seen if q_sink is None else seen & (slot >= sinks)
-    marks, visited = _marks(_from_tile(kernel_seen, lanes), case.block)
+    marked, visited = marks(from_tile(kernel_seen, lanes), case.block)
     first, last = block_range(visited, 1)
+    width = marked.shape[-1]
     queries = (q * jnp.asarray(scale, q.dtype)).reshape(lanes, group, h).astype(k.dtype)
     # What a product reads beyond a group, the next ones' queries, gives rows that nobody reads.
     queries = jnp.pad(queries, ((0, 0), (0, case.rows - group), (0, 0))).reshape(-1, h)
     queries = jnp.pad(queries, ((0, ROWS - case.rows), (0, 0)))
 
-    out, lse, *scores = _call(case, lanes, marks.shape[-1], interpret)(
-        queries, k.reshape(-1, h), v.reshape(-1, h), marks.reshape(-1, marks.shape[-1]),
-        first, last,
-    )  # fmt: skip
+    bias = []
+    if slopes is not None:
+        far = from_tile((q_pos[:, None, None] - k_pos).astype(jnp.float32), lanes)
+        far = jnp.broadcast_to(whole_blocks(far, case.block), marked.shape)
+        steep = jnp.pad(slopes.reshape(heads, group), ((0, 0), (0, ROWS - group)))
+        bias = [far.reshape(-1, width), steep]
+
+    out, lse, *scores = _call(case, lanes, width, interpret)(
+        queries, k.reshape(-1, h), v.reshape(-1, h), marked.reshape(-1, width), first, last, *bias
+    )
     out, lse = out[:, :, :group], lse[:, :, :group]
     sink_mass = None
     if q_sink is not None:
         # A few slots, as one more part: the kernel knows one query a row.
         near = jnp.broadcast_to(seen[..., :sinks, None], (b, heads, min(sinks, slots), 1))
+        # Which of them are seen is the same from where the sinks have the query.
+        stands = q_pos if window is None else jnp.minimum(q_pos, sinks + window)
         sink_out, sink_lse, *sink_mass = xla.decode_attention(
             q_sink.astype(jnp.float32), k[:, :, :sinks],
-            jnp.where(near, v[:, :, :sinks], jnp.zeros((), v.dtype)), q_pos, k_pos[..., :sinks],
+            jnp.where(near, v[:, :, :sinks], jnp.zeros((), v.dtype)), stands, k_pos[..., :sinks],
             scale=scale, window=window, sinks=sinks, q_sink=None, with_mass=with_mass,
+            slopes=slopes, soft_cap=soft_cap,
         )  # fmt: skip
         sink_out, sink_lse = sink_out.reshape(lanes, 1, group, h), sink_lse.reshape(lanes, 1, group)
         out = jnp.concatenate([out.astype(jnp.float32), sink_out], axis=1)
@@ -91,7 +108,7 @@ def decode_attention(
     if not with_mass:
         return out, total
     level = jnp.where(jnp.isneginf(total), 0.0, total)
-    mass = _to_slots(scores[0][:, :group], slots).reshape(b, heads, group, slots)
+    mass = to_slots(scores[0][:, :group], slots).reshape(b, heads, group, slots)
     mass = jnp.exp(mass - level.reshape(b, heads, group, 1))
     # The kernel leaves out blocks that nobody sees.
     mass = jnp.where(kernel_seen[:, :, None], mass, 0.0).reshape(b, n, slots)
@@ -115,6 +132,8 @@ class _Case:
       splits: blocks of threads that share a KV head.
       stages: blocks of K, and of V, in shared memory.
       with_mass: whether scores go out.
+      soft_cap: see `bend`.
+      alibi: whether there are slopes.
     """
 
     slots: int
@@ -126,6 +145,8 @@ class _Case:
     splits: int
     stages: int
     with_mass: bool
+    soft_cap: float | None = None
+    alibi: bool = False
 
 
 def _plan(
@@ -161,59 +182,6 @@ def split_count(lanes: int, blocks: int, room: int) -> int:
     return min(range(1, min(blocks, max(room // lanes, 4)) + 1), key=idle)
 
 
-def _from_tile(seen: Array, lanes: int) -> Array:
-    """Visibility of the slots as the kernel counts them, from the first of a whole tile.
-
-    K and V are read as one matrix of all heads' slots, in whole tiles, so where S is no multiple
-    of a tile a head begins inside one and has its own shift.
-
-    Args:
-      seen: bool [B, P, S].
-      lanes: B * K.
-
-    Returns:
-      bool [B, P, S], or [B, K, S + TILE - 1] where heads are shifted.
-    """
-    b, _, slots = seen.shape
-    if slots % TILE == 0:
-        return seen
-    seen = jnp.broadcast_to(seen, (b, lanes // b, slots)).reshape(lanes, slots)
-    at = lax.broadcasted_iota(jnp.int32, (lanes, slots + TILE - 1), 1) - _shift(lanes, slots)
-    inside = (at >= 0) & (at < slots)
-    shifted = jnp.take_along_axis(seen, jnp.clip(at, 0, slots - 1), axis=1) & inside
-    return shifted.reshape(b, lanes // b, -1)
-
-
-def _to_slots(scores: Array, slots: int) -> Array:
-    """Scores [B * K, G, width] of the slots as the kernel counts them, to [B * K, G, S]."""
-    if slots % TILE == 0:
-        return scores[..., :slots]
-    at = lax.broadcasted_iota(jnp.int32, (len(scores), slots), 1) + _shift(len(scores), slots)
-    at = jnp.broadcast_to(at[:, None], (*scores.shape[:2], slots))
-    return jnp.take_along_axis(scores, at, axis=2)
-
-
-def _shift(lanes: int, slots: int) -> Array:
-    """How far into a tile each head begins, int32 [lanes, 1]."""
-    return lax.broadcasted_iota(jnp.int32, (lanes, 1), 0) * (slots % TILE) % TILE
-
-
-def _marks(seen: Array, block: int) -> tuple[Array, Array]:
-    """What the kernel may know of each slot, and which blocks hold any that is seen.
-
-    Args:
-      seen: bool [B, P, slots].
-      block: slots a block.
-
-    Returns:
-      int32 [B, P, slots up to a whole block] and bool [B, P, blocks].
-    """
-    seen = jnp.pad(seen, ((0, 0), (0, 0), (0, -seen.shape[-1] % block)))
-    blocks = seen.reshape(*seen.shape[:2], -1, block)
-    marks = jnp.where(jnp.all(blocks, axis=-1, keepdims=True), ALL_SEEN, blocks.astype(jnp.int32))
-    return marks.reshape(seen.shape), jnp.any(blocks, axis=-1)
-
-
 def _call(case: _Case, lanes: int, width: int, interpret: Any) -> Any:
     """The kernel as a function of arrays.
 
@@ -236,9 +204,13 @@ def _call(case: _Case, lanes: int, width: int, interpret: Any) -> Any:
         weights_smem=plgpu.SMEM((ROWS, block), jnp.bfloat16),
         lse_smem=plgpu.SMEM((ROWS,), jnp.float32),
         q_there=plgpu.Barrier(),
-        k_there=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        k_there=plgpu.Barrier(num_arrivals=2 + case.alibi, num_barriers=stages),
         v_there=plgpu.Barrier(num_barriers=stages),
     )
+    if case.alibi:
+        scratch["far_smem"] = plgpu.SMEM((stages, block), jnp.float32)
+        scratch["slopes_smem"] = plgpu.SMEM((ROWS,), jnp.float32)
+        scratch["slopes_there"] = plgpu.Barrier()
     if case.with_mass:
         out_type.append(jax.ShapeDtypeStruct((lanes, case.rows, width), jnp.float32))
         scratch["scores_smem"] = plgpu.SMEM((ROWS, block), jnp.float32)
@@ -259,9 +231,10 @@ def _call(case: _Case, lanes: int, width: int, interpret: Any) -> Any:
 
 def _kernel(
     case: _Case, q_ref: Any, k_ref: Any, v_ref: Any, marks_ref: Any, first_ref: Any, last_ref: Any,
-    out_ref: Any, lse_ref: Any, *scores_ref: Any,
+    *others: Any,
     q_smem: Any, k_smem: Any, v_smem: Any, marks_smem: Any, weights_smem: Any, lse_smem: Any,
     q_there: Any, k_there: Any, v_there: Any, scores_smem: Any = None,
+    far_smem: Any = None, slopes_smem: Any = None, slopes_there: Any = None,
 ) -> None:  # fmt: skip
     """One of the splits of one KV head; every `splits`th block from the first with a visible slot.
 
@@ -273,9 +246,8 @@ def _kernel(
       marks_ref: [B P, width].
       first_ref: first block with a visible slot, [B P].
       last_ref: last block with a visible slot, [B P].
-      out_ref: [B K, splits, rows, H].
-      lse_ref: [B K, splits, ROWS].
-      *scores_ref: [B K, rows, width], with mass.
+      *others: with slopes, distances [B P, width] and slopes [K, ROWS]; then what goes out: sums
+        [B K, splits, rows, H], lse [B K, splits, ROWS], and with mass scores [B K, rows, width].
       q_smem: the queries, and at the end the output.
       k_smem: stages of K.
       v_smem: stages of V.
@@ -286,7 +258,12 @@ def _kernel(
       k_there: K and marks of a stage have arrived.
       v_there: V of a stage has arrived.
       scores_smem: scores on their way out, with mass.
+      far_smem: stages of distances, with slopes.
+      slopes_smem: the slopes of this head's queries.
+      slopes_there: they have arrived.
     """
+    far_ref, slopes_ref = others[:2] if case.alibi else (None, None)
+    out_ref, lse_ref, *scores_ref = others[2 * case.alibi :]
     block, h = case.block, case.head_dim
     width = 64 if h == 256 else h  # of V at a time: more would not fit the registers
     lane, split = lax.axis_index("lane"), lax.axis_index("split")
@@ -306,6 +283,9 @@ def _kernel(
         rows = pl.ds(pl.multiple_of(row + start(step), TILE), block)
         marks = marks_ref.at[place, pl.ds(pl.multiple_of(start(step), block), block)]
         plgpu.copy_gmem_to_smem(marks, marks_smem.at[stage], k_there.at[stage])
+        if far_ref is not None:
+            far = far_ref.at[place, pl.ds(pl.multiple_of(start(step), block), block)]
+            plgpu.copy_gmem_to_smem(far, far_smem.at[stage], k_there.at[stage])
         plgpu.copy_gmem_to_smem(v_ref.at[rows], v_smem.at[stage], v_there.at[stage])
 
     def product(a: Any, b: Any) -> Array:
@@ -320,6 +300,9 @@ def _kernel(
 
     queries = pl.ds(pl.multiple_of(lane * case.rows, TILE), ROWS)
     plgpu.copy_gmem_to_smem(q_ref.at[queries], q_smem, q_there)
+    if slopes_ref is not None:
+        head = slopes_ref.at[lax.rem(lane, case.heads)]
+        plgpu.copy_gmem_to_smem(head, slopes_smem, slopes_there)
     for ahead in range(case.stages):
 
         @pl.when(ahead < steps)
@@ -328,6 +311,8 @@ def _kernel(
             fetch_v(jnp.int32(ahead), jnp.int32(ahead))
 
     plgpu.barrier_wait(q_there)
+    if case.alibi:
+        plgpu.barrier_wait(slopes_there)
 
     def visit(step: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         top, total, *sums = carry
@@ -339,6 +324,11 @@ def _kernel(
         def _() -> None:
             fetch_k(step + case.stages, stage)
 
+        far, steep = jnp.int32(0), None
+        if case.alibi:
+            far = lax.broadcast_in_dim(far_smem[stage], scores.shape, (1,))
+            steep = down(slopes_smem[...], block)
+        scores = bend(scores, far, steep, case.soft_cap)
         seen = lax.broadcast_in_dim(marks_smem[stage] > HIDDEN, scores.shape, (1,))
         scores = jnp.where(seen, scores, -jnp.inf)
         higher = jnp.maximum(top, jnp.max(scores, axis=1))

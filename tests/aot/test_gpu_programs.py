@@ -24,6 +24,10 @@ MODELS = {  # query heads, KV heads, dimensions of a head
     "smollm2-135m": (9, 3, 64),
     "gemma-3-1b": (4, 1, 256),
 }
+BENT = {  # those, and what is done to their scores
+    "mpt-7b": ((32, 32, 128), "slopes"),
+    "gemma-2-2b": ((8, 4, 256), "soft_cap"),
+}
 # 3 heads or 1 of 1029 slots end inside a tile, and so do all together but for 8 rows.
 CASES = [(model, slots, 1) for model in list(MODELS)[:2] for slots in (1029, 8192, 131072)] + [
     (model, slots, rows)
@@ -34,21 +38,27 @@ CASES = [(model, slots, 1) for model in list(MODELS)[:2] for slots in (1029, 819
 
 def program(
     model: str, slots: int, rows: int = 1, *, places: int = 1, sinks: int = 0,
-    window: int | None = None, with_mass: bool = False,
+    window: int | None = None, with_mass: bool = False, soft_cap: float | None = None,
+    alibi: bool = False,
 ) -> tuple[Callable[..., Any], tuple[Any, ...], int]:  # fmt: skip
     """A decode step's attention, the shapes of its arguments, and the numbers in K."""
-    n, heads, h = MODELS[model]
+    n, heads, h = MODELS[model] if model in MODELS else BENT[model][0]
     q = jax.ShapeDtypeStruct((rows, n, h), jnp.bfloat16)
     slab = jax.ShapeDtypeStruct((rows, heads, slots, h), jnp.bfloat16)
     q_pos = jax.ShapeDtypeStruct((rows,), jnp.int32)
     k_pos = jax.ShapeDtypeStruct((rows, places, slots), jnp.int32)
-    options = dict(scale=h**-0.5, sinks=sinks, window=window, with_mass=with_mass)
+    slopes = jax.ShapeDtypeStruct((n,), jnp.float32)
+    options = dict(
+        scale=h**-0.5, sinks=sinks, window=window, with_mass=with_mass, soft_cap=soft_cap
+    )
 
-    def attend(q, k, v, q_pos, k_pos, q_sink):
-        sink = q_sink if sinks else None
-        return mosaic_gpu.decode_attention(q, k, v, q_pos, k_pos, q_sink=sink, **options)
+    def attend(q, k, v, q_pos, k_pos, q_sink, slopes):
+        sink, steep = q_sink if sinks else None, slopes if alibi else None
+        return mosaic_gpu.decode_attention(
+            q, k, v, q_pos, k_pos, q_sink=sink, slopes=steep, **options
+        )
 
-    return attend, (q, slab, slab, q_pos, k_pos, q), rows * heads * slots * h
+    return attend, (q, slab, slab, q_pos, k_pos, q, slopes), rows * heads * slots * h
 
 
 def check(model: str, slots: int, rows: int = 1, **options: Any) -> None:
@@ -57,9 +67,11 @@ def check(model: str, slots: int, rows: int = 1, **options: Any) -> None:
     text = compiled.as_text()
     assert KERNEL in text
     assert moves(text, size) == []
-    # Partial outputs, some KiB for each block of threads that the GPU holds, and the marks.
-    marks = 8 * rows * slots * max(options.get("places", 1), MODELS[model][1] if slots % 8 else 1)
-    scores = 64 * rows * MODELS[model][1] * slots if options.get("with_mass") else 0
+    heads = args[1].shape[1]
+    # Partial outputs, some KiB for each block of threads that the GPU holds; marks and distances.
+    marks = 8 * rows * slots * max(options.get("places", 1), heads if slots % 8 else 1)
+    marks *= 1 + options.get("alibi", False)
+    scores = 64 * rows * heads * slots if options.get("with_mass") else 0
     assert compiled.memory_analysis().temp_size_in_bytes < (2 << 20) + marks + scores
 
 
@@ -86,6 +98,21 @@ def test_compiles_for_an_h100(model: str, slots: int, rows: int) -> None:
 @pytest.mark.parametrize("slots", [1029, 8192])
 def test_sinks_a_window_rows_and_heads_of_their_own(slots: int) -> None:
     check("llama-3.1-8b and qwen3-8b", slots, 4, places=8, sinks=4, window=1000)
+
+
+@gpu.needs_cuda_compiler
+@pytest.mark.parametrize("model", BENT)
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_bent_scores(model: str, sinks: int) -> None:
+    alibi = BENT[model][1] == "slopes"
+    options = {"alibi": True} if alibi else {"soft_cap": 50.0}
+    check(model, 8192, sinks=sinks, window=1000 if sinks else None, **options)
+
+
+@pytest.mark.parametrize("model", BENT)
+def test_bent_scores_lower_for_cuda(model: str) -> None:
+    attend, args, _ = program(model, 1029, 8, alibi=BENT[model][1] == "slopes", soft_cap=50.0)
+    assert KERNEL in gpu.lower_for(attend, *args)
 
 
 @gpu.needs_cuda_compiler

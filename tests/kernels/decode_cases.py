@@ -19,7 +19,7 @@ from pallas_kernels.visibility import visible
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 OPTIONS = dict(scale=1.0, window=None, sinks=0, q_sink=None)
-STATIC = ("scale", "window", "sinks", "with_mass")
+STATIC = ("scale", "window", "sinks", "with_mass", "soft_cap")
 XLA = jax.jit(functools.partial(decode_attention, implementation="xla"), static_argnames=STATIC)
 
 Slab = tuple[int, int, int]  # K, S, H
@@ -52,7 +52,7 @@ def arrays(
 def check(
     kernel: Callable[..., tuple[Array, ...]], slab: Slab, rows: int, group: int, dtype: str,
     places: bool, sinks: int, window: int | None, seed: int,
-    *, two: bool, mass: bool, hidden: float = math.nan,
+    *, two: bool, mass: bool, hidden: float = math.nan, **bends: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Asserts that a kernel gives what XLA gives, whatever hidden slots hold; gives its results."""
     q, q_sink, clean, dirty, q_pos, k_pos = arrays(
@@ -60,7 +60,7 @@ def check(
     )
     options = dict(
         scale=slab[2] ** -0.5, window=window, sinks=sinks, with_mass=mass,
-        q_sink=q_sink if two else None,
+        q_sink=q_sink if two else None, **bends,
     )  # fmt: skip
     expected = XLA(q, *clean, q_pos, k_pos, **options)
     actual = kernel(q, *dirty, q_pos, k_pos, **options)

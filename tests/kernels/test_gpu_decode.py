@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkv.scoring import alibi_slopes
 from pallas_kernels import decode_attention
-from pallas_kernels.decode import mosaic_gpu
+from pallas_kernels.decode import gpu_slots, mosaic_gpu
 from pallas_kernels.decode.blocks import merge
 from pallas_kernels.decode.mosaic_gpu import split_count
 
@@ -72,10 +73,16 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     seed=st.integers(0, 1000),
     two=st.booleans(),
     mass=st.booleans(),
+    alibi=st.booleans(),
+    soft_cap=st.sampled_from([None, 2.0]),
 )
-def test_equals_xla(few, slab, rows, group, places, sinks, window, seed, two, mass) -> None:
+def test_equals_xla(
+    few, slab, rows, group, places, sinks, window, seed, two, mass, alibi, soft_cap
+) -> None:
+    slopes = jnp.asarray(alibi_slopes(slab[0] * group), jnp.float32) if alibi else None
     check(
-        TWIN, slab, rows, group, "bfloat16", places, sinks, window, seed, two=two, mass=mass
+        TWIN, slab, rows, group, "bfloat16", places, sinks, window, seed, two=two, mass=mass,
+        slopes=slopes, soft_cap=soft_cap,
     )  # fmt: skip
 
 
@@ -140,7 +147,7 @@ def test_parts_merge() -> None:
 def test_heads_that_begin_inside_a_tile(slots: int) -> None:
     """All heads' slots make one row, from which the kernel's count goes by whole tiles."""
     seen = np.random.default_rng(0).random((2, 4, slots)) < 0.5
-    counted = np.asarray(mosaic_gpu._from_tile(jnp.asarray(seen), 8)).reshape(8, -1)
+    counted = np.asarray(gpu_slots.from_tile(jnp.asarray(seen), 8)).reshape(8, -1)
     row = seen.reshape(-1)
     for lane in range(8):
         begin = lane * slots // 8 * 8
@@ -149,7 +156,7 @@ def test_heads_that_begin_inside_a_tile(slots: int) -> None:
         within[(lane + 1) * slots - begin :] = False
         np.testing.assert_array_equal(counted[lane, : len(within)], within)
     scores = jnp.asarray(counted, jnp.float32)[:, None]
-    back = mosaic_gpu._to_slots(scores, slots)
+    back = gpu_slots.to_slots(scores, slots)
     np.testing.assert_array_equal(back.reshape(seen.shape), seen)
 
 
@@ -211,9 +218,14 @@ def test_on_a_gpu(heads: int, h: int, slots: int, mass: bool) -> None:
     kernel = jax.jit(
         functools.partial(decode_attention, implementation="mosaic_gpu"), static_argnames=STATIC
     )
-    for places, window, two in ((False, None, False), (True, slots // 3, True)):
+    slopes = jnp.asarray(alibi_slopes(4 * heads), jnp.float32)
+    for places, window, two, bends in (
+        (False, None, False, {}),
+        (True, slots // 3, True, {"slopes": slopes, "soft_cap": 30.0}),
+    ):
         check(
-            kernel, (heads, slots, h), 2, 4, "bfloat16", places, 4, window, 0, two=two, mass=mass
+            kernel, (heads, slots, h), 2, 4, "bfloat16", places, 4, window, 0, two=two, mass=mass,
+            **bends,
         )  # fmt: skip
 
 
