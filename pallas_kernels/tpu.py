@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.int8 import product_dtype
 from pallas_kernels.order import LANES
 from pallas_kernels.precision import einsum
 
@@ -18,6 +21,18 @@ VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the sma
 ROOM_BYTES = 14 << 20  # where all that a kernel needs is counted: most of the smallest limit
 SMEM_BYTES = 256 << 10  # for what says which blocks to visit: a quarter of what a core has
 DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def check_dtypes(q: Array, *slabs: Array) -> None:
+    """Refuses what a kernel does not take: slabs of float32, bfloat16, or all of them int8."""
+    kinds = {x.dtype for x in slabs}
+    if {product_dtype(x, q) for x in slabs} - set(map(jnp.dtype, DTYPES)) or (
+        jnp.dtype(jnp.int8) in kinds and len(kinds) > 1
+    ):
+        raise NotImplementedError(
+            f"queries, keys and values of {', '.join(str(x.dtype) for x in (q, *slabs))}: "
+            "float32 or bfloat16, or keys and values of int8"
+        )
 
 
 def even_block(slots: int, limit: int) -> int:
@@ -49,6 +64,11 @@ def by_head(x: Array, together: int, queries: int) -> Array:
 def slopes_of(slopes: Array | None, together: int) -> list[Array]:
     """ALiBi's slopes [N] as a kernel's input [N / together, together, 1], if there are any."""
     return [] if slopes is None else [slopes.reshape(-1, together, 1)]
+
+
+def by_token(scales: Sequence[Array | None]) -> list[Array]:
+    """Scales of int8 numbers [B, K, S] as a kernel's inputs [B K, 1, S], if there are any."""
+    return [x.reshape(-1, 1, x.shape[2]) for x in scales if x is not None]
 
 
 def filled_up(positions: Array, size: int) -> Array:

@@ -102,6 +102,7 @@ def positions_held(cache) -> list[set[int]]:
     """Positions in the slots of each KV head of row 0, in the model's order."""
     if hasattr(cache, "pool"):
         pos, owner = np.asarray(cache.pool.pos[0]), np.asarray(cache.pool.owner[0])
+        pos = pos.reshape(len(owner), -1)
         ring = np.asarray(cache.ring.pos[0, 0])
         found = [[*pos[owner == head].reshape(-1), *ring] for head in range(cache.pool.heads)]
     else:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxkv.cache.grouped import Grouped
-from jaxkv.cache.pool import Pool
+from jaxkv.cache.pool import Pool, owned_positions
 from jaxkv.cache.slab import Slab
 
 
@@ -97,7 +97,6 @@ def _of_layer(layer: Any, row: int) -> list[int]:
 
 def _per_head(part: Slab | Pool, row: int) -> list[int]:
     if isinstance(part, Pool):
-        held = (np.asarray(part.pos[row]) >= 0).sum(axis=-1)
-        return [int(held[np.asarray(part.owner[row]) == h].sum()) for h in range(part.heads)]
+        return [int(n) for n in (np.asarray(owned_positions(part)[row]) >= 0).sum(axis=-1)]
     counts = (np.asarray(part.pos[row]) >= 0).sum(axis=-1)
     return [int(n) for n in np.broadcast_to(counts, (part.k.shape[1],))]

@@ -13,12 +13,14 @@ from jaxkv.cache.slab import Slab
 
 @flax.struct.dataclass
 class Pool:
-    """M blocks of C slots; each belongs to one KV head, and which it is is data.
+    """M blocks of C slots, S in all; each belongs to one KV head, and which it is is data.
+
+    The slots lie in one row: few of them a block would leave a TPU's tiles half empty.
 
     Attributes:
-      k: [B, M, C, H], rotated at write.
-      v: [B, M, C, H].
-      pos: int32 [B, M, C], absolute position of the token in each slot, -1 for an empty one.
+      k: [B, S, H], rotated at write.
+      v: [B, S, H].
+      pos: int32 [B, S], absolute position of the token in each slot, -1 for an empty one.
       owner: int32 [B, M], the KV head of each block.
       heads: K.
     """
@@ -32,29 +34,28 @@ class Pool:
 
 def empty_pool(batch: int, heads: int, blocks: int, size: int, head_dim: int, dtype: str) -> Pool:
     """A pool with no tokens, whose blocks belong to the first head."""
-    shape = batch, blocks, size
+    shape = batch, blocks * size
     return Pool(
         k=jnp.zeros((*shape, head_dim), dtype),
         v=jnp.zeros((*shape, head_dim), dtype),
         pos=jnp.full(shape, -1, jnp.int32),
-        owner=jnp.zeros(shape[:2], jnp.int32),
+        owner=jnp.zeros((batch, blocks), jnp.int32),
         heads=heads,
     )
 
 
 def owned_positions(pool: Pool) -> Array:
-    """Positions as each head sees the pool: int32 [B, K, M C], -1 in blocks of other heads."""
-    mine = pool.owner[:, None] == jnp.arange(pool.heads)[None, :, None]
-    pos = jnp.where(mine[..., None], pool.pos[:, None], -1)
-    return pos.reshape(pos.shape[0], pool.heads, -1)
+    """Positions as each head sees the pool: int32 [B, K, S], -1 in blocks of other heads."""
+    owner = jnp.repeat(pool.owner, pool.pos.shape[1] // pool.owner.shape[1], axis=1)
+    mine = owner[:, None] == jnp.arange(pool.heads)[None, :, None]
+    return jnp.where(mine, pool.pos[:, None], -1)
 
 
 def as_slab(pool: Pool, seen: Array) -> Slab:
     """The pool as a slab in which every head has room for all of it: K times the memory."""
 
     def spread(x: Array) -> Array:
-        flat = x.reshape(x.shape[0], 1, -1, x.shape[-1])
-        return jnp.broadcast_to(flat, (flat.shape[0], pool.heads, *flat.shape[2:]))
+        return jnp.broadcast_to(x[:, None], (x.shape[0], pool.heads, *x.shape[1:]))
 
     return Slab(spread(pool.k), spread(pool.v), owned_positions(pool), seen)
 
@@ -87,8 +88,8 @@ def fill(k: Array, v: Array, pos: Array, order: Array, caps: Array, blocks: int,
 
     def packed(x: Array) -> Array:
         taken = jnp.take_along_axis(x.reshape(batch, -1, head_dim), index[..., None], axis=1)
-        taken = taken.reshape(batch, blocks, size, head_dim)
         return jnp.where(held[..., None], taken, 0)
 
-    at = jnp.take_along_axis(pos.reshape(batch, -1), index, axis=1).reshape(held.shape)
+    held = held.reshape(batch, -1)
+    at = jnp.take_along_axis(pos.reshape(batch, -1), index, axis=1)
     return Pool(packed(k), packed(v), jnp.where(held, at, -1), owner.astype(jnp.int32), heads)

@@ -11,6 +11,7 @@ from jax import Array
 
 from pallas_kernels.decode import xla
 from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
+from pallas_kernels.int8 import Slots
 
 
 def _mosaic_gpu(*args: Any, **kw: Any) -> tuple[Array, ...]:
@@ -35,8 +36,8 @@ IMPLEMENTATIONS = {
 
 def decode_attention(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Slots,
+    v: Slots,
     q_pos: Array,
     k_pos: Array,
     *,
@@ -55,8 +56,8 @@ def decode_attention(
 
     Args:
       q: [B, N, H], rotated; N = G K, query head n uses KV head n // G.
-      k: [B, K, S, H], rotated.
-      v: [B, K, S, H].
+      k: [B, K, S, H], rotated; or as `Int8`.
+      v: [B, K, S, H], as `k`.
       q_pos: int32 [B].
       k_pos: int32 [B, P, S], P is K, or 1 where all heads keep the same tokens; -1 is empty.
       scale: multiplies the scores.

@@ -16,11 +16,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.bend import bend
 from pallas_kernels.decode.blocks import block_range
+from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.tpu import (
-    DTYPES,
     SMEM_BYTES,
     VMEM_BYTES,
+    by_token,
+    check_dtypes,
     even_block,
     in_hbm,
     product,
@@ -32,17 +34,15 @@ MAX_BLOCK = 2048  # slots; 1 MiB of bfloat16 at H = 128, which takes long enough
 
 
 def decode_attention(
-    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
     slopes: Array | None = None, soft_cap: float | None = None, interpret: bool = False,
 ) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
     b, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
-    if k.dtype not in DTYPES or v.dtype not in DTYPES:
-        raise NotImplementedError(
-            f"keys and values of {k.dtype} and {v.dtype}: float32 or bfloat16"
-        )
+    check_dtypes(q, k, v)
     order = stored_order(k.shape, k.dtype.itemsize)
     if order is None or (with_mass and order is Order.SLOTS_HEADS):
         raise NotImplementedError(
@@ -56,16 +56,51 @@ def decode_attention(
         k, v = (x.swapaxes(1, 2).reshape(b, 1, slots * heads, h) for x in (k, v))
         k_pos = jnp.broadcast_to(k_pos, (b, heads, slots)).swapaxes(1, 2)
         k_pos = k_pos.reshape(b, 1, slots * heads)
-        mixed, heads, slots = heads, 1, slots * heads
+        k_scale, v_scale = (
+            None if x is None else x.swapaxes(1, 2).reshape(b, 1, slots * heads)
+            for x in (k_scale, v_scale)
+        )
+        mixed = heads
+    return attend(
+        q, k, v, by_token((k_scale, v_scale)), q_pos, k_pos, None,
+        scale=scale, window=window, sinks=sinks, q_sink=q_sink, with_mass=with_mass,
+        slopes=slopes, soft_cap=soft_cap, mixed=mixed, dims_first=order is Order.HEADS_DIMS,
+        interpret=interpret,
+    )  # fmt: skip
+
+
+def attend(
+    q: Array, k: Array, v: Array, scales: list[Array], q_pos: Array, k_pos: Array,
+    owner: Array | None,
+    *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
+    slopes: Array | None, soft_cap: float | None, mixed: int, dims_first: bool, interpret: bool,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Decode attention over keys and values as they lie.
+
+    Args:
+      q: as for `api.decode_attention`, and so is what is not named here.
+      k: [B, K, S, H], or [B, K, H, S]; K is 1 where heads are mixed, and S counts the slots of all.
+      v: as `k`.
+      scales: of K and of V, float32 [B K, 1, S], if they are int8.
+      q_pos: int32 [B].
+      k_pos: int32 [B, P, S].
+      owner: int32 [B, S], the head of each slot where heads are mixed; None: they take turns.
+      scale, window, sinks, q_sink, with_mass, slopes, soft_cap: see there.
+      mixed: how many heads' slots lie mixed along S.
+      dims_first: whether the slots come last in K and V.
+      interpret: see `decode_attention`.
+    """
+    b, n, h = q.shape
+    heads, slots = k.shape[1], k_pos.shape[2]
     group, places = n // heads, k_pos.shape[1]
     if 4 * b * (2 * places + 1) > SMEM_BYTES:
         raise NotImplementedError(f"{b} rows with {places} position arrays each are too many")
-    block = block_slots(slots, h, group, max(k.dtype.itemsize, v.dtype.itemsize))
+    dtype = product_dtype(k, q)
+    block = block_slots(slots, h, group, max(dtype.itemsize, v.dtype.itemsize))
 
     queries = [q] if q_sink is None or not sinks else [q, q_sink]
     grouped = [
-        (x * jnp.asarray(scale, x.dtype)).reshape(b, heads, group, h).astype(k.dtype)
-        for x in queries
+        (x * jnp.asarray(scale, x.dtype)).reshape(b, heads, group, h).astype(dtype) for x in queries
     ]
     first, last = block_range(visible(q_pos[:, None, None], k_pos, sinks, window), block)
     if not interpret:
@@ -82,15 +117,18 @@ def decode_attention(
 
     def slots_of(row: Array, head: Array, step: Array, first: Any, last: Any, _: Any):
         index = in_range(row, head, step, first, last)
-        return (row, head, 0, index) if order is Order.HEADS_DIMS else (row, head, index, 0)
+        return (row, head, 0, index) if dims_first else (row, head, index, 0)
 
     def positions_of(row: Array, head: Array, step: Array, first: Any, last: Any, _: Any):
         return place(row, head), 0, in_range(row, head, step, first, last)
 
+    def scales_of(row: Array, head: Array, step: Array, first: Any, last: Any, _: Any):
+        return row * heads + head, 0, in_range(row, head, step, first, last)
+
     def head_of(row: Array, head: Array, *_: Any):
         return row, head, 0, 0
 
-    slots_block = (1, 1, h, block) if order is Order.HEADS_DIMS else (1, 1, block, h)
+    slots_block = (1, 1, h, block) if dims_first else (1, 1, block, h)
     out_shape = [
         jax.ShapeDtypeStruct((b, heads, group, h), q.dtype),
         jax.ShapeDtypeStruct((b, heads, group, 1), jnp.float32),
@@ -107,10 +145,12 @@ def decode_attention(
         )
     case = _Case(
         slots=slots, block=block, places=places, mixed=mixed, window=window, sinks=sinks,
-        dims_first=order is Order.HEADS_DIMS, soft_cap=soft_cap, alibi=slopes is not None,
-        in_cache=q_sink is not None,
+        dims_first=dims_first, soft_cap=soft_cap, alibi=slopes is not None,
+        in_cache=q_sink is not None, int8=bool(scales),
+        owned=owner is not None,
     )  # fmt: skip
     steep = slopes_of(slopes, group)
+    owners = [] if owner is None else [owner[:, None]]
     out, lse, *scores = pl.pallas_call(
         functools.partial(_kernel, case, len(queries) == 2, with_mass),
         out_shape=out_shape,
@@ -122,6 +162,7 @@ def decode_attention(
                 pl.BlockSpec(slots_block, slots_of),
                 pl.BlockSpec(slots_block, slots_of),
                 pl.BlockSpec((1, 1, block), positions_of),
+                *[pl.BlockSpec((1, 1, block), scales_of)] * (len(scales) + len(owners)),
                 *[pl.BlockSpec((1, group, 1), lambda row, head, *_: (head, 0, 0))] * len(steep),
             ],
             out_specs=out_specs,
@@ -136,7 +177,18 @@ def decode_attention(
         ),
         interpret=interpret,
         name="decode_attention",
-    )(first, last, q_pos, *grouped, k, v, k_pos.reshape(b * places, 1, slots), *steep)
+    )(
+        first,
+        last,
+        q_pos,
+        *grouped,
+        k,
+        v,
+        k_pos.reshape(b * places, 1, slots),
+        *scales,
+        *owners,
+        *steep,
+    )
     out, lse = out.reshape(b, n, h), lse.reshape(b, n)
     if not with_mass:
         return out, lse
@@ -152,13 +204,15 @@ class _Case:
       slots: slots of the slab; the last block may reach beyond them, into anything.
       block: slots a block.
       places: P, position arrays a row.
-      mixed: how many heads take turns along the slots; all their queries are there, as one group.
+      mixed: how many heads' slots lie mixed; all their queries are there, as one group.
       window: see `visible`.
       sinks: see `visible`.
       dims_first: whether blocks of K and V are [H, block] and not [block, H].
       soft_cap: see `bend`.
       alibi: whether there are slopes.
       in_cache: whether sinks are at most `sinks + window` away, where there are slopes.
+      int8: whether K and V have scales.
+      owned: whether slots say whose they are; else the heads take turns.
     """
 
     slots: int
@@ -171,6 +225,8 @@ class _Case:
     soft_cap: float | None
     alibi: bool
     in_cache: bool
+    int8: bool
+    owned: bool
 
 
 def block_slots(slots: int, head_dim: int, group: int, itemsize: int) -> int:
@@ -188,20 +244,24 @@ def block_slots(slots: int, head_dim: int, group: int, itemsize: int) -> int:
 
 
 def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None:
-    """One block of slots of one KV head, or of all where they take turns.
+    """One block of slots of one KV head, or of all where they lie mixed.
 
     Args:
       case: what is the same for all blocks.
       two_queries: whether there is a q_sink, which scores the first slots.
       with_mass: whether scores go out.
       *refs: first and last block to visit [B P], q_pos [B]; q and q_sink [1, 1, G, H], k and v [1,
-        1, block, H] or [1, 1, H, block], k_pos [1, 1, block], slopes [1, G, 1] if there are any;
-        out [1, 1, G, H], lse [1, 1, G, 1], scores [1, 1, G, block]; and what one block hands to the
-        next: the running maximum and sum [G, 1], and the output before division [G, H].
+        1, block, H] or [1, 1, H, block], k_pos [1, 1, block], scales of K and V, owners [1, 1,
+        block] and slopes [1, G, 1] if there are any; out [1, 1, G, H], lse [1, 1, G, 1], scores [1,
+        1, G, block]; and what one block hands to the next: the running maximum and sum [G, 1], and
+        the output before division [G, H].
     """
     first_ref, last_ref, q_pos_ref, q_ref, *others = refs
     sink_ref: Any = others.pop(0) if two_queries else None
     k_ref, v_ref, pos_ref, *others = others
+    k_scale_ref: Any = others.pop(0) if case.int8 else None
+    v_scale_ref: Any = others.pop(0) if case.int8 else None
+    owner_ref: Any = others.pop(0) if case.owned else None
     slopes_ref: Any = others.pop(0) if case.alibi else None
     out_ref, lse_ref, *others = others
     scores_ref: Any = others.pop(0) if with_mass else None
@@ -226,7 +286,7 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
 
     @pl.when(inside)
     def _() -> None:
-        k, v = k_ref[0, 0], v_ref[0, 0]
+        k, v = (x[0, 0].astype(q_ref.dtype) if case.int8 else x[0, 0] for x in (k_ref, v_ref))
         slot = start + lax.broadcasted_iota(jnp.int32, (1, case.block), 1)
         there = visible(q_pos_ref[row], pos_ref[0], case.sinks, case.window) & (slot < case.slots)
         scores = product(f"gh,{rows}->gs", q_ref[0, 0], k)
@@ -239,6 +299,8 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
                 ),
                 lambda: scores,
             )
+        if case.int8:
+            scores = scores * k_scale_ref[0]
         distance = q_pos_ref[row] - pos_ref[0]
         if case.in_cache and case.window is not None:
             near = jnp.minimum(q_pos_ref[row], case.sinks + case.window) - pos_ref[0]
@@ -251,7 +313,8 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
             queries = scores.shape[0]
             query = lax.broadcasted_iota(jnp.int32, (queries, 1), 0)
             own = lax.div(query, queries // case.mixed)
-            seen = there & (lax.rem(slot, case.mixed) == own)
+            whose = owner_ref[0] if case.owned else lax.rem(slot, case.mixed)
+            seen = there & (whose == own)
         scores = jnp.where(seen, scores, -jnp.inf)
         if scores_ref is not None:
             scores_ref[0, 0] = scores
@@ -261,6 +324,8 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
         shrink = jnp.exp(top_ref[...] - base)
         top_ref[...] = top
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
+        if case.int8:
+            weights = weights * jnp.where(there, v_scale_ref[0], 0.0)
         weights = weights.astype(v.dtype)
         mixture = product(f"gs,{rows}->gh", weights, v)
         kept = sum_ref[...] * shrink

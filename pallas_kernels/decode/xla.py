@@ -9,18 +9,21 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.bend import bend
+from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
 
 def decode_attention(
-    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
     slopes: Array | None = None, soft_cap: float | None = None,
 ) -> tuple[Array, ...]:  # fmt: skip
     """See `api.decode_attention`."""
+    (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
     b, n, h = q.shape
     heads = k.shape[1]
+    k, v = (x.astype(product_dtype(x, q)) for x in (k, v))
 
     def grouped(x: Array) -> Array:
         # Scaling the query costs H products where scaling the scores costs S.
@@ -31,6 +34,8 @@ def decode_attention(
         # A slice of a few slots is cheap; a slice of the rest would copy the cache.
         first = einsum("bkgh,bksh->bkgs", grouped(q_sink), k[:, :, :sinks])
         scores = scores.at[..., :sinks].set(first)
+    if k_scale is not None:
+        scores = scores * k_scale[:, :, None]
     if slopes is not None or soft_cap is not None:
         distance = q_pos[:, None, None] - k_pos
         if q_sink is not None and window is not None:
@@ -44,8 +49,9 @@ def decode_attention(
     top = jnp.where(jnp.isneginf(top), 0.0, top)  # a row that sees nothing
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
+    shares = weights if v_scale is None else weights * v_scale[:, :, None]
     out = jax.lax.platform_dependent(
-        weights.astype(v.dtype), v, cpu=_combine_by_slot, default=_combine
+        shares.astype(v.dtype), v, cpu=_combine_by_slot, default=_combine
     )
     divisor = jnp.where(total == 0, 1.0, total)
     out = (out / divisor).reshape(b, n, h).astype(q.dtype)

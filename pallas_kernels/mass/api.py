@@ -7,6 +7,7 @@ from __future__ import annotations
 from jax import Array
 
 from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
+from pallas_kernels.int8 import Slots
 from pallas_kernels.mass import reference, xla
 
 IMPLEMENTATIONS = {
@@ -19,7 +20,7 @@ IMPLEMENTATIONS = {
 def attention_mass(
     q: Array,
     lse: Array,
-    k: Array,
+    k: Slots,
     q_pos: Array,
     k_pos: Array,
     *,
@@ -38,7 +39,7 @@ def attention_mass(
     Args:
       q: [B, T, N, H], rotated; N = G K, query head n uses KV head n // G.
       lse: float32 [B, T, N], as attention over these (and maybe other) keys returned it.
-      k: [B, K, S, H], rotated.
+      k: [B, K, S, H], rotated; or as `Int8`.
       q_pos: int32 [B, T]; negative for a query that counts for nothing.
       k_pos: int32 [B, P, S], P is K, or 1 where all heads keep the same tokens; -1 is empty.
       scale: multiplies the scores.

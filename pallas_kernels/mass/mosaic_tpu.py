@@ -18,12 +18,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.bend import bend
 from pallas_kernels.blocks import longest, seen_blocks, visits
+from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.tpu import (
-    DTYPES,
     ROOM_BYTES,
     SMEM_BYTES,
     by_head,
+    by_token,
+    check_dtypes,
     even_block,
     filled_up,
     in_hbm,
@@ -38,18 +40,19 @@ MAX_ROWS = 512  # queries times heads
 
 
 def attention_mass(
-    q: Array, lse: Array, k: Array, q_pos: Array, k_pos: Array,
+    q: Array, lse: Array, k: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, num_slots: Array | None, slopes: Array | None = None,
     soft_cap: float | None = None, interpret: bool = False,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`; `interpret` runs the kernel without a TPU, slowly, for tests."""
-    if k.dtype not in DTYPES:
-        raise NotImplementedError(f"keys of {k.dtype}: float32 or bfloat16")
+    k, k_scale = split_scale(k)
+    check_dtypes(q, k)
+    scales, dtype = by_token([k_scale]), product_dtype(k, q)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     if num_slots is not None:
         k_pos = jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
-    block, tall, together = block_shape(t, slots, n // heads, h, k.dtype.itemsize)
+    block, tall, together = block_shape(t, slots, n // heads, h, dtype.itemsize)
     # Query heads that share a block; a KV head has one or more of such parts.
     parts = n // heads // together
     dims_first = stored_order(k.shape, k.dtype.itemsize) is Order.HEADS_DIMS
@@ -62,7 +65,7 @@ def attention_mass(
             "more blocks than can be listed"
         )
 
-    rows = (q * jnp.asarray(scale, q.dtype)).astype(k.dtype)
+    rows = (q * jnp.asarray(scale, q.dtype)).astype(dtype)
     rows = by_head(rows, together, q_blocks * tall)
     # A query that saw no key has lse -inf, and would make exp(score - lse) infinite.
     level = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
@@ -95,7 +98,9 @@ def attention_mass(
 
     steep = slopes_of(slopes, together)
     mass = pl.pallas_call(
-        functools.partial(_kernel, place, k_blocks, dims_first, bool(steep), soft_cap),
+        functools.partial(
+            _kernel, place, k_blocks, dims_first, bool(scales), bool(steep), soft_cap
+        ),
         out_shape=jax.ShapeDtypeStruct((b, heads * parts, together, slots), jnp.float32),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
@@ -121,6 +126,15 @@ def attention_mass(
                         place(row, head), 0, column_of(row, head, column, columns),
                     ),
                 ),
+                *[
+                    pl.BlockSpec(
+                        (1, 1, block),
+                        lambda row, head, column, step, columns, *_: (
+                            row * heads + lax.div(head, parts), 0,
+                            column_of(row, head, column, columns),
+                        ),
+                    )
+                ] * len(scales),
                 *[pl.BlockSpec((1, together, 1), lambda row, head, *_: (head, 0, 0))] * len(steep),
             ],
             out_specs=pl.BlockSpec(
@@ -139,7 +153,7 @@ def attention_mass(
     )(
         columns.order.reshape(-1), columns.count.reshape(-1),
         queries.order.reshape(-1), queries.count.reshape(-1),
-        q_pos[..., None], rows, level, k, k_pos.reshape(b * places, 1, -1), *steep,
+        q_pos[..., None], rows, level, k, k_pos.reshape(b * places, 1, -1), *scales, *steep,
     )  # fmt: skip
     # Blocks that were not visited hold anything.
     visited = jnp.repeat(seen, block, axis=2)[:, :, None, :slots]
@@ -164,24 +178,27 @@ def block_shape(
 
 
 def _kernel(
-    place: Any, k_blocks: int, dims_first: bool, alibi: bool, soft_cap: float | None, *refs: Any
-) -> None:
+    place: Any, k_blocks: int, dims_first: bool, int8: bool, alibi: bool, soft_cap: float | None,
+    *refs: Any,
+) -> None:  # fmt: skip
     """One block of queries of some heads for one block of slots.
 
     Args:
       place: row and head to the array of positions.
       k_blocks: blocks of slots.
       dims_first: whether blocks of K are [H, block] and not [block, H].
+      int8: whether K has scales.
       alibi: whether there are slopes.
       soft_cap: see `bend`.
       *refs: the table of blocks of slots, and how many there are; for each of them a table of
         blocks of queries, and how many there are; q_pos [1, tall, 1], q [1, 1, heads, tall, H], lse
-        [1, 1, tall, heads], k [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block], slopes [1,
-        heads, 1] if there are any; out [1, 1, heads, block]; and what one block hands to the next:
-        the sum, in `SUBLANES` parts.
+        [1, 1, tall, heads], k [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block], scales [1,
+        1, block] and slopes [1, heads, 1] if there are any; out [1, 1, heads, block]; and what one
+        block hands to the next: the sum, in `SUBLANES` parts.
     """
     columns_ref, used_ref, _, count_ref, q_pos_ref, q_ref, level_ref, k_ref, *others = refs
     k_pos_ref, *others = others
+    scale_ref: Any = others.pop(0) if int8 else None
     slopes_ref: Any = others.pop(0) if alibi else None
     out_ref, sum_ref = others
     row, head, column, step = (pl.program_id(axis) for axis in range(4))
@@ -199,7 +216,10 @@ def _kernel(
     def _() -> None:
         q, level = q_ref[0, 0].reshape(heads * tall, h), level_ref[0, 0]
         level = jnp.concatenate([level[:, one : one + 1] for one in range(heads)], axis=0)
-        scores = product(f"rh,{'hs' if dims_first else 'sh'}->rs", q, k_ref[0, 0])
+        k = k_ref[0, 0].astype(q.dtype) if int8 else k_ref[0, 0]
+        scores = product(f"rh,{'hs' if dims_first else 'sh'}->rs", q, k)
+        if int8:
+            scores = scores * scale_ref[0]
         if alibi or soft_cap is not None:
             distance = (q_pos_ref[0] - k_pos_ref[0])[None]
             steep = slopes_ref[0][:, :, None] if alibi else None

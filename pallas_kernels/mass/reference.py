@@ -8,16 +8,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.bend import bend
+from pallas_kernels.int8 import Slots, widen
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
 
 def attention_mass(
-    q: Array, lse: Array, k: Array, q_pos: Array, k_pos: Array,
+    q: Array, lse: Array, k: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, num_slots: Array | None,
     slopes: Array | None = None, soft_cap: float | None = None,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`."""
+    k = widen(k)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     rows = q.reshape(b, t, heads, n // heads, h).astype(k.dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels.bend import bend
+from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
@@ -15,15 +16,17 @@ BLOCK = 512  # queries, and slots, a block
 
 
 def attention_mass(
-    q: Array, lse: Array, k: Array, q_pos: Array, k_pos: Array,
+    q: Array, lse: Array, k: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, num_slots: Array | None,
     slopes: Array | None = None, soft_cap: float | None = None,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`."""
+    k, k_scale = split_scale(k)
+    dtype = product_dtype(k, q)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     group = n // heads
-    rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).astype(k.dtype)
+    rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).astype(dtype)
     rows = jnp.moveaxis(rows, 1, 3)  # [B, K, G, T, H]
     # A query that saw no key has lse -inf, and would make exp(score - lse) infinite.
     lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse).reshape(b, t, heads, group)
@@ -46,7 +49,10 @@ def attention_mass(
         seen = visible(asked[:, None, :, None], at[:, :, None, :], 0, None)
 
         def add(mass: Array) -> Array:
-            scores = einsum("bkgth,bksh->bkgts", queries, keys)
+            scores = einsum("bkgth,bksh->bkgts", queries, keys.astype(dtype))
+            if k_scale is not None:
+                size = lax.dynamic_slice_in_dim(k_scale, first, wide, 2)
+                scores = scores * size[:, :, None, None]
             distance = asked[:, None, :, None] - at[:, :, None, :]
             scores = bend(scores, distance[:, :, None], steep, soft_cap)
             weights = jnp.where(seen[:, :, None], jnp.exp(scores - level[..., None]), 0.0)

@@ -6,16 +6,21 @@ from __future__ import annotations
 
 from jax import Array
 
-from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
+from pallas_kernels.int8 import Slots
 from pallas_kernels.pool import reference, xla
 
-IMPLEMENTATIONS = {"xla": xla.pool_attention, "reference": reference.pool_attention}
+IMPLEMENTATIONS = {
+    "mosaic_tpu": for_tpu("pallas_kernels.pool.mosaic_tpu", "pool_attention"),
+    "xla": xla.pool_attention,
+    "reference": reference.pool_attention,
+}
 
 
 def pool_attention(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Slots,
+    v: Slots,
     q_pos: Array,
     k_pos: Array,
     owner: Array,
@@ -33,10 +38,10 @@ def pool_attention(
 
     Args:
       q: [B, N, H], rotated; N = G K, query head n uses KV head n // G.
-      k: [B, M, C, H], M blocks of C slots, rotated.
-      v: [B, M, C, H].
+      k: [B, S, H], the slots of M blocks one after the other, S / M in each, rotated; or as `Int8`.
+      v: [B, S, H], as `k`.
       q_pos: int32 [B].
-      k_pos: int32 [B, M, C], -1 is empty.
+      k_pos: int32 [B, S], -1 is empty.
       owner: int32 [B, M], the KV head of each block.
       num_kv_heads: K.
       scale: multiplies the scores.

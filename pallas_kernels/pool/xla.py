@@ -4,26 +4,33 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.bend import bend
+from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
 
 def pool_attention(
-    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, owner: Array,
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float,
     slopes: Array | None = None, soft_cap: float | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`."""
+    k, v, k_pos = jax.tree.map(lambda x: in_blocks(x, owner.shape[1]), (k, v, k_pos))
+    (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
     b, n, h = q.shape
     group = n // num_kv_heads
+    k, v = (x.astype(product_dtype(x, q)) for x in (k, v))
     rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, num_kv_heads, group, h).astype(k.dtype)
     # Queries are few: they are brought to the blocks, and no block is moved.
     rows = jnp.take_along_axis(rows, owner[:, :, None, None], axis=1)  # [B, M, G, H]
     scores = einsum("bmgh,bmch->bmgc", rows, k)
+    if k_scale is not None:
+        scores = scores * k_scale[:, :, None]
     distance = (q_pos[:, None, None] - k_pos)[:, :, None]
     steep = None if slopes is None else slopes.reshape(num_kv_heads, group)[owner][..., None]
     scores = bend(scores, distance, steep, soft_cap)
@@ -34,10 +41,16 @@ def pool_attention(
     level = jnp.max(jnp.where(mine, top[:, None], -jnp.inf), axis=2)  # [B, K, G]
     level = jnp.where(jnp.isneginf(level), 0.0, level)
     weights = jnp.exp(scores - jnp.take_along_axis(level, owner[:, :, None], axis=1)[..., None])
-    sums = einsum("bmgc,bmch->bmgh", weights.astype(v.dtype), v)
+    shares = weights if v_scale is None else weights * v_scale[:, :, None]
+    sums = einsum("bmgc,bmch->bmgh", shares.astype(v.dtype), v)
     share = mine[..., 0].astype(jnp.float32)
     out = einsum("bkm,bmgh->bkgh", share, sums)
     total = einsum("bkm,bmg->bkg", share, jnp.sum(weights, axis=-1))
     out = out / jnp.where(total == 0, 1.0, total)[..., None]
     lse = jnp.log(total) + level
     return out.reshape(b, n, h).astype(q.dtype), lse.reshape(b, n)
+
+
+def in_blocks(x: Array, blocks: int) -> Array:
+    """[B, S, ..] as [B, M, C, ..]."""
+    return x.reshape(x.shape[0], blocks, -1, *x.shape[2:])

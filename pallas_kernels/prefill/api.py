@@ -7,6 +7,7 @@ from __future__ import annotations
 from jax import Array
 
 from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
+from pallas_kernels.int8 import Slots
 from pallas_kernels.prefill import reference, xla
 
 IMPLEMENTATIONS = {
@@ -18,8 +19,8 @@ IMPLEMENTATIONS = {
 
 def prefill_attention(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Slots,
+    v: Slots,
     q_pos: Array,
     k_pos: Array,
     *,
@@ -35,8 +36,8 @@ def prefill_attention(
 
     Args:
       q: [B, T, N, H], rotated; N = G K, query head n uses KV head n // G.
-      k: [B, K, S, H], rotated.
-      v: [B, K, S, H].
+      k: [B, K, S, H], rotated; or as `Int8`.
+      v: [B, K, S, H], as `k`.
       q_pos: int32 [B, T]; negative for padding, which sees nothing.
       k_pos: int32 [B, P, S], P is K, or 1 where all heads keep the same tokens; -1 is empty.
       scale: multiplies the scores.

@@ -21,13 +21,15 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.bend import bend
 from pallas_kernels.blocks import longest, seen_blocks, visits
+from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.order import LANES, Order, stored_order
 from pallas_kernels.prefill import xla
 from pallas_kernels.tpu import (
-    DTYPES,
     ROOM_BYTES,
     SMEM_BYTES,
     by_head,
+    by_token,
+    check_dtypes,
     even_block,
     filled_up,
     in_hbm,
@@ -63,15 +65,12 @@ class _Case:
 
 
 def prefill_attention(
-    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
     slopes: Array | None = None, soft_cap: float | None = None, interpret: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
-    if k.dtype not in DTYPES or v.dtype not in DTYPES:
-        raise NotImplementedError(
-            f"keys and values of {k.dtype} and {v.dtype}: float32 or bfloat16"
-        )
+    check_dtypes(q, split_scale(k)[0], split_scale(v)[0])
     if num_slots is not None:
         k_pos = jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
     case = _Case(scale, window, sinks, soft_cap, slopes is not None, interpret)
@@ -80,11 +79,13 @@ def prefill_attention(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(
-    case: _Case, q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, slopes: Array | None
+    case: _Case, q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, slopes: Array | None
 ) -> tuple[Array, Array]:
+    (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
+    scales, dtype = by_token((k_scale, v_scale)), product_dtype(k, q)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
-    itemsize = max(x.dtype.itemsize for x in (q, k, v))
+    itemsize = max(x.dtype.itemsize for x in (q, k, v))  # int8 is as wide as q here
     block, tall, together = block_shape(t, slots, n // heads, h, itemsize)
     # Query heads that share a block; a KV head has one or more of such parts.
     parts = n // heads // together
@@ -94,7 +95,7 @@ def _attend(
         k, v = k.swapaxes(2, 3), v.swapaxes(2, 3)
     q_blocks, k_blocks = pl.cdiv(t, tall), pl.cdiv(slots, block)
 
-    rows = (q * jnp.asarray(case.scale, q.dtype)).astype(k.dtype)
+    rows = (q * jnp.asarray(case.scale, q.dtype)).astype(dtype)
     rows = by_head(rows, together, q_blocks * tall)
     q_pos, k_pos = filled_up(q_pos, q_blocks * tall), filled_up(k_pos, k_blocks * block)
     places = k_pos.shape[1]
@@ -121,6 +122,9 @@ def _attend(
     def positions_of(row: Array, head: Array, query: Array, step: Array, order: Any, *_: Any):
         return place(row, head), 0, visited(row, head, query, step, order)
 
+    def scales_of(row: Array, head: Array, query: Array, step: Array, order: Any, *_: Any):
+        return row * heads + lax.div(head, parts), 0, visited(row, head, query, step, order)
+
     def rows_of(row: Array, head: Array, query: Array, *_: Any):
         return row, head, 0, query, 0
 
@@ -128,7 +132,7 @@ def _attend(
     rows_block = (1, 1, together, tall, h)
     steep = slopes_of(slopes, together)
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, case, place, q_blocks, dims_first),
+        functools.partial(_kernel, case, place, q_blocks, dims_first, bool(scales)),
         out_shape=[
             jax.ShapeDtypeStruct(rows.shape, q.dtype),
             jax.ShapeDtypeStruct(rows.shape[:4], jnp.float32),
@@ -142,6 +146,7 @@ def _attend(
                 pl.BlockSpec(slots_block, slots_of),
                 pl.BlockSpec(slots_block, slots_of),
                 pl.BlockSpec((1, 1, block), positions_of),
+                *[pl.BlockSpec((1, 1, block), scales_of)] * len(scales),
                 *[pl.BlockSpec((1, together, 1), lambda row, head, *_: (head, 0, 0))] * len(steep),
             ],
             out_specs=[
@@ -163,7 +168,7 @@ def _attend(
         name="prefill_attention",
     )(
         *(x.reshape(-1) for x in todo), q_pos[..., None], rows, k, v,
-        k_pos.reshape(b * places, 1, -1), *steep,
+        k_pos.reshape(b * places, 1, -1), *scales, *steep,
     )  # fmt: skip
     out = jnp.moveaxis(out, 3, 1)[:, :t].reshape(b, t, n, h)
     return out, jnp.moveaxis(lse, 3, 1)[:, :t].reshape(b, t, n)
@@ -204,7 +209,9 @@ def block_shape(
     return even_block(slots, limit), tall, together
 
 
-def _kernel(case: _Case, place: Any, q_blocks: int, dims_first: bool, *refs: Any) -> None:
+def _kernel(
+    case: _Case, place: Any, q_blocks: int, dims_first: bool, int8: bool, *refs: Any
+) -> None:
     """One block of slots for one block of queries of some heads.
 
     Args:
@@ -212,13 +219,16 @@ def _kernel(case: _Case, place: Any, q_blocks: int, dims_first: bool, *refs: Any
       place: row and head to the array of positions.
       q_blocks: blocks of queries.
       dims_first: whether blocks of K and V are [H, block] and not [block, H].
+      int8: whether K and V have scales.
       *refs: the table of blocks, and how many are seen whole and in part; q_pos [1, tall, 1], q [1,
         1, heads, tall, H], k and v [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block],
-        slopes [1, heads, 1] if there are any; out [1, 1, heads, tall, H], lse [1, 1, heads, tall];
-        and what one block hands to the next: the running maximum and sum [heads tall, 1], and the
-        output before division [heads tall, H].
+        scales of K and V [1, 1, block] and slopes [1, heads, 1] if there are any; out [1, 1, heads,
+        tall, H], lse [1, 1, heads, tall]; and what one block hands to the next: the running maximum
+        and sum [heads tall, 1], and the output before division [heads tall, H].
     """
     _, whole_ref, count_ref, q_pos_ref, q_ref, k_ref, v_ref, k_pos_ref, *others = refs
+    k_scale_ref: Any = others.pop(0) if int8 else None
+    v_scale_ref: Any = others.pop(0) if int8 else None
     slopes_ref: Any = others.pop(0) if case.alibi else None
     out_ref, lse_ref, top_ref, total_ref, sum_ref = others
     slots = "hs" if dims_first else "sh"
@@ -233,8 +243,12 @@ def _kernel(case: _Case, place: Any, q_blocks: int, dims_first: bool, *refs: Any
         sum_ref[...] = jnp.zeros_like(sum_ref)
 
     def fold(seen: Array | None) -> None:
-        q, v = q_ref[0, 0].reshape(heads * tall, h), v_ref[0, 0]
-        scores = product(f"rh,{slots}->rs", q, k_ref[0, 0])
+        q = q_ref[0, 0].reshape(heads * tall, h)
+        k, v = (x[0, 0].astype(q.dtype) if int8 else x[0, 0] for x in (k_ref, v_ref))
+        scores = product(f"rh,{slots}->rs", q, k)
+        v_scale: Any = v_scale_ref[0] if int8 else None
+        if int8:
+            scores = scores * k_scale_ref[0]
         if case.alibi or case.soft_cap is not None:
             scores = scores.reshape(heads, tall, -1)
             distance = (q_pos_ref[0] - k_pos_ref[0])[None]
@@ -246,16 +260,22 @@ def _kernel(case: _Case, place: Any, q_blocks: int, dims_first: bool, *refs: Any
             scores = jnp.where(seen[None], scores, -jnp.inf).reshape(heads * tall, block)
             # A weight of 0 hides any number, but not a NaN or an infinity that a slot beyond the
             # slab, or one never written, may hold.
-            shown = jnp.max(seen.astype(jnp.float32), axis=0, keepdims=True).astype(jnp.bfloat16)
-            if not dims_first:  # down the slots, which a product turns fastest
-                shown = product("gs,gh->sh", shown, jnp.ones((1, h), jnp.bfloat16))
-            v = jnp.where(shown > 0.5, v, jnp.zeros_like(v))
+            shown = jnp.max(seen.astype(jnp.float32), axis=0, keepdims=True)
+            if int8:  # which knows neither; its scale may
+                v_scale = jnp.where(shown > 0.5, v_scale, 0.0)
+            else:
+                shown = shown.astype(jnp.bfloat16)
+                if not dims_first:  # down the slots, which a product turns fastest
+                    shown = product("gs,gh->sh", shown, jnp.ones((1, h), jnp.bfloat16))
+                v = jnp.where(shown > 0.5, v, jnp.zeros_like(v))
         top = jnp.maximum(top_ref[...], jnp.max(scores, axis=1, keepdims=True))
         base = jnp.where(top == -jnp.inf, 0.0, top)  # no visible slot yet
         weights = jnp.exp(scores - base)
         shrink = jnp.exp(top_ref[...] - base)
         top_ref[...] = top
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
+        if int8:
+            weights = weights * v_scale
         mixture = product(f"rs,{slots}->rh", weights.astype(v.dtype), v)
         sum_ref[...] = sum_ref[...] * shrink + mixture
 

@@ -8,20 +8,22 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.bend import bend
+from pallas_kernels.int8 import Slots, widen
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
 
 def prefill_attention(
-    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
     slopes: Array | None = None, soft_cap: float | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`."""
+    k, v = widen(k), widen(v)
     b, t, n, h = q.shape
     heads = k.shape[1]
-    q = q.reshape(b, t, heads, n // heads, h).astype(k.dtype)
-    scores = einsum("btkgh,bksh->bkgts", q, k) * scale
+    rows = q.reshape(b, t, heads, n // heads, h).astype(k.dtype)
+    scores = einsum("btkgh,bksh->bkgts", rows, k) * scale
     distance = q_pos[:, None, :, None] - k_pos[:, :, None, :]
     steep = None if slopes is None else slopes.reshape(1, heads, -1, 1, 1)
     scores = bend(scores, distance[:, :, None], steep, soft_cap)
@@ -35,6 +37,6 @@ def prefill_attention(
     total = jnp.sum(weights, axis=-1, keepdims=True)
     out = einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v)
     out = out / jnp.where(total == 0, 1.0, total)
-    out = jnp.moveaxis(out, 3, 1).reshape(b, t, n, h).astype(v.dtype)
+    out = jnp.moveaxis(out, 3, 1).reshape(b, t, n, h).astype(q.dtype)
     lse = jnp.moveaxis((jnp.log(total) + top)[..., 0], 3, 1).reshape(b, t, n)
     return out, lse

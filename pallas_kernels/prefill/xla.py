@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels.bend import bend
+from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
 from pallas_kernels.visibility import visible
 
@@ -25,17 +27,18 @@ Running = tuple[Array, Array, Array]  # output so far [.., R, H]; top score and 
 
 
 def prefill_attention(
-    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
     slopes: Array | None = None, soft_cap: float | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`."""
     b, t, n, h = q.shape
-    heads, slots = k.shape[1], k.shape[2]
+    numbers = split_scale(k)[0]
+    heads, slots = numbers.shape[1], numbers.shape[2]
     group = n // heads
     # [B, K, T G, H]: the G query heads of a KV head are more rows of the same product.
     rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).swapaxes(1, 2)
-    rows = rows.reshape(b, heads, t * group, h).astype(k.dtype)
+    rows = rows.reshape(b, heads, t * group, h).astype(product_dtype(numbers, q))
     # A static count of blocks keeps the loop open to reverse-mode differentiation.
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
     block = min(BLOCK, slots)
@@ -59,7 +62,7 @@ def prefill_attention(
 
 
 def _visit_blocks(
-    rows: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, slopes: Array | None,
+    rows: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, slopes: Array | None,
     *, whole: int | Array, blocks: int | Array, window: int | None, sinks: int,
     soft_cap: float | None, split: bool,
 ) -> Running:  # fmt: skip
@@ -70,7 +73,7 @@ def _visit_blocks(
     processor's cache.
     """
     b, heads, count, h = rows.shape
-    t, slots = q_pos.shape[1], k.shape[2]
+    t, slots = q_pos.shape[1], k_pos.shape[2]
     block = min(BLOCK, slots)
 
     def visit(index: Array, running: list[Running], masked: bool) -> list[Running]:
@@ -86,7 +89,7 @@ def _visit_blocks(
         return lax.cond(jnp.any(seen), lambda r: fold(start, at, seen, r), lambda r: r, running)
 
     def fold(start: Array, at: Array, seen: Array | None, running: list[Running]) -> list[Running]:
-        keys, values = (lax.dynamic_slice_in_dim(x, start, block, 2) for x in (k, v))
+        keys, values = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, block, 2), (k, v))
         lean = None if slopes is None else _lean(slopes, q_pos, at, heads)
         if seen is not None:
             p = seen.shape[1]
@@ -94,9 +97,13 @@ def _visit_blocks(
             seen = seen.reshape(b, p, count, block)
         if not split:
             return [_fold(running[0], rows, keys, values, seen, lean, soft_cap)]
+
+        def one(x: Slots, i: int, j: int) -> Slots:
+            return jax.tree.map(lambda x: x[i, j], x)
+
         return [
             _fold(
-                running[i * heads + j], rows[i, j], keys[i, j], values[i, j],
+                running[i * heads + j], rows[i, j], one(keys, i, j), one(values, i, j),
                 None if seen is None else seen[i, j % seen.shape[1]],
                 None if lean is None else lean[i, j], soft_cap,
             )
@@ -151,12 +158,16 @@ def _lean(slopes: Array, q_pos: Array, k_pos: Array, heads: int) -> Array:
 
 
 def _fold(
-    running: Running, rows: Array, keys: Array, values: Array, seen: Array | None,
+    running: Running, rows: Array, keys: Slots, values: Slots, seen: Array | None,
     lean: Array | None, soft_cap: float | None,
 ) -> Running:  # fmt: skip
     """One step of the online softmax: [.., R, H] rows over [.., S, H] keys, all seen if None."""
     out, top, total = running
+    (keys, k_scale), (values, v_scale) = split_scale(keys), split_scale(values)
+    keys, values = (x.astype(product_dtype(x, rows)) for x in (keys, values))
     scores = einsum("...rh,...sh->...rs", rows, keys)
+    if k_scale is not None:
+        scores = scores * k_scale[..., None, :]
     if soft_cap is not None:
         scores = bend(scores, jnp.int32(0), None, soft_cap)
     if lean is not None:
@@ -168,5 +179,7 @@ def _fold(
     weights = jnp.exp(scores - safe)
     decay = jnp.exp(top - safe)
     total = total * decay + jnp.sum(weights, axis=-1, keepdims=True)
+    if v_scale is not None:
+        weights = weights * v_scale[..., None, :]
     out = out * decay + einsum("...rs,...sh->...rh", weights.astype(values.dtype), values)
     return out, new_top, total

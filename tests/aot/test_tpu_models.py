@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tpu
 
-from jaxkv import DuoAttention, Full, HeadKV, RecycledAttention, StreamingLLM
+from jaxkv import AdaKV, DuoAttention, Full, HeadKV, RecycledAttention, StreamingLLM
 from jaxkv.cache.accounting import nbytes
 from jaxkv.generate.loop import decode_tokens, prefill_chunk
 from jaxkv.generate.sampling import Greedy
@@ -48,6 +48,7 @@ POLICIES: dict[str, Callable[[int, Path], Policy]] = {
     "streaming": lambda layers, folder: StreamingLLM(4, 1020),
     "duo": lambda layers, folder: DuoAttention(pattern(GATES, layers, folder), 0.5, 64, 256),
     "headkv": lambda layers, folder: HeadKV(pattern(SCORES, layers, folder), 1024),
+    "adakv": lambda layers, folder: AdaKV(1024),
     "recycled": lambda layers, folder: RecycledAttention(1024, 10),
 }
 
@@ -104,7 +105,8 @@ def test_decode(name: str, batch: int, tmp_path: Path) -> None:
     temporary = compiled.memory_analysis().temp_size_in_bytes
     assert temporary < max(0.02 * nbytes(params), nbytes(state.cache) // 4)
     # A slab that is read in a kernel and written in place is in no line of its own.
-    sizes = [x.size for x in jax.tree.leaves(state.cache.layers) if x.ndim == 4]
+    leaves = jax.tree.leaves(state.cache.layers)
+    sizes = [x.size for x in leaves if x.ndim >= 3 and x.shape[-1] == CONFIG.head_dim]
     whole = max(sizes) if name == "recycled" else min(sizes)
     moves = tpu.moves("\n".join(tpu.every_step(compiled.as_text())), whole)
     if name == "headkv":  # XLA turns one of its groups around, of three heads, to write into it
@@ -112,7 +114,8 @@ def test_decode(name: str, batch: int, tmp_path: Path) -> None:
     assert moves == []
 
 
-@pytest.mark.parametrize("name", POLICIES)
+# Ada-KV's top-k over all heads takes the compiler two minutes.
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "adakv"])
 def test_prefill(name: str, tmp_path: Path) -> None:
     one = dataclasses.replace(CONFIG, num_layers=1)
     policy = POLICIES[name](1, tmp_path)

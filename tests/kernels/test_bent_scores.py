@@ -139,7 +139,7 @@ def test_pool(bend: str, implementation: str) -> None:
     w = normalised(weights(q, k, q_pos, k_pos, bend))[:, 0]
     expected = np.einsum("bns,bnsh->bnh", w, np.repeat(v, G, axis=1))
     blocks = [x.reshape(B, K, S // 5, 5, *x.shape[3:]).swapaxes(1, 2) for x in (k, v, k_pos)]
-    pool_k, pool_v, pool_pos = (x.reshape(B, -1, 5, *x.shape[4:]) for x in blocks)
+    pool_k, pool_v, pool_pos = (x.reshape(B, -1, *x.shape[4:]) for x in blocks)
     owner = np.broadcast_to(np.tile(np.arange(K), S // 5), (B, K * S // 5))
     args = on_device(q[:, 0], pool_k, pool_v, q_pos[:, 0], pool_pos, owner)
     out, _ = pool_attention(

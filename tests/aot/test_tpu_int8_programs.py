@@ -1,0 +1,86 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The TPU kernels compile for real chips over int8 slabs and over pools, and move neither."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tpu
+from test_tpu_decode_programs import MODELS
+
+from pallas_kernels import Int8
+from pallas_kernels.decode import mosaic_tpu as decode
+from pallas_kernels.mass import mosaic_tpu as mass
+from pallas_kernels.pool import mosaic_tpu as pool
+from pallas_kernels.prefill import mosaic_tpu as prefill
+
+pytestmark = [pytest.mark.aot, tpu.needs_libtpu]
+
+LLAMA = "llama-3.1-8b and qwen3-8b"
+
+
+def int8(*shape: int) -> Int8:
+    return Int8(
+        jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
+    )
+
+
+@pytest.mark.parametrize("op", ["decode", "decode-mass", "prefill", "mass"])
+@pytest.mark.parametrize(
+    ("model", "chip", "slots"),
+    [(LLAMA, chip, 8192) for chip in tpu.CHIPS]
+    + [("llama-3.2-1b", "v5e", 8192), ("llama-3.2-1b", "v6e", 1032), ("gemma-3-1b", "v5e", 4096)],
+)
+def test_int8(op: str, model: str, chip: str, slots: int) -> None:
+    n, heads, h = MODELS[model]
+    count = 512
+    q = jax.ShapeDtypeStruct((1, count, n, h), jnp.bfloat16)
+    slab = int8(1, heads, slots, h)
+    q_pos = jax.ShapeDtypeStruct((1, count), jnp.int32)
+    k_pos = jax.ShapeDtypeStruct((1, 1, slots), jnp.int32)
+
+    def run(q, k, v, q_pos, k_pos):
+        if op.startswith("decode"):
+            return decode.decode_attention(
+                q[:, 0], k, v, q_pos[:, 0], k_pos, scale=0.1, window=1020, sinks=4,
+                q_sink=q[:, 1], with_mass=op == "decode-mass",
+            )  # fmt: skip
+        if op == "prefill":
+            return prefill.prefill_attention(
+                q, k, v, q_pos, k_pos, scale=0.1, window=None, sinks=0, num_slots=None
+            )
+        lse = jnp.zeros(q.shape[:3], jnp.float32)
+        return mass.attention_mass(q, lse, k, q_pos, k_pos, scale=0.1, num_slots=None)
+
+    compiled = tpu.compile_for(chip, run, q, slab, slab, q_pos, k_pos)
+    text = compiled.as_text()
+    assert "tpu_custom_call" in text
+    slabs = [line for line in tpu.moves(text, heads * slots * h) if "s8[" in line]
+    assert slabs == []
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("model", "chip"),
+    [(LLAMA, chip) for chip in tpu.CHIPS] + [("llama-3.2-1b", "v5e"), ("smollm2-135m", "v5e")],
+)
+def test_pool(model: str, chip: str, small: bool) -> None:
+    n, heads, h = MODELS[model]
+    blocks, size = 264, 32
+    shape = 1, blocks * size, h
+    slab = int8(*shape) if small else jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+    def run(q, k, v, q_pos, k_pos, owner):
+        return pool.pool_attention(q, k, v, q_pos, k_pos, owner, num_kv_heads=heads, scale=0.1)
+
+    compiled = tpu.compile_for(
+        chip, run,
+        jax.ShapeDtypeStruct((1, n, h), jnp.bfloat16), slab, slab,
+        jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct(shape[:2], jnp.int32),
+        jax.ShapeDtypeStruct((1, blocks), jnp.int32),
+    )  # fmt: skip
+    text = compiled.as_text()
+    assert text.count("tpu_custom_call") == 1
+    assert tpu.moves(text, blocks * size * h) == []

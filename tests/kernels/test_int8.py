@@ -1,0 +1,227 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every op over int8 keys and values: the same as over what they stand for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels import (
+    Int8,
+    attention_mass,
+    decode_attention,
+    pool_attention,
+    prefill_attention,
+    quantise,
+)
+from pallas_kernels.decode import mosaic_tpu as decode_tpu
+from pallas_kernels.int8 import widen
+from pallas_kernels.mass import mosaic_tpu as mass_tpu
+from pallas_kernels.mass import xla as mass_xla
+from pallas_kernels.order import Order, stored_order
+from pallas_kernels.pool import mosaic_tpu as pool_tpu
+from pallas_kernels.prefill import mosaic_tpu as prefill_tpu
+from pallas_kernels.prefill import xla as prefill_xla
+
+TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2}
+SLOPES = jnp.array([0.5, 0.25, 0.125, 0.0625, 0.5, 0.25])
+
+
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (decode_tpu, mass_tpu, prefill_tpu):
+        monkeypatch.setattr(module, "MAX_BLOCK", 128)
+    for module in (mass_xla, prefill_xla):
+        monkeypatch.setattr(module, "BLOCK", 100)
+
+
+@settings(deadline=None)
+@given(exponent=st.integers(-30, 30), seed=st.integers(0, 1000))
+def test_no_number_is_off_by_more_than_half_a_scale(exponent: int, seed: int) -> None:
+    x = (np.random.default_rng(seed).normal(size=(3, 4)) * 10.0**exponent).astype(np.float32)
+    small = quantise(jnp.asarray(x))
+    assert small.values.dtype == jnp.int8
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    assert np.all(np.abs(np.asarray(widen(small)) - x) <= largest / 254 * 1.001)
+
+
+def test_a_token_of_zeros_stays_zeros() -> None:
+    assert not np.any(np.asarray(widen(quantise(jnp.zeros((2, 8))))))
+
+
+def slab(rows: int, heads: int, slots: int, h: int, dtype: str, seed: int) -> tuple[Any, ...]:
+    """Queries [B, 5, 2 K, H], K and V as int8 and wide, q_pos [B, 5], k_pos [B, K, S].
+
+    Scales of slots that nobody may see are NaN; what is wide is 0 there.
+    """
+    rng = np.random.default_rng(seed)
+    q = jnp.asarray(rng.normal(size=(rows, 5, 2 * heads, h)), dtype)
+    k_pos = rng.integers(-1, slots, (rows, heads, slots)).astype(np.int32)
+    q_pos = np.sort(rng.integers(slots // 2, slots - 1, (rows, 5)).astype(np.int32), axis=1)
+    if rows > 1:
+        q_pos[0] = -1  # a row that sees nothing
+    last = q_pos.max(axis=1)[:, None, None]
+    hidden = (k_pos < 0) | (k_pos > last)
+    small, plain = [], []
+    for _ in range(2):
+        x = quantise(jnp.asarray(rng.normal(size=(rows, heads, slots, h)), dtype))
+        clean = Int8(x.values, jnp.where(hidden, 0.0, x.scale))
+        small.append(Int8(x.values, jnp.where(hidden, jnp.nan, x.scale)))
+        plain.append((clean, widen(clean)))
+    return q, small, plain, jnp.asarray(q_pos), jnp.asarray(k_pos)
+
+
+def same(actual: Any, expected: Any, dtype: str) -> None:
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert one.shape == other.shape
+        one, other = (np.asarray(x, np.float32) for x in (one, other))
+        np.testing.assert_allclose(one, other, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+CASES = {
+    # K, S, H: the three orders in which a TPU may keep a slab, with a ragged last block.
+    "shape": st.sampled_from([(2, 264, 128), (3, 256, 64), (8, 133, 128)]),
+    "rows": st.integers(1, 2),
+    "dtype": st.sampled_from(["float32", "bfloat16"]),
+    "bent": st.booleans(),
+    "seed": st.integers(0, 1000),
+}
+few = settings(
+    max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+
+
+def bends(bent: bool, heads: int) -> dict[str, Any]:
+    if not bent:
+        return {}
+    return {"slopes": jnp.resize(SLOPES, 2 * heads), "soft_cap": 5.0}
+
+
+def compiled(function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
+    return jax.jit(functools.partial(function, **static))
+
+
+@few
+@given(**CASES, window=st.sampled_from([None, 90]))
+def test_decode(shape, rows, dtype, bent, seed, window) -> None:
+    heads, slots, h = shape
+    q, dirty, plain, q_pos, k_pos = slab(rows, heads, slots, h, dtype, seed)
+    options = dict(scale=h**-0.5, window=window, sinks=4, **bends(bent, heads))
+    # Sinks are the tokens of the first slots.
+    k_pos = k_pos.at[:, :, :4].set(jnp.arange(4))
+    dirty = [Int8(x.values, x.scale.at[:, :, :4].set(0.01)) for x in dirty]
+    plain = [Int8(x.values, x.scale.at[:, :, :4].set(0.01)) for x, _ in plain]
+    mass = stored_order((rows, heads, slots, h), 1) is not Order.SLOTS_HEADS
+    args = q[:, 4], q_pos[:, 4], k_pos, q[:, 3]
+
+    def run(function: Callable[..., Any], k: Any, v: Any, **more: Any) -> Any:
+        def call(q, q_pos, k_pos, q_sink, k, v):
+            return function(q, k, v, q_pos, k_pos, q_sink=q_sink, with_mass=mass, **options, **more)
+
+        return jax.jit(call)(*args, k, v)
+
+    xla = functools.partial(decode_attention, implementation="xla")
+    expected = run(xla, *(widen(x) for x in plain))
+    same(run(xla, *plain), expected, dtype)
+    same(run(decode_tpu.decode_attention, *dirty, interpret=True), expected, dtype)
+
+
+@few
+@given(**CASES, window=st.sampled_from([None, 90]), traced=st.booleans())
+def test_prefill(shape, rows, dtype, bent, seed, window, traced) -> None:
+    heads, slots, h = shape
+    q, dirty, plain, q_pos, k_pos = slab(rows, heads, slots, h, dtype, seed)
+    options = dict(scale=h**-0.5, window=window, sinks=4, **bends(bent, heads))
+
+    def run(function: Callable[..., Any], k: Any, v: Any, **more: Any) -> Any:
+        def call(q, k, v, q_pos, k_pos, count):
+            count = count if traced else None
+            return function(q, k, v, q_pos, k_pos, num_slots=count, **options, **more)
+
+        return jax.jit(call)(q, k, v, q_pos, k_pos, jnp.int32(slots - 3))
+
+    one = functools.partial(prefill_attention, implementation="reference")
+    expected = run(one, *(wide for _, wide in plain))
+    same(run(one, *(x for x, _ in plain)), expected, dtype)
+    xla = functools.partial(prefill_attention, implementation="xla")
+    same(run(xla, *(x for x, _ in plain)), expected, dtype)
+    same(run(prefill_tpu.prefill_attention, *dirty, interpret=True), expected, dtype)
+
+
+@few
+@given(**CASES)
+def test_mass(shape, rows, dtype, bent, seed) -> None:
+    heads, slots, h = shape
+    q, (dirty, _), ((plain, wide), _), q_pos, k_pos = slab(rows, heads, slots, h, dtype, seed)
+    options = dict(scale=h**-0.5, num_slots=None, **bends(bent, heads))
+    lse = jnp.full(q.shape[:3], 4.0)
+
+    def run(function: Callable[..., Any], k: Any, **more: Any) -> Any:
+        return compiled(function, **options, **more)(q, lse, k, q_pos, k_pos)
+
+    expected = run(functools.partial(attention_mass, implementation="reference"), wide)
+    same(run(functools.partial(attention_mass, implementation="xla"), plain), expected, dtype)
+    same(run(mass_tpu.attention_mass, dirty, interpret=True), expected, dtype)
+
+
+@few
+@given(
+    size=st.sampled_from([16, 32]), rows=st.integers(1, 3), heads=st.sampled_from([1, 3, 8]),
+    h=st.sampled_from([64, 128]), int8=st.booleans(), dtype=CASES["dtype"], bent=st.booleans(),
+    seed=CASES["seed"],
+)  # fmt: skip
+def test_pool(size, rows, heads, h, int8, dtype, bent, seed) -> None:
+    """Blocks of any owner in any order; some heads may have none."""
+    rng = np.random.default_rng(seed)
+    blocks = 11
+    q = jnp.asarray(rng.normal(size=(rows, 2 * heads, h)), dtype)
+    owner = jnp.asarray(rng.integers(0, heads, (rows, blocks)), jnp.int32)
+    k_pos = rng.integers(-1, 300, (rows, blocks * size)).astype(np.int32)
+    q_pos = rng.integers(100, 300, rows).astype(np.int32)
+    q_pos[0] = -1 if rows > 1 else q_pos[0]
+    hidden = jnp.asarray((k_pos < 0) | (k_pos > q_pos[:, None]))
+    clean, dirty = [], []
+    for _ in range(2):
+        x = jnp.asarray(rng.normal(size=(rows, blocks * size, h)), dtype)
+        if int8:
+            small = quantise(x)
+            clean.append(Int8(small.values, jnp.where(hidden, 0.0, small.scale)))
+            dirty.append(Int8(small.values, jnp.where(hidden, jnp.nan, small.scale)))
+        else:
+            clean.append(jnp.where(hidden[..., None], jnp.zeros((), dtype), x))
+            dirty.append(jnp.where(hidden[..., None], jnp.full((), jnp.nan, dtype), x))
+    options = dict(num_kv_heads=heads, scale=h**-0.5, **bends(bent, heads))
+
+    def run(function: Callable[..., Any], k: Any, v: Any, **more: Any) -> Any:
+        return compiled(function, **options, **more)(q, k, v, q_pos, k_pos, owner)
+
+    expected = run(
+        functools.partial(pool_attention, implementation="reference"), *(widen(x) for x in clean)
+    )
+    same(run(functools.partial(pool_attention, implementation="xla"), *clean), expected, dtype)
+    same(run(pool_tpu.pool_attention, *dirty, interpret=True), expected, dtype)
+
+
+@pytest.mark.parametrize("kernel", [decode_tpu.decode_attention, prefill_tpu.prefill_attention])
+def test_a_slab_is_int8_whole_or_not_at_all(kernel: Callable[..., Any]) -> None:
+    q = (
+        jnp.zeros((1, 1, 128))
+        if kernel is decode_tpu.decode_attention
+        else jnp.zeros((1, 1, 1, 128))
+    )
+    k, positions = jnp.zeros((1, 1, 8, 128)), jnp.zeros((1, 1, 8), jnp.int32)
+    more = {"q_sink": None, "with_mass": False} if q.ndim == 3 else {"num_slots": None}
+    with pytest.raises(NotImplementedError, match="int8"):
+        kernel(
+            q, quantise(k), k, jnp.zeros(q.shape[: q.ndim - 2], jnp.int32), positions,
+            scale=1.0, window=None, sinks=0, interpret=True, **more,
+        )  # fmt: skip
