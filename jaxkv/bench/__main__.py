@@ -34,6 +34,7 @@ examples:
   python -m jaxkv.bench prefill --contexts 6000 --beside transformers
   python -m jaxkv.bench stream --policy streaming --tokens 50000 --fed
   python -m jaxkv.bench kernels --contexts 8192,131072 --heads 32,8,128 --dtype bfloat16
+  python -m jaxkv.bench kernels --contexts 8192 --heads 32,8,128 --dtype bfloat16 --tune
 """
 
 
@@ -51,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n{COMMAND}: interrupted", file=sys.stderr)
             raise SystemExit(130) from None
         result["command"] = f"python -m {COMMAND} {shlex.join(words)}"
+        if options.tune:
+            from jaxkv.bench.tune import write
+
+            result["written"] = str(write(result))
         print(json.dumps(result)) if options.json else _show(result)
         if options.out:
             write_json(options.out, result)
@@ -93,7 +98,13 @@ def _kernels(options: argparse.Namespace, progress: Any) -> dict[str, Any]:
     for name in names:
         if name not in kernels.OPS:
             raise InputError(f"--ops has {name!r}; each must be one of {', '.join(kernels.OPS)}")
-    return kernels.compare(shapes, names, _contexts(options), options.runs, progress)
+    compare = kernels.compare
+    if options.tune:
+        from jaxkv.bench.tune import tune as compare
+        from pallas_kernels import tuned
+
+        check_target("--tune", str(tuned.file_of(tuned.device_kind())))
+    return compare(shapes, names, _contexts(options), options.runs, progress)
 
 
 def _compare(
@@ -171,6 +182,8 @@ def _show(result: dict[str, Any]) -> None:
         "of copies": lambda row: (
             f"{row['of_copy_bandwidth']:.0%}" if "of_copy_bandwidth" in row else None
         ),
+        "block": lambda row: (row["block"] or "default") if "block" in row else None,
+        "default µs": lambda row: _number(row.get("default_us")),
         "refused": lambda row: row.get("refused"),
         "step ms": lambda row: _number(row.get("step_ms")),
         "mean ms": lambda row: _number(row.get("mean_step_ms")),
@@ -205,6 +218,8 @@ def _show(result: dict[str, Any]) -> None:
     for row in cells:
         table.add_row(*("" if row[i] is None else str(row[i]) for i in used))
     Console().print(table)
+    if "written" in result:
+        print(f"kept in {result['written']}")
     if "copy_bytes_per_s" in result:
         print(f"copy bandwidth {result['copy_bytes_per_s'] / 1e9:.1f} GB/s")
     if "matvec_bytes_per_s" in result:
@@ -239,8 +254,11 @@ def _check(options: argparse.Namespace) -> None:
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
     alone = options.task == "kernels"
-    if options.ops is not None and not alone:
-        raise InputError(f"--ops is for kernels, not for {options.task}")
+    for name in ("ops", "tune"):
+        if getattr(options, name) and not alone:
+            raise InputError(f"--{name} is for kernels, not for {options.task}")
+    if options.tune and options.plot:
+        raise InputError("--plot draws what is measured without --tune")
     if options.plot is not None and options.task == "stream":
         raise InputError("--plot is not for stream, which has no line over the context")
     for name in ("beside", "min_speedup", "min_roofline"):
@@ -305,6 +323,11 @@ def _parser() -> Any:
         default="9,3,64",
         metavar="N,K,H",
         help="kernels: query heads, KV heads, dimensions (default: 9,3,64, the default model's)",
+    )
+    add(
+        "--tune",
+        action="store_true",
+        help="kernels: find the fastest block sizes and keep them for this kind of device",
     )
     add("--ops", type=str | None, metavar="NAMES", help="kernels: which (default: all)")
     add(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -68,13 +69,15 @@ def compare(
         op = OPS[name]
         moved = op.moved(shapes, slots)
         here = [key for key in order() if key in op.implementations]
-        functions = {key: _bound(op, op.implementations[key]) for key in here}
+        functions = {key: op.implementations[key] for key in here}
         if op.peer is not None:
             functions[DENSE] = op.peer
+        args = arguments(op.queries, shapes, slots)
         for key, function in functions.items():
+            many = one_after_another(op, function)
             row: dict[str, Any] = {"op": name, "implementation": key, "context": slots}
             try:
-                seconds = _seconds(function, op.queries, shapes, slots, runs)
+                seconds = seconds_of(many, args, runs)
             except NotImplementedError as error:
                 rows.append({**row, "refused": str(error)})
                 continue
@@ -82,6 +85,11 @@ def compare(
             rows.append({**row, "us": seconds * 1e6, "bytes": moved, "of_copy_bandwidth": share})
         progress(f"{name} at {slots}", index + 1, len(cases))
     return {**dataclasses.asdict(shapes), "copy_bytes_per_s": bandwidth, "rows": rows}
+
+
+def seconds_of(many: Callable[..., Array], args: tuple[Any, ...], runs: int) -> float:
+    """Of one call of the many, the median."""
+    return median_seconds(lambda: jax.block_until_ready(many(*args)), runs) / (len(args[1]) // 2)
 
 
 def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -100,13 +108,8 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         axis.legend(fontsize=7)
 
 
-def _seconds(
-    function: Callable[..., Array], queries: int, shapes: Shapes, slots: int, runs: int
-) -> float:
-    """Of one call, in a program that makes many after one another, each over another slab.
-
-    Where mass is given it is read once more, for the next call to depend on it.
-    """
+def arguments(queries: int, shapes: Shapes, slots: int) -> tuple[Any, ...]:
+    """Of a program of `one_after_another`: queries, many full slabs, and positions."""
     slab = (1, shapes.kv_heads, slots, shapes.head_dim)
     size = math.prod(slab) * 2 * jnp.dtype(shapes.dtype).itemsize
     count = min(64, max(2, -(-COLD_BYTES // size)))
@@ -117,20 +120,27 @@ def _seconds(
     q = normal(keys[-1], (1, queries, shapes.heads, shapes.head_dim), shapes.dtype)
     q_pos = slots - queries + jnp.arange(queries, dtype=jnp.int32)[None]
     k_pos = jnp.arange(slots, dtype=jnp.int32)[None, None]
+    return q, slabs, q_pos, k_pos
+
+
+def one_after_another(op: Op, implementation: Callable[..., Any]) -> Callable[..., Array]:
+    """A program that makes many calls, each over another slab.
+
+    Where mass is given it is read once more, for the next call to depend on it.
+    """
+    function = (
+        implementation if implementation is op.peer else functools.partial(op.call, implementation)
+    )
 
     @jax.jit
     def many(q: Array, slabs: list[Array], q_pos: Array, k_pos: Array) -> Array:
         for k, v in zip(slabs[::2], slabs[1::2], strict=True):
             # Each query depends on the result before it, or the calls could be made at once.
-            q = lax.optimization_barrier(q + 1e-6 * function(q, k, v, q_pos, k_pos))
+            out = function(q, k, v, q_pos, k_pos).astype(q.dtype)
+            q = lax.optimization_barrier(q + 1e-6 * out)
         return q
 
-    args = q, slabs, q_pos, k_pos
-    return median_seconds(lambda: jax.block_until_ready(many(*args)), runs) / count
-
-
-def _bound(op: Op, function: Callable[..., Any]) -> Callable[..., Array]:
-    return lambda q, k, v, q_pos, k_pos: op.call(function, q, k, v, q_pos, k_pos).astype(q.dtype)
+    return many
 
 
 def _decode(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):

@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
@@ -36,9 +37,14 @@ MAX_BLOCK = 2048  # slots; 1 MiB of bfloat16 at H = 128, which takes long enough
 def decode_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
-    slopes: Array | None = None, soft_cap: float | None = None, interpret: bool = False,
+    slopes: Array | None = None, soft_cap: float | None = None, max_block: int | None = None,
+    interpret: bool = False,
 ) -> tuple[Array, ...]:  # fmt: skip
-    """See `api.decode_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    """See `api.decode_attention`.
+
+    `max_block` bounds the slots a block; None is what was measured to be best, or the default.
+    `interpret` runs the kernel without a TPU, slowly, for tests.
+    """
     (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
     b, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
@@ -65,7 +71,7 @@ def decode_attention(
         q, k, v, by_token((k_scale, v_scale)), q_pos, k_pos, None,
         scale=scale, window=window, sinks=sinks, q_sink=q_sink, with_mass=with_mass,
         slopes=slopes, soft_cap=soft_cap, mixed=mixed, dims_first=order is Order.HEADS_DIMS,
-        interpret=interpret,
+        max_block=max_block, interpret=interpret,
     )  # fmt: skip
 
 
@@ -73,7 +79,8 @@ def attend(
     q: Array, k: Array, v: Array, scales: list[Array], q_pos: Array, k_pos: Array,
     owner: Array | None,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
-    slopes: Array | None, soft_cap: float | None, mixed: int, dims_first: bool, interpret: bool,
+    slopes: Array | None, soft_cap: float | None, mixed: int, dims_first: bool,
+    max_block: int | None, interpret: bool,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Decode attention over keys and values as they lie.
 
@@ -88,6 +95,7 @@ def attend(
       scale, window, sinks, q_sink, with_mass, slopes, soft_cap: see there.
       mixed: how many heads' slots lie mixed along S.
       dims_first: whether the slots come last in K and V.
+      max_block: see `decode_attention`.
       interpret: see `decode_attention`.
     """
     b, n, h = q.shape
@@ -96,7 +104,9 @@ def attend(
     if 4 * b * (2 * places + 1) > SMEM_BYTES:
         raise NotImplementedError(f"{b} rows with {places} position arrays each are too many")
     dtype = product_dtype(k, q)
-    block = block_slots(slots, h, group, max(dtype.itemsize, v.dtype.itemsize))
+    op = "decode-mass" if with_mass else "decode"
+    most = max_block or tuned.max_block(op, "mosaic_tpu", k.dtype, h, group, slots) or MAX_BLOCK
+    block = block_slots(slots, h, group, max(dtype.itemsize, v.dtype.itemsize), most)
 
     queries = [q] if q_sink is None or not sinks else [q, q_sink]
     grouped = [
@@ -229,15 +239,18 @@ class _Case:
     owned: bool
 
 
-def block_slots(slots: int, head_dim: int, group: int, itemsize: int) -> int:
-    """Slots a block: all of them, or a multiple of the lanes that fits VMEM, in even shares."""
+def block_slots(slots: int, head_dim: int, group: int, itemsize: int, most: int) -> int:
+    """Slots a block: all of them, or a multiple of the lanes that fits VMEM, in even shares.
+
+    `most` bounds them too.
+    """
     rows, width = pl.cdiv(group, SUBLANES) * SUBLANES, pl.cdiv(head_dim, LANES) * LANES
     buffers = 4 * width * itemsize  # two of K and two of V
     hidden = 8 * width  # the mask of a block with NaNs in hidden slots, and V under it
     scores = 4 * rows * 8  # scores, weights and their temporaries, and two blocks of scores out
     positions = 4 * 8 * 4
     limit = VMEM_BYTES // (buffers + hidden + scores + positions) // LANES * LANES
-    limit = min(MAX_BLOCK, limit)
+    limit = min(most, limit)
     if limit <= 0:
         raise NotImplementedError(f"{group} query heads of {head_dim} do not fit VMEM")
     return even_block(slots, limit)

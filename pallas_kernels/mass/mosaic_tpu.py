@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
@@ -42,9 +43,13 @@ MAX_ROWS = 512  # queries times heads
 def attention_mass(
     q: Array, lse: Array, k: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, num_slots: Array | None, slopes: Array | None = None,
-    soft_cap: float | None = None, interpret: bool = False,
+    soft_cap: float | None = None, max_block: int | None = None, interpret: bool = False,
 ) -> Array:  # fmt: skip
-    """See `api.attention_mass`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    """See `api.attention_mass`.
+
+    `max_block` bounds the slots a block; None is what was measured to be best, or the default.
+    `interpret` runs the kernel without a TPU, slowly, for tests.
+    """
     k, k_scale = split_scale(k)
     check_dtypes(q, k)
     scales, dtype = by_token([k_scale]), product_dtype(k, q)
@@ -52,7 +57,8 @@ def attention_mass(
     heads, slots = k.shape[1], k.shape[2]
     if num_slots is not None:
         k_pos = jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
-    block, tall, together = block_shape(t, slots, n // heads, h, dtype.itemsize)
+    most = max_block or tuned.max_block("mass", "mosaic_tpu", k.dtype, h, n // heads, slots)
+    block, tall, together = block_shape(t, slots, n // heads, h, dtype.itemsize, most or MAX_BLOCK)
     # Query heads that share a block; a KV head has one or more of such parts.
     parts = n // heads // together
     dims_first = stored_order(k.shape, k.dtype.itemsize) is Order.HEADS_DIMS
@@ -162,16 +168,16 @@ def attention_mass(
 
 
 def block_shape(
-    queries: int, slots: int, group: int, head_dim: int, itemsize: int
+    queries: int, slots: int, group: int, head_dim: int, itemsize: int, most: int
 ) -> tuple[int, int, int]:
-    """Slots, queries, and query heads a block: see `share_rows`."""
+    """Slots, `most` at most, queries, and query heads a block: see `share_rows`."""
     tall, together = share_rows(queries, group, MAX_ROWS)
     rows, width = tall * together, pl.cdiv(head_dim, LANES) * LANES
     # Two of the queries, of their levels, and of their positions.
     fixed = 2 * rows * width * itemsize + 4 * tall * 4 * LANES
     # Two of K; what is computed of it, float32 in three parts; scores; the sum and two results.
     each = width * (2 * itemsize + (6 if itemsize == 2 else 20)) + 8 * rows + 96 * together
-    limit = min((ROOM_BYTES - fixed) // each, MAX_BLOCK) // LANES * LANES
+    limit = min((ROOM_BYTES - fixed) // each, most) // LANES * LANES
     if limit <= 0:
         raise NotImplementedError(f"{rows} queries of {head_dim} do not fit VMEM")
     return even_block(slots, limit), tall, together

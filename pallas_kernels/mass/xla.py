@@ -7,6 +7,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
@@ -18,9 +19,9 @@ BLOCK = 512  # queries, and slots, a block
 def attention_mass(
     q: Array, lse: Array, k: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, num_slots: Array | None,
-    slopes: Array | None = None, soft_cap: float | None = None,
+    slopes: Array | None = None, soft_cap: float | None = None, max_block: int | None = None,
 ) -> Array:  # fmt: skip
-    """See `api.attention_mass`."""
+    """See `api.attention_mass`; `max_block` is for queries and slots, None what is best."""
     k, k_scale = split_scale(k)
     dtype = product_dtype(k, q)
     b, t, n, h = q.shape
@@ -33,7 +34,8 @@ def attention_mass(
     lse = jnp.moveaxis(lse, 1, 3)  # [B, K, G, T]
     steep = None if slopes is None else slopes.reshape(1, heads, group, 1, 1)
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
-    wide, tall = min(BLOCK, slots), min(BLOCK, t)
+    most = max_block or tuned.max_block("mass", "xla", k.dtype, h, group, slots) or BLOCK
+    wide, tall = min(most, slots), min(most, t)
 
     def of_block(column: Array, row: Array, mass: Array) -> Array:
         """Adds what queries [row, row + tall) give to slots [column, column + wide)."""

@@ -35,6 +35,7 @@ def pool_attention(
         q, keys, values, scales, q_pos, k_pos[:, None],
         jnp.repeat(owner, k_pos.shape[1] // owner.shape[1], axis=1), scale=scale, window=None,
         sinks=0, q_sink=None, with_mass=False, slopes=slopes, soft_cap=soft_cap,
-        mixed=num_kv_heads, dims_first=order is Order.HEADS_DIMS, interpret=interpret,
+        mixed=num_kv_heads, dims_first=order is Order.HEADS_DIMS, max_block=None,
+        interpret=interpret,
     )  # fmt: skip
     return out, lse

@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
@@ -53,6 +54,7 @@ class _Case:
       sinks: see `visible`.
       soft_cap: see `bend`.
       alibi: whether there are slopes.
+      max_block: see `prefill_attention`.
       interpret: whether to run without a TPU.
     """
 
@@ -61,19 +63,25 @@ class _Case:
     sinks: int
     soft_cap: float | None
     alibi: bool
+    max_block: int | None
     interpret: bool
 
 
 def prefill_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
-    slopes: Array | None = None, soft_cap: float | None = None, interpret: bool = False,
+    slopes: Array | None = None, soft_cap: float | None = None, max_block: int | None = None,
+    interpret: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """See `api.prefill_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    """See `api.prefill_attention`.
+
+    `max_block` bounds the slots a block; None is what was measured to be best, or the default.
+    `interpret` runs the kernel without a TPU, slowly, for tests.
+    """
     check_dtypes(q, split_scale(k)[0], split_scale(v)[0])
     if num_slots is not None:
         k_pos = jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
-    case = _Case(scale, window, sinks, soft_cap, slopes is not None, interpret)
+    case = _Case(scale, window, sinks, soft_cap, slopes is not None, max_block, interpret)
     return _attend(case, q, k, v, q_pos, k_pos, slopes)
 
 
@@ -86,7 +94,8 @@ def _attend(
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     itemsize = max(x.dtype.itemsize for x in (q, k, v))  # int8 is as wide as q here
-    block, tall, together = block_shape(t, slots, n // heads, h, itemsize)
+    most = case.max_block or tuned.max_block("prefill", "mosaic_tpu", k.dtype, h, n // heads, slots)
+    block, tall, together = block_shape(t, slots, n // heads, h, itemsize, most or MAX_BLOCK)
     # Query heads that share a block; a KV head has one or more of such parts.
     parts = n // heads // together
     order = stored_order(k.shape, k.dtype.itemsize)
@@ -190,9 +199,9 @@ def _(case: _Case, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
 
 
 def block_shape(
-    queries: int, slots: int, group: int, head_dim: int, itemsize: int
+    queries: int, slots: int, group: int, head_dim: int, itemsize: int, most: int
 ) -> tuple[int, int, int]:
-    """Slots, queries, and query heads a block.
+    """Slots, `most` at most, queries, and query heads a block.
 
     Queries are whole tiles in number, and where there are several blocks of them they fill the
     lanes; query heads divide a group.
@@ -203,7 +212,7 @@ def block_shape(
     fixed = rows * (4 * width * itemsize + 4 * width + 2 * 4 * LANES) + 2 * tall * 4 * LANES
     # Two of K and of V; what is computed of them, float32 in three parts; and the scores.
     each = 4 * width * itemsize + width * (12 if itemsize == 2 else 40) + 8 * rows
-    limit = min((ROOM_BYTES - fixed) // each, MAX_BLOCK) // LANES * LANES
+    limit = min((ROOM_BYTES - fixed) // each, most) // LANES * LANES
     if limit <= 0:
         raise NotImplementedError(f"{rows} queries of {head_dim} do not fit VMEM")
     return even_block(slots, limit), tall, together

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
@@ -29,9 +30,9 @@ Running = tuple[Array, Array, Array]  # output so far [.., R, H]; top score and 
 def prefill_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
-    slopes: Array | None = None, soft_cap: float | None = None,
+    slopes: Array | None = None, soft_cap: float | None = None, max_block: int | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """See `api.prefill_attention`."""
+    """See `api.prefill_attention`; `max_block` is for slots, None what is best."""
     b, t, n, h = q.shape
     numbers = split_scale(k)[0]
     heads, slots = numbers.shape[1], numbers.shape[2]
@@ -41,12 +42,19 @@ def prefill_attention(
     rows = rows.reshape(b, heads, t * group, h).astype(product_dtype(numbers, q))
     # A static count of blocks keeps the loop open to reverse-mode differentiation.
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
-    block = min(BLOCK, slots)
+    most = max_block or tuned.max_block("prefill", "xla", numbers.dtype, h, group, slots) or BLOCK
+    block = min(most, slots)
     blocks = (used + block - 1) // block
     # Where the number of blocks is static so is the loop, or it could not be differentiated.
     whole = 0 if isinstance(blocks, int) else _seen_whole(q_pos, k_pos, block, window)
     visit = functools.partial(
-        _visit_blocks, whole=whole, blocks=blocks, window=window, sinks=sinks, soft_cap=soft_cap
+        _visit_blocks,
+        whole=whole,
+        blocks=blocks,
+        block=block,
+        window=window,
+        sinks=sinks,
+        soft_cap=soft_cap,
     )
     batched, split = (functools.partial(visit, split=split) for split in (False, True))
     args = rows, k, v, q_pos, k_pos, slopes
@@ -63,7 +71,7 @@ def prefill_attention(
 
 def _visit_blocks(
     rows: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, slopes: Array | None,
-    *, whole: int | Array, blocks: int | Array, window: int | None, sinks: int,
+    *, whole: int | Array, blocks: int | Array, block: int, window: int | None, sinks: int,
     soft_cap: float | None, split: bool,
 ) -> Running:  # fmt: skip
     """Folds block after block into the running result, [B, K, T G, ..].
@@ -74,7 +82,6 @@ def _visit_blocks(
     """
     b, heads, count, h = rows.shape
     t, slots = q_pos.shape[1], k_pos.shape[2]
-    block = min(BLOCK, slots)
 
     def visit(index: Array, running: list[Running], masked: bool) -> list[Running]:
         # The last block starts early enough to be whole, and hides the slots already seen.

@@ -102,7 +102,7 @@ def test_the_range_of_blocks() -> None:
 )
 def test_blocks_are_whole_or_of_lanes_and_cover(slots, head_dim, group, monkeypatch) -> None:
     monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 2048)
-    block = mosaic_tpu.block_slots(slots, head_dim, group, 4)
+    block = mosaic_tpu.block_slots(slots, head_dim, group, 4, 2048)
     assert block == slots or block % 128 == 0
     count = -(-slots // block)
     assert 0 <= count * block - slots < 128 * count, "shares are even"

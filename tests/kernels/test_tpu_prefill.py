@@ -174,7 +174,7 @@ def test_what_is_seen_is_visited(count, places, slots, sinks, window, seed) -> N
 def test_blocks_cover_and_fit(queries, slots, group, head_dim, itemsize, monkeypatch) -> None:
     monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 1024)
     monkeypatch.setattr(mosaic_tpu, "MAX_ROWS", 512)
-    block, tall, together = mosaic_tpu.block_shape(queries, slots, group, head_dim, itemsize)
+    block, tall, together = mosaic_tpu.block_shape(queries, slots, group, head_dim, itemsize, 1024)
     assert block == slots or block % 128 == 0
     assert group % together == 0 and tall % 16 == 0
     assert tall >= queries or tall % 128 == 0
