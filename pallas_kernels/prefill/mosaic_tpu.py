@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.bend import bend
 from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.order import LANES, Order, stored_order
-from pallas_kernels.prefill import xla
+from pallas_kernels.prefill import derivative
 from pallas_kernels.tpu import (
     DTYPES,
     ROOM_BYTES,
@@ -169,19 +169,7 @@ def _attend(
     return out, jnp.moveaxis(lse, 3, 1)[:, :t].reshape(b, t, n)
 
 
-@_attend.defjvp
-def _(case: _Case, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
-    """A kernel has no derivative: what is to have one is computed as XLA does."""
-    *inputs, q_pos, k_pos, slopes = primals
-
-    def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        return xla.prefill_attention(
-            q, k, v, q_pos, k_pos,
-            scale=case.scale, window=case.window, sinks=case.sinks, num_slots=None,
-            slopes=slopes, soft_cap=case.soft_cap,
-        )  # fmt: skip
-
-    return jax.jvp(attend, tuple(inputs), tuple(tangents[:3]))
+_attend.defjvp(derivative.jvp)
 
 
 def block_shape(
