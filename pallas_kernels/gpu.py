@@ -73,6 +73,13 @@ def whole_blocks(x: Array, block: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[-1] % block)))
 
 
+def used_positions(k_pos: Array, num_slots: Array | None) -> Array:
+    """Positions [B, P, S], -1 for slots from `num_slots` on."""
+    if num_slots is None:
+        return k_pos
+    return jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
+
+
 def slot_positions(k_pos: Array, lanes: int, block: int) -> Array:
     """Positions [B, P, S] as a kernel counts slots, in whole blocks: -1 for what is no slot."""
     return whole_blocks(from_tile(k_pos + 1, lanes), block) - 1

@@ -34,6 +34,7 @@ from pallas_kernels.gpu import (
     product,
     refuse,
     slot_positions,
+    used_positions,
 )
 from pallas_kernels.prefill import derivative
 from pallas_kernels.visibility import visible
@@ -96,8 +97,7 @@ def prefill_attention(
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`; `interpret`, parameters of Pallas, runs it without a GPU."""
     refuse(q.shape[-1], keys=k, values=v)
-    if num_slots is not None:
-        k_pos = jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
+    k_pos = used_positions(k_pos, num_slots)
     case = _Case(scale, window, sinks, soft_cap, slopes is not None, interpret)
     return _attend(case, q, k, v, q_pos, k_pos, slopes)
 
