@@ -37,7 +37,7 @@ CASES = [(model, slots, 1) for model in list(MODELS)[:2] for slots in (1029, 819
     for slots, rows in ((1029, 8), (8192, 1), (131072, 1))
 ]
 
-# Of a chunk of 128 queries, which are fewer numbers than the slab has: model, slots, rows, and what else.
+# Model, slots, rows, and what else, of a chunk of 128 queries: fewer numbers than the slab has.
 CHUNKS = [
     ("llama-3.1-8b and qwen3-8b", 8192, 1, {"places": 8}),
     ("llama-3.2-1b", 131072, 1, {}),
