@@ -76,12 +76,25 @@ def seen_blocks(
       bool [B, P, T / tall, S / wide], twice.
     """
     b, places, slots = k_pos.shape
-    q_pos = q_pos.reshape(b, 1, -1, tall)
-    last = jnp.max(q_pos, axis=-1, keepdims=True)
-    first = jnp.min(jnp.where(q_pos < 0, last, q_pos), axis=-1, keepdims=True)
+    first, last = (x[:, None, :, None] for x in ends(q_pos, tall))
     k_pos = k_pos[:, :, None]
-    # A key is out of reach of all if it is so for the first query that does not come before it.
-    some = (k_pos <= last) & visible(jnp.maximum(first, k_pos), k_pos, sinks, window)
+    some = reached(first, last, k_pos, sinks, window)
     every = visible(first, k_pos, sinks, window) & visible(last, k_pos, sinks, window)
-    shape = b, places, q_pos.shape[2], slots // wide, wide
+    shape = b, places, first.shape[2], slots // wide, wide
     return jnp.any(some.reshape(shape), axis=-1), jnp.all(every.reshape(shape), axis=-1)
+
+
+def ends(q_pos: Array, tall: int) -> tuple[Array, Array]:
+    """The first and the last position of each block of `tall` queries, [B, T / tall] each.
+
+    Negative only where all of a block is padding.
+    """
+    q_pos = q_pos.reshape(len(q_pos), -1, tall)
+    last = jnp.max(q_pos, axis=-1)
+    return jnp.min(jnp.where(q_pos < 0, last[..., None], q_pos), axis=-1), last
+
+
+def reached(first: Array, last: Array, k_pos: Array, sinks: int, window: int | None) -> Array:
+    """Whether some query of a block sees a key; see `seen_blocks`."""
+    # A key is out of reach of all if it is so for the first query that does not come before it.
+    return (k_pos <= last) & visible(jnp.maximum(first, k_pos), k_pos, sinks, window)

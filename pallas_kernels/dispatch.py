@@ -35,6 +35,22 @@ def for_tpu(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
+def for_hopper(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module of Pallas kernels whose matrix instructions only Hopper GPUs have."""
+
+    def call(*args: Any, **kw: Any) -> Any:
+        backend = jax.default_backend()
+        if backend != "gpu":
+            raise NotImplementedError(f"mosaic_gpu needs an NVIDIA GPU, not a {backend}")
+        capability = str(getattr(jax.local_devices()[0], "compute_capability", None))
+        # The instructions came with 9.0 and left with 10.0.
+        if capability.split(".")[0] != "9":
+            raise NotImplementedError(f"mosaic_gpu needs compute capability 9.x, not {capability}")
+        return getattr(importlib.import_module(module), name)(*args, **kw)
+
+    return call
+
+
 def dispatch(table: Mapping[str, Callable[..., Any]], implementation: Implementation, *args, **kw):
     """Calls the first implementation that can take the case.
 

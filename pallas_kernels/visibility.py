@@ -1,10 +1,11 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The one rule of which key a query sees."""
+"""The rules of which key a query sees."""
 
 from __future__ import annotations
 
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 
 
 def visible(q_pos: Array, k_pos: Array, sinks: int, window: int | None) -> Array:
@@ -29,3 +30,10 @@ def visible(q_pos: Array, k_pos: Array, sinks: int, window: int | None) -> Array
         return seen
     reach = q_pos - k_pos <= window
     return seen & (reach | (k_pos < sinks)) if sinks else seen & reach
+
+
+def used_positions(k_pos: Array, num_slots: Array | None) -> Array:
+    """Positions [B, P, S], -1 for slots from `num_slots` on."""
+    if num_slots is None:
+        return k_pos
+    return jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)

@@ -4,32 +4,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 from jax import Array
 
 from pallas_kernels.decode import xla
-from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
+from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.int8 import Slots
-
-
-def _mosaic_gpu(*args: Any, **kw: Any) -> tuple[Array, ...]:
-    if jax.default_backend() != "gpu":
-        raise NotImplementedError(f"mosaic_gpu needs an NVIDIA GPU, not a {jax.default_backend()}")
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", None))
-    # Its matrix instructions came with 9.0 and left with 10.0.
-    if capability.split(".")[0] != "9":
-        raise NotImplementedError(f"mosaic_gpu needs compute capability 9.x, not {capability}")
-    # Pallas is slow to import, and of no use elsewhere.
-    from pallas_kernels.decode import mosaic_gpu
-
-    return mosaic_gpu.decode_attention(*args, **kw)
-
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.decode.mosaic_tpu", "decode_attention"),
-    "mosaic_gpu": _mosaic_gpu,
+    "mosaic_gpu": for_hopper("pallas_kernels.decode.mosaic_gpu", "decode_attention"),
     "xla": xla.decode_attention,
 }
 

@@ -22,23 +22,25 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.bend import bend
 from pallas_kernels.decode import xla
 from pallas_kernels.decode.blocks import block_range, merge
-from pallas_kernels.decode.gpu_slots import (
-    ALL_SEEN,
-    HIDDEN,
+from pallas_kernels.decode.gpu_slots import ALL_SEEN, HIDDEN, marks
+from pallas_kernels.gpu import (
+    LOG2E,
+    MAX_STAGES,
+    ROWS,
+    SHARED_BYTES,
     TILE,
+    across,
+    down,
     from_tile,
-    marks,
+    product,
+    refuse,
     to_slots,
     whole_blocks,
 )
 from pallas_kernels.visibility import visible
 
-ROWS = 64  # of a matrix product; queries beyond a group's are not used
 MAX_BLOCK = 128  # slots
-MAX_STAGES = 4  # blocks of K and V in shared memory
 CORES = 132  # of an H100 or H200; on others the shares are a little uneven
-SHARED_BYTES = 226 << 10  # of a core, less what two blocks of threads have reserved
-LOG2E = math.log2(math.e)
 
 
 def decode_attention(
@@ -50,11 +52,7 @@ def decode_attention(
     b, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     group, lanes = n // heads, b * heads
-    if k.dtype != jnp.bfloat16 or v.dtype != jnp.bfloat16:
-        # Tensor cores take float32 as TF32, of 10 bits.
-        raise NotImplementedError(f"keys and values of {k.dtype} and {v.dtype}: only bfloat16")
-    if h % 16 or h > 128 and h != 256:
-        raise NotImplementedError(f"heads of {h}: multiples of 16 up to 128, or 256")
+    refuse(h, keys=k, values=v)
     if group > ROWS:
         raise NotImplementedError(f"{group} query heads a KV head are more than {ROWS}")
     if lanes * slots % TILE:
@@ -288,16 +286,6 @@ def _kernel(
             plgpu.copy_gmem_to_smem(far, far_smem.at[stage], k_there.at[stage])
         plgpu.copy_gmem_to_smem(v_ref.at[rows], v_smem.at[stage], v_there.at[stage])
 
-    def product(a: Any, b: Any) -> Array:
-        def run(total: Any) -> Array:
-            plgpu.wgmma(total, a, b)
-            return total[...]
-
-        return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[1]), jnp.float32))
-
-    def down(column: Array, columns: int) -> Array:
-        return lax.broadcast_in_dim(column, (ROWS, columns), (0,))
-
     queries = pl.ds(pl.multiple_of(lane * case.rows, TILE), ROWS)
     plgpu.copy_gmem_to_smem(q_ref.at[queries], q_smem, q_there)
     if slopes_ref is not None:
@@ -326,10 +314,10 @@ def _kernel(
 
         far, steep = jnp.int32(0), None
         if case.alibi:
-            far = lax.broadcast_in_dim(far_smem[stage], scores.shape, (1,))
+            far = across(far_smem[stage], ROWS)
             steep = down(slopes_smem[...], block)
         scores = bend(scores, far, steep, case.soft_cap)
-        seen = lax.broadcast_in_dim(marks_smem[stage] > HIDDEN, scores.shape, (1,))
+        seen = across(marks_smem[stage] > HIDDEN, ROWS)
         scores = jnp.where(seen, scores, -jnp.inf)
         higher = jnp.maximum(top, jnp.max(scores, axis=1))
         base = jnp.where(higher == -jnp.inf, 0.0, higher)  # no visible slot yet
@@ -345,7 +333,7 @@ def _kernel(
         # A weight of 0 hides any number, but not a NaN or an infinity that a hidden slot may hold.
         @pl.when(marks_smem[stage, 0] != ALL_SEEN)
         def _() -> None:
-            shown = lax.broadcast_in_dim(marks_smem[stage] > HIDDEN, (block, width), (0,))
+            shown = down(marks_smem[stage] > HIDDEN, width)
             for at in range(0, h, width):
                 v = v_smem[stage, :, pl.ds(at, width)]
                 v_smem[stage, :, pl.ds(at, width)] = jnp.where(shown, v, jnp.zeros_like(v))

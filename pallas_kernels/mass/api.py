@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from jax import Array
 
-from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
+from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.int8 import Slots
 from pallas_kernels.mass import reference, xla
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.mass.mosaic_tpu", "attention_mass"),
+    "mosaic_gpu": for_hopper("pallas_kernels.mass.mosaic_gpu", "attention_mass"),
     "xla": xla.attention_mass,
     "reference": reference.attention_mass,
 }

@@ -34,7 +34,7 @@ from pallas_kernels.tpu import (
     share_rows,
     slopes_of,
 )
-from pallas_kernels.visibility import visible
+from pallas_kernels.visibility import used_positions, visible
 
 MAX_BLOCK = 1024  # slots
 MAX_ROWS = 512  # queries times heads
@@ -55,8 +55,7 @@ def attention_mass(
     scales, dtype = by_token([k_scale]), product_dtype(k, q)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
-    if num_slots is not None:
-        k_pos = jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
+    k_pos = used_positions(k_pos, num_slots)
     most = max_block or tuned.max_block("mass", "mosaic_tpu", k.dtype, h, n // heads, slots)
     block, tall, together = block_shape(t, slots, n // heads, h, dtype.itemsize, most or MAX_BLOCK)
     # Query heads that share a block; a KV head has one or more of such parts.

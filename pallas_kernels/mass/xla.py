@@ -11,7 +11,7 @@ from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
-from pallas_kernels.visibility import visible
+from pallas_kernels.visibility import used_positions, visible
 
 BLOCK = 512  # queries, and slots, a block
 
@@ -33,6 +33,7 @@ def attention_mass(
     lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse).reshape(b, t, heads, group)
     lse = jnp.moveaxis(lse, 1, 3)  # [B, K, G, T]
     steep = None if slopes is None else slopes.reshape(1, heads, group, 1, 1)
+    k_pos = used_positions(k_pos, num_slots)
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
     most = max_block or tuned.max_block("mass", "xla", k.dtype, h, group, slots) or BLOCK
     wide, tall = min(most, slots), min(most, t)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from jax import Array
 
-from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
+from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.int8 import Slots
 from pallas_kernels.prefill import reference, xla
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.prefill.mosaic_tpu", "prefill_attention"),
+    "mosaic_gpu": for_hopper("pallas_kernels.prefill.mosaic_gpu", "prefill_attention"),
     "xla": xla.prefill_attention,
     "reference": reference.prefill_attention,
 }

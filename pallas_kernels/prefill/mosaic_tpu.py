@@ -24,7 +24,7 @@ from pallas_kernels.bend import bend
 from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.order import LANES, Order, stored_order
-from pallas_kernels.prefill import xla
+from pallas_kernels.prefill import derivative
 from pallas_kernels.tpu import (
     ROOM_BYTES,
     SMEM_BYTES,
@@ -38,7 +38,7 @@ from pallas_kernels.tpu import (
     share_rows,
     slopes_of,
 )
-from pallas_kernels.visibility import visible
+from pallas_kernels.visibility import used_positions, visible
 
 MAX_BLOCK = 1024  # slots: the reductions along them cost as much for a few
 MAX_ROWS = 512  # queries times heads: so often is a key used that was read once
@@ -79,8 +79,7 @@ def prefill_attention(
     `interpret` runs the kernel without a TPU, slowly, for tests.
     """
     check_dtypes(q, split_scale(k)[0], split_scale(v)[0])
-    if num_slots is not None:
-        k_pos = jnp.where(lax.broadcasted_iota(jnp.int32, k_pos.shape, 2) < num_slots, k_pos, -1)
+    k_pos = used_positions(k_pos, num_slots)
     case = _Case(scale, window, sinks, soft_cap, slopes is not None, max_block, interpret)
     return _attend(case, q, k, v, q_pos, k_pos, slopes)
 
@@ -183,19 +182,7 @@ def _attend(
     return out, jnp.moveaxis(lse, 3, 1)[:, :t].reshape(b, t, n)
 
 
-@_attend.defjvp
-def _(case: _Case, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
-    """A kernel has no derivative: what is to have one is computed as XLA does."""
-    *inputs, q_pos, k_pos, slopes = primals
-
-    def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        return xla.prefill_attention(
-            q, k, v, q_pos, k_pos,
-            scale=case.scale, window=case.window, sinks=case.sinks, num_slots=None,
-            slopes=slopes, soft_cap=case.soft_cap,
-        )  # fmt: skip
-
-    return jax.jvp(attend, tuple(inputs), tuple(tangents[:3]))
+_attend.defjvp(derivative.jvp)
 
 
 def block_shape(

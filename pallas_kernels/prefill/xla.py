@@ -19,7 +19,7 @@ from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
-from pallas_kernels.visibility import visible
+from pallas_kernels.visibility import used_positions, visible
 
 BLOCK = 512  # slots a block: large enough for the matrix unit, small enough to stay in cache
 UNROLLED = 8  # matrices in a batch up to which a CPU takes them one by one
@@ -41,6 +41,7 @@ def prefill_attention(
     rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).swapaxes(1, 2)
     rows = rows.reshape(b, heads, t * group, h).astype(product_dtype(numbers, q))
     # A static count of blocks keeps the loop open to reverse-mode differentiation.
+    k_pos = used_positions(k_pos, num_slots)
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
     most = max_block or tuned.max_block("prefill", "xla", numbers.dtype, h, group, slots) or BLOCK
     block = min(most, slots)

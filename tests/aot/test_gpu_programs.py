@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU decode kernel lowers for CUDA, compiles for an H100, and reads a slab where it lies."""
+"""The GPU kernels lower for CUDA, compile for an H100, and read a slab where it lies."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 from tpu import moves
 
 from pallas_kernels.decode import mosaic_gpu
+from pallas_kernels.mass import mosaic_gpu as mass_gpu
+from pallas_kernels.prefill import mosaic_gpu as prefill_gpu
 
 pytestmark = pytest.mark.aot
 
@@ -33,6 +35,16 @@ CASES = [(model, slots, 1) for model in list(MODELS)[:2] for slots in (1029, 819
     (model, slots, rows)
     for model in list(MODELS)[2:]
     for slots, rows in ((1029, 8), (8192, 1), (131072, 1))
+]
+
+# Model, slots, rows, and what else, of a chunk of 128 queries: fewer numbers than the slab has.
+CHUNKS = [
+    ("llama-3.1-8b and qwen3-8b", 8192, 1, {"places": 8}),
+    ("llama-3.2-1b", 131072, 1, {}),
+    ("smollm2-135m", 1029, 8, {}),
+    ("gemma-3-1b", 8192, 1, {"window": 512}),
+    ("mpt-7b", 1029, 1, {"alibi": True}),
+    ("gemma-2-2b", 8192, 1, {"soft_cap": 50.0}),
 ]
 
 
@@ -139,3 +151,54 @@ def test_another_order_costs_a_copy_that_is_found() -> None:
 
     text = gpu.compile_for(turned, q, slab, slab, *args).as_text()
     assert KERNEL in text and len(moves(text, size)) >= 2
+
+
+def chunk(
+    mass: bool, model: str, slots: int, rows: int, *, places: int = 1, window: int | None = None,
+    alibi: bool = False, soft_cap: float | None = None,
+) -> tuple[Callable[..., Any], tuple[Any, ...], int]:  # fmt: skip
+    """Attention of a chunk or its mass, the shapes of its arguments, and the numbers in K."""
+    n, heads, h = MODELS[model] if model in MODELS else BENT[model][0]
+    q = jax.ShapeDtypeStruct((rows, 128, n, h), jnp.bfloat16)
+    slab = jax.ShapeDtypeStruct((rows, heads, slots, h), jnp.bfloat16)
+    q_pos = jax.ShapeDtypeStruct((rows, 128), jnp.int32)
+    k_pos = jax.ShapeDtypeStruct((rows, places, slots), jnp.int32)
+    lse = jax.ShapeDtypeStruct((rows, 128, n), jnp.float32)
+    used = jax.ShapeDtypeStruct((), jnp.int32)
+    slopes = jax.ShapeDtypeStruct((n,), jnp.float32)
+
+    def attend(q, k, v, q_pos, k_pos, lse, used, slopes):
+        options = dict(
+            scale=h**-0.5, num_slots=used, slopes=slopes if alibi else None, soft_cap=soft_cap
+        )
+        if mass:
+            return mass_gpu.attention_mass(q, lse, k, q_pos, k_pos, **options)
+        return prefill_gpu.prefill_attention(
+            q, k, v, q_pos, k_pos, window=window, sinks=4 if window else 0, **options
+        )
+
+    return attend, (q, slab, slab, q_pos, k_pos, lse, used, slopes), rows * heads * slots * h
+
+
+every_chunk = pytest.mark.parametrize(("model", "slots", "rows", "options"), CHUNKS)
+either = pytest.mark.parametrize("mass", [False, True], ids=["prefill", "mass"])
+
+
+@either
+@every_chunk
+def test_chunks_lower_for_cuda(mass: bool, model: str, slots: int, rows: int, options) -> None:
+    attend, args, _ = chunk(mass, model, slots, rows, **options)
+    assert KERNEL in gpu.lower_for(attend, *args)
+
+
+@gpu.needs_cuda_compiler
+@either
+@every_chunk
+def test_chunks_compile_for_an_h100(mass: bool, model: str, slots: int, rows: int, options) -> None:
+    attend, args, size = chunk(mass, model, slots, rows, **options)
+    compiled = gpu.compile_for(attend, *args)
+    text = compiled.as_text()
+    assert KERNEL in text
+    assert moves(text, size) == []
+    # Queries and outputs by head, positions, and which blocks to visit.
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * args[0].size + (2 << 20)

@@ -125,16 +125,18 @@ def test_decode(b, t, kv, group, s, h, seed, window, sinks, pos_heads, bf16):
     np.testing.assert_allclose(lse, expected_lse[:, 0], atol=tolerance * 4, rtol=tolerance)
 
 
-def test_slots_beyond_the_count_are_not_visited() -> None:
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_slots_beyond_the_count_are_not_seen(implementation: str) -> None:
     q, k, v, _, _ = arrays(np.random.default_rng(0), 1, 2, 1, 2, 32, 4, jnp.float32, False)
-    k_pos = jnp.where(jnp.arange(32) < 9, jnp.arange(32), -1)[None, None].astype(jnp.int32)
-    q_pos = jnp.asarray([[7, 8]], jnp.int32)
-    whole = PREFILL(q, k, v, q_pos, k_pos, scale=1.0)
-    some = PREFILL(
-        q, k.at[:, :, 20:].set(jnp.nan), v, q_pos, k_pos, scale=1.0, num_slots=jnp.int32(9)
-    )
-    np.testing.assert_allclose(whole[0], some[0], atol=1e-6)
-    np.testing.assert_allclose(whole[1], some[1], atol=1e-6)
+    q_pos, all_pos = jnp.asarray([[20, 21]], jnp.int32), jnp.arange(32, dtype=jnp.int32)[None, None]
+    filled = jnp.where(all_pos < 9, all_pos, -1)
+    options = dict(scale=1.0, implementation=implementation)
+    expected = PREFILL(q, k, v, q_pos, filled, **options)
+    dirty = k.at[:, :, 20:].set(jnp.nan)
+    for k_pos in (filled, all_pos):  # the count alone is enough
+        actual = PREFILL(q, dirty, v, q_pos, k_pos, num_slots=jnp.int32(9), **options)
+        np.testing.assert_allclose(expected[0], actual[0], atol=1e-6)
+        np.testing.assert_allclose(expected[1], actual[1], atol=1e-6)
 
 
 class TestDispatch:

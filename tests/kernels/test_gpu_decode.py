@@ -12,40 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decode_cases import OPTIONS, STATIC, XLA, arrays, check, zeros
+from hopper import ON_HOPPER, PARAMETERS, needs_hopper, quiet, runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkv.scoring import alibi_slopes
-from pallas_kernels import decode_attention
-from pallas_kernels.decode import gpu_slots, mosaic_gpu
+from pallas_kernels import decode_attention, gpu
+from pallas_kernels.decode import mosaic_gpu
 from pallas_kernels.decode.blocks import merge
 from pallas_kernels.decode.mosaic_gpu import split_count
 
-CAPABILITY = str(getattr(jax.local_devices()[0], "compute_capability", None))
-ON_HOPPER = jax.default_backend() == "gpu" and CAPABILITY.startswith("9.")
-INTERPRETS = jax.__version_info__ >= (0, 11)
-# What lies beyond an array is zeros on a GPU; here it is NaN, which the kernel bears as well.
-PARAMETERS = (
-    plgpu.InterpretGPUParams(out_of_bounds_reads="uninitialized", detect_races=True)
-    if INTERPRETS and not ON_HOPPER
-    else None
-)
 TWIN = jax.jit(
     functools.partial(mosaic_gpu.decode_attention, interpret=PARAMETERS), static_argnames=STATIC
 )
 # K, S, H: heads that begin with a tile, and some that begin inside one; ragged last blocks.
 SLABS = [(1, 64, 64), (1, 504, 64), (2, 264, 128), (8, 133, 64), (4, 330, 80), (1, 104, 256)]
 
-# The interpreter's products are numpy's, which warns of the infinities that the tests put in.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
-runs = pytest.mark.skipif(
-    not (ON_HOPPER or INTERPRETS),
-    reason="before jax 0.11 the interpreter has no product with a transposed operand",
-)
-needs_hopper = pytest.mark.skipif(
-    not ON_HOPPER, reason=f"no GPU of compute capability 9.x here: {CAPABILITY}"
-)
+pytestmark = quiet
 
 
 @pytest.fixture
@@ -147,7 +130,7 @@ def test_parts_merge() -> None:
 def test_heads_that_begin_inside_a_tile(slots: int) -> None:
     """All heads' slots make one row, from which the kernel's count goes by whole tiles."""
     seen = np.random.default_rng(0).random((2, 4, slots)) < 0.5
-    counted = np.asarray(gpu_slots.from_tile(jnp.asarray(seen), 8)).reshape(8, -1)
+    counted = np.asarray(gpu.from_tile(jnp.asarray(seen), 8)).reshape(8, -1)
     row = seen.reshape(-1)
     for lane in range(8):
         begin = lane * slots // 8 * 8
@@ -156,7 +139,7 @@ def test_heads_that_begin_inside_a_tile(slots: int) -> None:
         within[(lane + 1) * slots - begin :] = False
         np.testing.assert_array_equal(counted[lane, : len(within)], within)
     scores = jnp.asarray(counted, jnp.float32)[:, None]
-    back = gpu_slots.to_slots(scores, slots)
+    back = gpu.to_slots(scores, slots)
     np.testing.assert_array_equal(back.reshape(seen.shape), seen)
 
 

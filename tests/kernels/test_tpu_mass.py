@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mass_cases import STATIC, TOLERANCE, arrays, check
 
 from pallas_kernels import attention_mass, prefill_attention
 from pallas_kernels.mass import mosaic_tpu
-from pallas_kernels.visibility import visible
 
-TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 # K, S, H: as XLA stores them by slot and by dimension; one block and several with a ragged last.
 SLABS = [(2, 40, 128), (1, 264, 256), (3, 100, 64), (1, 250, 80), (4, 133, 128)]
-DEFINITION = jax.jit(
-    functools.partial(attention_mass, implementation="reference"), static_argnames="scale"
-)
-TWIN = jax.jit(
-    functools.partial(mosaic_tpu.attention_mass, interpret=True), static_argnames="scale"
-)
+TWIN = jax.jit(functools.partial(mosaic_tpu.attention_mass, interpret=True), static_argnames=STATIC)
 
 
 @pytest.fixture(autouse=True)
@@ -34,47 +27,6 @@ def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest blocks there can be."""
     monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 128)
     monkeypatch.setattr(mosaic_tpu, "MAX_ROWS", 128)
-
-
-def arrays(slab, rows, count, group, dtype, places, ordered, seed):
-    """Arguments of the op, and its keys with NaN in the slots that no query may see."""
-    heads, slots, h = slab
-    rng = np.random.default_rng(seed)
-    q = rng.normal(size=(rows, count, heads * group, h)).astype(jnp.dtype(dtype))
-    k = rng.normal(size=(rows, heads, slots, h)).astype(jnp.dtype(dtype))
-    k_pos = np.tile(np.arange(slots, dtype=np.int32), (rows, heads if places else 1, 1))
-    if not ordered:
-        k_pos = rng.permuted(k_pos, axis=-1)
-        k_pos[rng.random(k_pos.shape) < 0.2] = -1
-    used = rng.integers(1, slots + 1)
-    k_pos[:, :, used:] = -1
-    q_pos = np.arange(count, dtype=np.int32) + rng.integers(0, slots, (rows, 1), np.int32)
-    q_pos[np.arange(count) >= rng.integers(0, count + 1, (rows, 1))] = -1
-    seen = np.any(np.asarray(visible(q_pos[:, None, :, None], k_pos[:, :, None], 0, None)), axis=2)
-    dirty = np.where(seen[..., None], k, np.asarray(math.nan, k.dtype))
-    clean = np.where(seen[..., None], k, np.zeros((), k.dtype))
-    return *(jnp.asarray(x) for x in (q, clean, dirty, q_pos, k_pos)), jnp.int32(used)
-
-
-def check(slab, rows, count, group, dtype, places, ordered, seed):
-    q, clean, dirty, q_pos, k_pos, used = arrays(
-        slab, rows, count, group, dtype, places, ordered, seed
-    )
-    scale = slab[2] ** -0.5
-    wide = q.astype(jnp.float32), clean.astype(jnp.float32)
-    _, lse = PREFILL(*wide, wide[1], q_pos, k_pos, scale=scale)
-    expected = DEFINITION(wide[0], lse, wide[1], q_pos, k_pos, scale=scale)
-    actual = TWIN(q, lse, dirty, q_pos, k_pos, num_slots=used, scale=scale)
-    assert actual.dtype == jnp.float32 and actual.shape == expected.shape
-    tolerance = TOLERANCE[dtype]
-    np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=tolerance)
-    total = np.sum(np.isfinite(lse), axis=1)
-    np.testing.assert_allclose(np.sum(actual, axis=2), total, rtol=tolerance, atol=1e-4)
-
-
-PREFILL = jax.jit(
-    functools.partial(prefill_attention, implementation="reference"), static_argnames="scale"
-)
 
 
 @settings(
@@ -94,7 +46,7 @@ PREFILL = jax.jit(
     seed=st.integers(0, 1000),
 )
 def test_equals_the_definition(slab, rows, count, group, dtype, places, ordered, seed):
-    check(slab, rows, count, group, dtype, places, ordered, seed)
+    check(TWIN, slab, rows, count, group, dtype, places, ordered, seed)
 
 
 def test_nothing_is_seen() -> None:

@@ -14,23 +14,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import Array
+from prefill_cases import OPTIONS, STATIC, TOLERANCE, arrays, check
 
 from pallas_kernels import blocks, prefill_attention
 from pallas_kernels.prefill import mosaic_tpu
 from pallas_kernels.visibility import visible
 
-TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 # K, S, H: as XLA stores them by slot and by dimension; one block and several with a ragged last.
 SLABS = [
     (1, 40, 128), (2, 264, 256), (3, 136, 128),
     (3, 100, 64), (1, 250, 80), (2, 300, 96),
     (4, 13, 128), (8, 133, 128),
 ]  # fmt: skip
-OPTIONS = dict(scale=1.0, window=None, sinks=0)
-STATIC = tuple(OPTIONS)
-DEFINITION = jax.jit(
-    functools.partial(prefill_attention, implementation="reference"), static_argnames=STATIC
-)
 TWIN = jax.jit(
     functools.partial(mosaic_tpu.prefill_attention, interpret=True), static_argnames=STATIC
 )
@@ -41,50 +36,6 @@ def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest blocks there can be."""
     monkeypatch.setattr(mosaic_tpu, "MAX_BLOCK", 128)
     monkeypatch.setattr(mosaic_tpu, "MAX_ROWS", 128)
-
-
-def arrays(
-    slab, rows, count, group, dtype, places, sinks, window, ordered, seed, hidden=math.nan
-):  # fmt: skip
-    """Arguments of the op, and K and V with and without `hidden` in the slots no query may see."""
-    heads, slots, h = slab
-    rng = np.random.default_rng(seed)
-    shapes = [(rows, count, heads * group, h)] + [(rows, heads, slots, h)] * 2
-    # In numpy: hundreds of small programs would take longer than the kernel.
-    q, k, v = (rng.normal(size=shape).astype(jnp.dtype(dtype)) for shape in shapes)
-    k_pos = np.tile(np.arange(slots, dtype=np.int32), (rows, heads if places else 1, 1))
-    if not ordered:
-        k_pos = rng.permuted(k_pos, axis=-1)
-        k_pos[rng.random(k_pos.shape) < 0.2] = -1
-    used = rng.integers(1, slots + 1)
-    k_pos[:, :, used:] = -1  # what is not filled yet
-    q_pos = np.arange(count, dtype=np.int32) + rng.integers(0, slots, (rows, 1), np.int32)
-    lengths = rng.integers(0, count + 1, (rows, 1))
-    q_pos[np.arange(count) >= lengths] = -1  # ragged, and maybe a row that is all padding
-    seen = visible(q_pos[:, None, :, None], k_pos[:, :, None], sinks, window)
-    seen = np.any(np.asarray(seen), axis=2)[..., None]
-    clean, dirty = (
-        tuple(jnp.asarray(np.where(seen, x, np.asarray(fill, x.dtype))) for x in (k, v))
-        for fill in (0, hidden)
-    )
-    q, q_pos, k_pos, used = (jnp.asarray(x) for x in (q, q_pos, k_pos, np.int32(used)))
-    return q, clean, dirty, q_pos, k_pos, used
-
-
-def check(slab, rows, count, group, dtype, places, sinks, window, ordered, seed, **hidden):
-    q, clean, dirty, q_pos, k_pos, used = arrays(
-        slab, rows, count, group, dtype, places, sinks, window, ordered, seed, **hidden
-    )
-    options = dict(scale=slab[2] ** -0.5, window=window, sinks=sinks)
-    wide = (x.astype(jnp.float32) for x in (q, *clean))
-    expected = DEFINITION(*wide, q_pos, k_pos, **options)
-    actual = TWIN(q, *dirty, q_pos, k_pos, num_slots=used, **options)
-    assert actual[0].dtype == q.dtype and actual[1].dtype == jnp.float32
-    for one, other in zip(actual, expected, strict=True):
-        one, other = (np.asarray(x, np.float32) for x in (one, other))
-        tolerance = TOLERANCE[dtype]
-        np.testing.assert_allclose(one, other, atol=tolerance, rtol=tolerance)
-    return actual, q_pos
 
 
 @settings(
@@ -108,14 +59,14 @@ def check(slab, rows, count, group, dtype, places, sinks, window, ordered, seed,
 def test_equals_the_definition(
     slab, rows, count, group, dtype, places, sinks, window, ordered, seed
 ):
-    check(slab, rows, count, group, dtype, places, sinks, window, ordered, seed)
+    check(TWIN, slab, rows, count, group, dtype, places, sinks, window, ordered, seed)
 
 
 @pytest.mark.parametrize("slab", [SLABS[1], SLABS[3]])
 def test_nothing_leaks_and_a_query_may_see_nothing(slab) -> None:
     """Infinities in hidden slots and beyond the last; queries that are padding."""
     (out, lse), q_pos = check(
-        slab, 2, 40, 2, "float32", True, 3, 30, False, 0, hidden=math.inf
+        TWIN, slab, 2, 40, 2, "float32", True, 3, 30, False, 0, hidden=math.inf
     )  # fmt: skip
     padding = np.asarray(q_pos) < 0
     assert padding.any() and not padding.all()
