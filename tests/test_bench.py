@@ -27,6 +27,7 @@ def test_decode_reports_what_it_read(capsys, tmp_path):
     assert 0 < recycled["bytes_read"] < full["bytes_read"]
 
 
+@pytest.mark.slow
 def test_kernels_beside_jax_itself(capsys, tmp_path):
     plot = tmp_path / "kernels.png"
     main(

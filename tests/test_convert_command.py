@@ -125,6 +125,7 @@ main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 10_000, 100_000])
 def test_a_full_disk_is_one_line(tmp_path: Path, size: int) -> None:
     # A limit on the size of files fails a write in the middle, as a full disk does.

@@ -126,6 +126,7 @@ def test_a_short_text_after_a_long_one_has_a_narrow_program(model) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policies", "programs", "full_steps"),
     [

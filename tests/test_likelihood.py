@@ -25,6 +25,7 @@ def pairs() -> list[tuple[list[int], list[int]]]:
     return [tuple(rng.integers(3, 500, n).tolist() for n in both) for both in LENGTHS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_equals_one_prefill(model, batch_size: int) -> None:
     found = continuations(model, Full(), pairs(), batch_size)
@@ -40,6 +41,7 @@ def test_equals_one_prefill(model, batch_size: int) -> None:
         assert one.greedy == bool((scores.argmax(-1) == jnp.asarray(continuation)).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy", [StreamingLLM(2, 9), SnapKV(8, 4, 3), RecycledAttention(6, 3)], ids=lambda p: type(p)
 )

@@ -170,6 +170,7 @@ def test_a_row_with_its_answer_has_exactly_its_length(files, task, length, seed)
     assert row.metric is (any_contained if task.startswith("qa") else contained)
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 @pytest.mark.parametrize("length", [1024, 4096])
 def test_lengths_are_exact_with_a_real_tokenizer(smollm2, files, length):
@@ -228,6 +229,7 @@ def test_needles_say_the_answers_and_nothing_else_does(task, length, seed):
     assert bare[:-60] == essay[: len(bare) - 60]
 
 
+@pytest.mark.slow
 def test_needles_are_at_all_depths():
     rows = make("niah_single_1,niah_single_2", 1000, rows=24, haystack="noise")
     for task in ("niah_single_1", "niah_single_2"):
@@ -369,6 +371,7 @@ def test_documents_have_the_answers(files, task, length, seed):
         assert len(whole) == len(same) or ours >= len(documents) - 1
 
 
+@pytest.mark.slow
 def test_seeds_reproduce_and_differ(files):
     first, again, other = (make(None, 1500, seed, **files) for seed in (1, 1, 2))
     assert first == again
@@ -384,6 +387,7 @@ def test_rows_of_a_task_differ(files):
         assert len({row.context for row in rows}) == len({row.answers for row in rows}) == 3
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_what_else_is_asked_for(files):
     own = dataclasses.replace(cached(**files), lengths=(1450, 1500))
     every = ruler.make_rows(toy_model(), own, 3, no_progress)
@@ -495,6 +499,7 @@ def test_the_first_version_of_squad_has_no_impossible_questions(tmp_path, files)
     assert options(tasks="qa_1", squad=str(path)) == options(tasks="qa_1", squad=files["squad"])
 
 
+@pytest.mark.slow
 def test_the_command_runs_to_a_report(capsys, files, tmp_path):
     saved = tmp_path / "rows.jsonl"
     main(

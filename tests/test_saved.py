@@ -46,6 +46,7 @@ def kept(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_kept_cache_goes_on_as_if_it_had_never_been_away(name, tmp_path) -> None:
     policy, params = CASES[name].policy, toys.params()

@@ -65,6 +65,7 @@ def without_times(rows: list[dict]) -> list[dict]:
     return [{name: row[name] for name in names.split() if name in row} for row in rows]
 
 
+@pytest.mark.slow
 def test_points_are_added_and_never_run_again(sweep, counted, tmp_path) -> None:
     first = sweep("--budgets", "8")
     assert [row["policy"]["name"] for row in first] == ["full", "tova"] and counted[0] == 6
@@ -80,6 +81,7 @@ def test_points_are_added_and_never_run_again(sweep, counted, tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["points.jsonl", "rows.jsonl"]
 
 
+@pytest.mark.slow
 def test_programs_are_let_go_unless_the_next_policy_runs_them(sweep, monkeypatch) -> None:
     forgotten, before = [], compilations()["decode"]
     monkeypatch.setattr("jaxkv.eval.report.forget_programs", lambda: forgotten.append(1))
@@ -88,6 +90,7 @@ def test_programs_are_let_go_unless_the_next_policy_runs_them(sweep, monkeypatch
     assert len(forgotten) == 2 and compilations()["decode"] - before == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["points.jsonl", "report.json"])
 def test_an_interrupted_run_goes_on(sweep, counted, tmp_path, capsys, out: str) -> None:
     counted[1] = 4  # within the second policy
@@ -102,6 +105,7 @@ def test_an_interrupted_run_goes_on(sweep, counted, tmp_path, capsys, out: str) 
     assert without_times(resumed) == without_times(sweep(out="other.json"))
 
 
+@pytest.mark.slow
 def test_a_finished_report_is_kept(sweep, tmp_path, capsys) -> None:
     sweep(out="report.json")
     before = (tmp_path / "report.json").read_bytes()
@@ -113,6 +117,7 @@ def test_a_finished_report_is_kept(sweep, tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "report.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_perplexity_goes_on(tmp_path, capsys, monkeypatch) -> None:
     out = tmp_path / "ppl.json"
     words = ["ppl", "--model", "tiny-random", "--tokens", "90", "--policy",

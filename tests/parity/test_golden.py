@@ -37,6 +37,7 @@ def test_family_logits(golden, tmp_path: Path, family: str) -> None:
     np.testing.assert_allclose(got, golden[f"tiny-{family}"], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", family_models.FAMILIES)
 def test_families_written_by_us(golden, tmp_path: Path, name: str) -> None:
     model = hf.load(family_models.write_family(tmp_path, name))
