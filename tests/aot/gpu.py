@@ -16,6 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 # What XLA would read off the device.
+COMPILED: list[str] = []  # as in `tpu`
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 }
@@ -74,7 +75,9 @@ def compile_for(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled
     """Compiles for one H100; the arguments are `jax.ShapeDtypeStruct`s in any tree."""
     place = functools.partial(jax.ShapeDtypeStruct, sharding=sharding())
     args = jax.tree.map(lambda x: place(x.shape, x.dtype), args)
-    return jax.jit(function).lower(*args).compile()
+    compiled = jax.jit(function).lower(*args).compile()
+    COMPILED.append("h100")
+    return compiled
 
 
 def lower_for(function: Callable[..., Any], *args: Any) -> str:

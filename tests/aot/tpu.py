@@ -17,6 +17,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+COMPILED: list[str] = []  # the chip of each program so far
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Without these libtpu asks the network what machine it is on.
 ENVIRONMENT = {
@@ -49,7 +50,9 @@ def compile_for(
     """Compiles for one chip; the arguments are `jax.ShapeDtypeStruct`s in any tree."""
     place = functools.partial(jax.ShapeDtypeStruct, sharding=sharding(chip))
     args = jax.tree.map(lambda x: place(x.shape, x.dtype), args)
-    return jax.jit(function, donate_argnums=donate).lower(*args).compile()
+    compiled = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+    COMPILED.append(chip)
+    return compiled
 
 
 def moves(text: str, size: int) -> list[str]:

@@ -1,0 +1,35 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Counts the programs that were compiled, for which chips, and prints it at the end."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+
+import gpu
+import pytest
+import tpu
+
+PROPERTY = "compiled for"
+COUNTS: collections.Counter[str] = collections.Counter()
+
+
+@pytest.fixture(autouse=True)
+def counted(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    before = len(tpu.COMPILED), len(gpu.COMPILED)
+    yield
+    for chip in tpu.COMPILED[before[0] :] + gpu.COMPILED[before[1] :]:
+        record_property(PROPERTY, chip)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    # What a fixture records comes with the last report of a test, also from another process.
+    if report.when == "teardown":
+        COUNTS.update(chip for name, chip in report.user_properties if name == PROPERTY)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    chips = ", ".join(f"{count} for {chip}" for chip, count in sorted(COUNTS.items()))
+    if chips:
+        terminalreporter.write_line(f"{COUNTS.total()} programs compiled: {chips}")
