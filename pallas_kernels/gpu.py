@@ -16,6 +16,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.int8 import product_dtype
+
 TILE = 8  # rows that lie together in shared memory, and so are copied together
 ROWS = 64  # of a matrix product
 MAX_STAGES = 4  # blocks in shared memory, of which all but one are on their way
@@ -24,12 +26,22 @@ TABLE_BYTES = 64 << 20  # for what says which blocks to visit
 LOG2E = math.log2(math.e)
 
 
-def refuse(head_dim: int, **arrays: Array) -> None:
-    """Raises NotImplementedError for what no tensor core takes, or no kernel is made for."""
+def refuse(q: Array, **arrays: Array) -> None:
+    """Raises NotImplementedError for what no tensor core takes, or no kernel is made for.
+
+    Args:
+      q: queries [.., H].
+      **arrays: numbers of slabs.
+    """
+    head_dim = q.shape[-1]
     for name, x in arrays.items():
-        if x.dtype != jnp.bfloat16:
+        if product_dtype(x, q) != jnp.bfloat16:
             # Tensor cores take float32 as TF32, of 10 bits.
-            raise NotImplementedError(f"{name} of {x.dtype}: only bfloat16")
+            raise NotImplementedError(
+                f"{name} of {x.dtype} for queries of {q.dtype}: only bfloat16, or int8 for bfloat16"
+            )
+    if len({x.dtype for x in arrays.values()}) > 1:
+        raise NotImplementedError("only one of keys and values is int8")
     if head_dim % 16 or head_dim > 128 and head_dim != 256:
         raise NotImplementedError(f"heads of {head_dim}: multiples of 16 up to 128, or 256")
 
@@ -78,10 +90,26 @@ def slot_positions(k_pos: Array, lanes: int, block: int) -> Array:
     return whole_blocks(from_tile(k_pos + 1, lanes), block) - 1
 
 
+def slot_scales(scale: Array, block: int) -> Array:
+    """Scales [B, K, S] as a kernel counts slots, in whole blocks: [B K, slots]."""
+    lanes = scale.shape[0] * scale.shape[1]
+    return whole_blocks(from_tile(scale, lanes), block).reshape(lanes, -1)
+
+
 def all_slots(x: Array, block: int) -> Array:
     """[B, K, S, H] as one matrix of slots; copied only where it is no whole tiles, or no block."""
     x = x.reshape(-1, x.shape[-1])
     return jnp.pad(x, ((0, max(-len(x) % TILE, block - len(x))), (0, 0)))
+
+
+def widened(small: Any, wide: Any) -> Any:
+    """int8 numbers of one block of shared memory as the bfloat16 that a product takes, in another.
+
+    Both hold every int8 exactly.
+    """
+    wide[...] = small[...].astype(wide.dtype)
+    plgpu.commit_smem()
+    return wide
 
 
 def product(a: Any, b: Any) -> Array:

@@ -1,100 +1,64 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Decode attention as one Hopper kernel: K and V stream through shared memory once.
-
-The slots are split among as many blocks of threads as the GPU holds at once, and XLA merges their
-parts. Each keeps copies of the next blocks of K and V in flight while tensor cores work on one.
-"""
+"""Decode attention on Hopper GPUs: what the kernel is given, and its parts merged."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.bend import bend
+from pallas_kernels import tuned
 from pallas_kernels.decode import xla
 from pallas_kernels.decode.blocks import block_range, merge
-from pallas_kernels.decode.gpu_slots import ALL_SEEN, HIDDEN, marks
-from pallas_kernels.gpu import (
-    LOG2E,
-    MAX_STAGES,
-    ROWS,
-    SHARED_BYTES,
-    TILE,
-    across,
-    down,
-    from_tile,
-    product,
-    refuse,
-    to_slots,
-    whole_blocks,
-)
+from pallas_kernels.decode.gpu_kernel import call, plan
+from pallas_kernels.decode.gpu_slots import marks
+from pallas_kernels.gpu import ROWS, TILE, from_tile, refuse, slot_scales, to_slots, whole_blocks
+from pallas_kernels.int8 import Int8, Slots, split_scale
 from pallas_kernels.visibility import visible
 
 MAX_BLOCK = 128  # slots
-CORES = 132  # of an H100 or H200; on others the shares are a little uneven
 
 
 def decode_attention(
-    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,
-    slopes: Array | None = None, soft_cap: float | None = None, interpret: Any = None,
+    slopes: Array | None = None, soft_cap: float | None = None, max_block: int | None = None,
+    interpret: Any = None,
 ) -> tuple[Array, ...]:  # fmt: skip
-    """See `api.decode_attention`; `interpret`, parameters of Pallas, runs it without a GPU."""
+    """See `api.decode_attention`.
+
+    `max_block` bounds the slots a block; None is what was measured to be best, or the default.
+    `interpret`, parameters of Pallas, runs the kernel without a GPU.
+    """
+    (keys, k_scale), (values, v_scale) = split_scale(k), split_scale(v)
+    refuse(q, keys=keys, values=values)
     b, n, h = q.shape
-    heads, slots = k.shape[1], k.shape[2]
+    heads, slots = keys.shape[1], keys.shape[2]
     group, lanes = n // heads, b * heads
-    refuse(h, keys=k, values=v)
-    if group > ROWS:
-        raise NotImplementedError(f"{group} query heads a KV head are more than {ROWS}")
-    if lanes * slots % TILE:
-        raise NotImplementedError(f"{b} x {heads} x {slots} slots are no multiple of {TILE}")
-    case = _plan(lanes, heads, slots, group, h, k_pos.shape[1], with_mass)
-    case = dataclasses.replace(case, soft_cap=soft_cap, alibi=slopes is not None)
-    if lanes * slots < case.block:
-        raise NotImplementedError(f"{lanes * slots} slots are less than a block")
 
     seen = visible(q_pos[:, None, None], k_pos, sinks, window)
     slot = lax.broadcasted_iota(jnp.int32, seen.shape, 2)
     if not sinks:
         q_sink = None
     kernel_seen = seen if q_sink is None else seen & (slot >= sinks)
-    marked, visited = marks(from_tile(kernel_seen, lanes), case.block)
-    first, last = block_range(visited, 1)
-    width = marked.shape[-1]
-    queries = (q * jnp.asarray(scale, q.dtype)).reshape(lanes, group, h).astype(k.dtype)
-    # What a product reads beyond a group, the next ones' queries, gives rows that nobody reads.
-    queries = jnp.pad(queries, ((0, 0), (0, case.rows - group), (0, 0))).reshape(-1, h)
-    queries = jnp.pad(queries, ((0, ROWS - case.rows), (0, 0)))
-
-    bias = []
-    if slopes is not None:
-        far = from_tile((q_pos[:, None, None] - k_pos).astype(jnp.float32), lanes)
-        far = jnp.broadcast_to(whole_blocks(far, case.block), marked.shape)
-        steep = jnp.pad(slopes.reshape(heads, group), ((0, 0), (0, ROWS - group)))
-        bias = [far.reshape(-1, width), steep]
-
-    out, lse, *scores = _call(case, lanes, width, interpret)(
-        queries, k.reshape(-1, h), v.reshape(-1, h), marked.reshape(-1, width), first, last, *bias
-    )
-    out, lse = out[:, :, :group], lse[:, :, :group]
+    out, lse, *scores = attend(
+        q, keys, values, [x for x in (k_scale, v_scale) if x is not None], kernel_seen, None,
+        None if slopes is None else q_pos[:, None, None] - k_pos,
+        scale=scale, slopes=slopes, soft_cap=soft_cap, with_mass=with_mass, mixed=1,
+        max_block=max_block, interpret=interpret,
+    )  # fmt: skip
     sink_mass = None
     if q_sink is not None:
         # A few slots, as one more part: the kernel knows one query a row.
-        near = jnp.broadcast_to(seen[..., :sinks, None], (b, heads, min(sinks, slots), 1))
+        near = jnp.broadcast_to(seen[..., :sinks], (b, heads, min(sinks, slots)))
+        sink_k, sink_v = jax.tree.map(lambda x: x[:, :, :sinks], (k, v))
         # Which of them are seen is the same from where the sinks have the query.
         stands = q_pos if window is None else jnp.minimum(q_pos, sinks + window)
         sink_out, sink_lse, *sink_mass = xla.decode_attention(
-            q_sink.astype(jnp.float32), k[:, :, :sinks],
-            jnp.where(near, v[:, :, :sinks], jnp.zeros((), v.dtype)), stands, k_pos[..., :sinks],
+            q_sink.astype(jnp.float32), sink_k, _only(near, sink_v), stands, k_pos[..., :sinks],
             scale=scale, window=window, sinks=sinks, q_sink=None, with_mass=with_mass,
             slopes=slopes, soft_cap=soft_cap,
         )  # fmt: skip
@@ -106,7 +70,7 @@ def decode_attention(
     if not with_mass:
         return out, total
     level = jnp.where(jnp.isneginf(total), 0.0, total)
-    mass = to_slots(scores[0][:, :group], slots).reshape(b, heads, group, slots)
+    mass = to_slots(scores[0], slots).reshape(b, heads, group, slots)
     mass = jnp.exp(mass - level.reshape(b, heads, group, 1))
     # The kernel leaves out blocks that nobody sees.
     mass = jnp.where(kernel_seen[:, :, None], mass, 0.0).reshape(b, n, slots)
@@ -116,252 +80,77 @@ def decode_attention(
     return out, total, mass
 
 
-@dataclasses.dataclass(frozen=True)
-class _Case:
-    """What a kernel is made for.
-
-    Attributes:
-      slots: slots of the slab.
-      heads: KV heads.
-      places: arrays of marks a row of the batch: 1, or one a KV head.
-      head_dim: H.
-      rows: query heads a KV head, rounded up to a tile.
-      block: slots a block.
-      splits: blocks of threads that share a KV head.
-      stages: blocks of K, and of V, in shared memory.
-      with_mass: whether scores go out.
-      soft_cap: see `bend`.
-      alibi: whether there are slopes.
-    """
-
-    slots: int
-    heads: int
-    places: int
-    head_dim: int
-    rows: int
-    block: int
-    splits: int
-    stages: int
-    with_mass: bool
-    soft_cap: float | None = None
-    alibi: bool = False
+def _only(seen: Array, v: Slots) -> Slots:
+    """Values whose weight may be 0 although they are NaN: zeros in slots that are not seen."""
+    if isinstance(v, Int8):
+        return Int8(v.values, jnp.where(seen, v.scale, 0.0))
+    return jnp.where(seen[..., None], v, jnp.zeros((), v.dtype))
 
 
-def _plan(
-    lanes: int, heads: int, slots: int, group: int, head_dim: int, places: int, with_mass: bool
-) -> _Case:
-    # Few dimensions leave registers for the scores of more slots, unless those go out as well.
-    block = min(MAX_BLOCK, 64 if with_mass or head_dim > 64 else 128)
-    stage = 4 * block * head_dim + 4 * block
-    fixed = 2 * ROWS * (head_dim + block) + (4 * ROWS * block if with_mass else 0) + (4 << 10)
-    # Two to a core: one computes while the other waits.
-    together = 2 if fixed + 2 * stage <= SHARED_BYTES // 2 else 1
-    stages = min(MAX_STAGES, (SHARED_BYTES // together - fixed) // stage)
-    return _Case(
-        slots=slots, heads=heads, places=heads if slots % TILE else places, head_dim=head_dim,
-        rows=pl.cdiv(group, TILE) * TILE, block=block, stages=stages, with_mass=with_mass,
-        splits=split_count(lanes, pl.cdiv(slots, block), together * CORES),
-    )  # fmt: skip
-
-
-def split_count(lanes: int, blocks: int, room: int) -> int:
-    """Among how many to split each of `lanes`: the fewest that leave the least room idle.
+def attend(
+    q: Array, k: Array, v: Array, scales: list[Array], seen: Array, owner: Array | None,
+    distance: Array | None,
+    *, scale: float, slopes: Array | None, soft_cap: float | None, with_mass: bool, mixed: int,
+    max_block: int | None, interpret: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """The parts of decode attention, which are to be merged.
 
     Args:
-      lanes: rows of the batch times KV heads.
-      blocks: blocks of slots, which are not split.
-      room: blocks of threads that the GPU holds at once.
-    """
-
-    def idle(splits: int) -> float:
-        used = lanes * splits / room
-        return 1 - used / math.ceil(used)
-
-    return min(range(1, min(blocks, max(room // lanes, 4)) + 1), key=idle)
-
-
-def _call(case: _Case, lanes: int, width: int, interpret: Any) -> Any:
-    """The kernel as a function of arrays.
-
-    Args:
-      case: what the kernel is made for.
-      lanes: B * K.
-      width: marks of a head.
+      q: [B, N, H].
+      k: [B, K, S, H]; with an owner K is 1.
+      v: as `k`.
+      scales: where they are int8, of K and of V, [B, K, S].
+      seen: bool [B, P, S], P = 1 or K.
+      owner: int32 [B, S]: where slots of several heads lie mixed, the head of each.
+      distance: int32 [B, P, S], with slopes.
+      scale: see `api.decode_attention`.
+      slopes: see there.
+      soft_cap: see there.
+      with_mass: whether scores come as well.
+      mixed: how many heads' slots lie mixed along S.
+      max_block: see `decode_attention`.
       interpret: see `decode_attention`.
+
+    Returns:
+      Outputs bfloat16 [B K, splits, G, H], their lse float32 [B K, splits, G], where G = N / K, and
+      with mass scores float32 [B K, G, width] of the slots as the kernel counts them.
     """
-    h, block, stages = case.head_dim, case.block, case.stages
-    out_type = [
-        jax.ShapeDtypeStruct((lanes, case.splits, case.rows, h), jnp.bfloat16),
-        jax.ShapeDtypeStruct((lanes, case.splits, ROWS), jnp.float32),
-    ]
-    scratch: dict[str, Any] = dict(
-        q_smem=plgpu.SMEM((ROWS, h), jnp.bfloat16),
-        k_smem=plgpu.SMEM((stages, block, h), jnp.bfloat16),
-        v_smem=plgpu.SMEM((stages, block, h), jnp.bfloat16),
-        marks_smem=plgpu.SMEM((stages, block), jnp.int32),
-        weights_smem=plgpu.SMEM((ROWS, block), jnp.bfloat16),
-        lse_smem=plgpu.SMEM((ROWS,), jnp.float32),
-        q_there=plgpu.Barrier(),
-        k_there=plgpu.Barrier(num_arrivals=2 + case.alibi, num_barriers=stages),
-        v_there=plgpu.Barrier(num_barriers=stages),
+    b, n, h = q.shape
+    heads, slots = k.shape[1], k.shape[2]
+    group, lanes = n // heads, b * heads
+    if group > ROWS:
+        raise NotImplementedError(f"{group} query heads of one block of slots are more than {ROWS}")
+    if lanes * slots % TILE:
+        raise NotImplementedError(f"{b} x {heads} x {slots} slots are no multiple of {TILE}")
+    op = "decode-mass" if with_mass else "decode"
+    most = max_block or tuned.max_block(op, "mosaic_gpu", k.dtype, h, group, slots) or MAX_BLOCK
+    case = plan(
+        lanes=lanes, heads=heads, slots=slots, group=group, head_dim=h, places=seen.shape[1],
+        with_mass=with_mass, int8=bool(scales), soft_cap=soft_cap, alibi=slopes is not None,
+        mixed=mixed, most=most,
+    )  # fmt: skip
+    if lanes * slots < case.block:
+        raise NotImplementedError(f"{lanes * slots} slots are less than a block")
+    if mixed > 1 and slots % TILE:
+        raise NotImplementedError(f"{slots} slots of several heads are no multiple of {TILE}")
+
+    marked, visited = marks(from_tile(seen, lanes), owner if mixed > 1 else None, case.block)
+    first, last = block_range(visited, 1)
+    width = marked.shape[-1]
+    queries = (q * jnp.asarray(scale, q.dtype)).reshape(lanes, group, h).astype(jnp.bfloat16)
+    # What a product reads beyond a group, the next ones' queries, gives rows that nobody reads.
+    queries = jnp.pad(queries, ((0, 0), (0, case.rows - group), (0, 0))).reshape(-1, h)
+    queries = jnp.pad(queries, ((0, ROWS - case.rows), (0, 0)))
+    more = [slot_scales(x, case.block) for x in scales]
+    if mixed > 1:
+        more.append(jnp.arange(ROWS, dtype=jnp.int32) // (group // mixed))
+    if slopes is not None:
+        assert distance is not None
+        far = from_tile(distance.astype(jnp.float32), lanes)
+        far = jnp.broadcast_to(whole_blocks(far, case.block), marked.shape)
+        steep = jnp.pad(slopes.reshape(heads, group), ((0, 0), (0, ROWS - group)))
+        more += [far.reshape(-1, width), steep]
+    out, lse, *scores = call(case, lanes, width, interpret)(
+        queries, k.reshape(-1, h), v.reshape(-1, h), marked.reshape(-1, width), first, last, *more
     )
-    if case.alibi:
-        scratch["far_smem"] = plgpu.SMEM((stages, block), jnp.float32)
-        scratch["slopes_smem"] = plgpu.SMEM((ROWS,), jnp.float32)
-        scratch["slopes_there"] = plgpu.Barrier()
-    if case.with_mass:
-        out_type.append(jax.ShapeDtypeStruct((lanes, case.rows, width), jnp.float32))
-        scratch["scores_smem"] = plgpu.SMEM((ROWS, block), jnp.float32)
-    return plgpu.kernel(
-        functools.partial(_kernel, case),
-        out_type=out_type,
-        scratch_types=scratch,
-        grid=(lanes, case.splits),
-        grid_names=("lane", "split"),
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True,  # to 2^-22, of numbers that are rounded to bfloat16
-            lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
-        ),
-        interpret=interpret,
-        kernel_name="decode_attention",
-    )
-
-
-def _kernel(
-    case: _Case, q_ref: Any, k_ref: Any, v_ref: Any, marks_ref: Any, first_ref: Any, last_ref: Any,
-    *others: Any,
-    q_smem: Any, k_smem: Any, v_smem: Any, marks_smem: Any, weights_smem: Any, lse_smem: Any,
-    q_there: Any, k_there: Any, v_there: Any, scores_smem: Any = None,
-    far_smem: Any = None, slopes_smem: Any = None, slopes_there: Any = None,
-) -> None:  # fmt: skip
-    """One of the splits of one KV head; every `splits`th block from the first with a visible slot.
-
-    Args:
-      case: what is the same for all.
-      q_ref: [B K rows + ..., H].
-      k_ref: [B K S, H].
-      v_ref: [B K S, H].
-      marks_ref: [B P, width].
-      first_ref: first block with a visible slot, [B P].
-      last_ref: last block with a visible slot, [B P].
-      *others: with slopes, distances [B P, width] and slopes [K, ROWS]; then what goes out: sums
-        [B K, splits, rows, H], lse [B K, splits, ROWS], and with mass scores [B K, rows, width].
-      q_smem: the queries, and at the end the output.
-      k_smem: stages of K.
-      v_smem: stages of V.
-      marks_smem: stages of marks.
-      weights_smem: the weights of one block.
-      lse_smem: the end's log-sum-exp.
-      q_there: queries have arrived.
-      k_there: K and marks of a stage have arrived.
-      v_there: V of a stage has arrived.
-      scores_smem: scores on their way out, with mass.
-      far_smem: stages of distances, with slopes.
-      slopes_smem: the slopes of this head's queries.
-      slopes_there: they have arrived.
-    """
-    far_ref, slopes_ref = others[:2] if case.alibi else (None, None)
-    out_ref, lse_ref, *scores_ref = others[2 * case.alibi :]
-    block, h = case.block, case.head_dim
-    width = 64 if h == 256 else h  # of V at a time: more would not fit the registers
-    lane, split = lax.axis_index("lane"), lax.axis_index("split")
-    place = lax.div(lane, case.heads // case.places)
-    first = first_ref[place] + split
-    steps = lax.div(jnp.maximum(last_ref[place] - first + case.splits, 0), case.splits)
-    row = lax.div(lane * case.slots, TILE) * TILE
-
-    def start(step: Array) -> Array:
-        return (first + step * case.splits) * block
-
-    def fetch_k(step: Array, stage: Array) -> None:
-        rows = pl.ds(pl.multiple_of(row + start(step), TILE), block)
-        plgpu.copy_gmem_to_smem(k_ref.at[rows], k_smem.at[stage], k_there.at[stage])
-
-    def fetch_v(step: Array, stage: Array) -> None:
-        rows = pl.ds(pl.multiple_of(row + start(step), TILE), block)
-        marks = marks_ref.at[place, pl.ds(pl.multiple_of(start(step), block), block)]
-        plgpu.copy_gmem_to_smem(marks, marks_smem.at[stage], k_there.at[stage])
-        if far_ref is not None:
-            far = far_ref.at[place, pl.ds(pl.multiple_of(start(step), block), block)]
-            plgpu.copy_gmem_to_smem(far, far_smem.at[stage], k_there.at[stage])
-        plgpu.copy_gmem_to_smem(v_ref.at[rows], v_smem.at[stage], v_there.at[stage])
-
-    queries = pl.ds(pl.multiple_of(lane * case.rows, TILE), ROWS)
-    plgpu.copy_gmem_to_smem(q_ref.at[queries], q_smem, q_there)
-    if slopes_ref is not None:
-        head = slopes_ref.at[lax.rem(lane, case.heads)]
-        plgpu.copy_gmem_to_smem(head, slopes_smem, slopes_there)
-    for ahead in range(case.stages):
-
-        @pl.when(ahead < steps)
-        def _(ahead: int = ahead) -> None:
-            fetch_k(jnp.int32(ahead), jnp.int32(ahead))
-            fetch_v(jnp.int32(ahead), jnp.int32(ahead))
-
-    plgpu.barrier_wait(q_there)
-    if case.alibi:
-        plgpu.barrier_wait(slopes_there)
-
-    def visit(step: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        top, total, *sums = carry
-        stage = lax.rem(step, jnp.int32(case.stages))
-        plgpu.barrier_wait(k_there.at[stage])
-        scores = product(q_smem, k_smem.at[stage].T)
-
-        @pl.when(step + case.stages < steps)
-        def _() -> None:
-            fetch_k(step + case.stages, stage)
-
-        far, steep = jnp.int32(0), None
-        if case.alibi:
-            far = across(far_smem[stage], ROWS)
-            steep = down(slopes_smem[...], block)
-        scores = bend(scores, far, steep, case.soft_cap)
-        seen = across(marks_smem[stage] > HIDDEN, ROWS)
-        scores = jnp.where(seen, scores, -jnp.inf)
-        higher = jnp.maximum(top, jnp.max(scores, axis=1))
-        base = jnp.where(higher == -jnp.inf, 0.0, higher)  # no visible slot yet
-        shrink = jnp.exp2((top - base) * LOG2E)
-        weights = jnp.exp2(scores * LOG2E - down(base * LOG2E, block))
-        total = total * shrink + jnp.sum(weights, axis=1)
-        weights_smem[...] = weights.astype(jnp.bfloat16)
-        if case.with_mass:
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            scores_smem[...] = scores
-        plgpu.barrier_wait(v_there.at[stage])
-
-        # A weight of 0 hides any number, but not a NaN or an infinity that a hidden slot may hold.
-        @pl.when(marks_smem[stage, 0] != ALL_SEEN)
-        def _() -> None:
-            shown = down(marks_smem[stage] > HIDDEN, width)
-            for at in range(0, h, width):
-                v = v_smem[stage, :, pl.ds(at, width)]
-                v_smem[stage, :, pl.ds(at, width)] = jnp.where(shown, v, jnp.zeros_like(v))
-
-        plgpu.commit_smem()
-        if case.with_mass:
-            slots = pl.ds(pl.multiple_of(start(step), block), block)
-            plgpu.copy_smem_to_gmem(
-                scores_smem.at[pl.ds(0, case.rows)], scores_ref[0].at[lane, :, slots]
-            )
-        for part, at in enumerate(range(0, h, width)):
-            fresh = product(weights_smem, v_smem.at[stage, :, pl.ds(at, width)])
-            sums[part] = sums[part] * down(shrink, width) + fresh
-
-        @pl.when(step + case.stages < steps)
-        def _() -> None:
-            fetch_v(step + case.stages, stage)
-
-        return higher, total, *sums
-
-    zeros = jnp.zeros((ROWS,), jnp.float32)
-    empty = [jnp.zeros((ROWS, width), jnp.float32)] * (h // width)
-    top, total, *sums = lax.fori_loop(0, steps, visit, (zeros - jnp.inf, zeros, *empty))
-    divisor = jnp.where(total == 0.0, 1.0, total)
-    for part, at in enumerate(range(0, h, width)):
-        q_smem[:, pl.ds(at, width)] = (sums[part] / down(divisor, width)).astype(jnp.bfloat16)
-    lse_smem[...] = jnp.log(total) + jnp.where(top == -jnp.inf, 0.0, top)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(q_smem.at[pl.ds(0, case.rows)], out_ref.at[lane, split])
-    plgpu.copy_smem_to_gmem(lse_smem, lse_ref.at[lane, split])
-    plgpu.wait_smem_to_gmem(0)
+    return out[:, :, :group], lse[:, :, :group], *(x[:, :group] for x in scores)

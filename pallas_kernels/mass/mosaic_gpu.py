@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.blocks import seen_blocks, visits
 from pallas_kernels.gpu import (
@@ -33,8 +34,11 @@ from pallas_kernels.gpu import (
     product,
     refuse,
     slot_positions,
+    slot_scales,
     to_slots,
+    widened,
 )
+from pallas_kernels.int8 import Slots, split_scale
 from pallas_kernels.visibility import used_positions, visible
 
 MAX_BLOCK = 128  # slots: more, and their scores would not fit the registers
@@ -58,6 +62,7 @@ class _Case:
       stages: blocks of queries in shared memory.
       soft_cap: see `bend`.
       alibi: whether there are slopes.
+      int8: whether K is, with scales.
     """
 
     lanes: int
@@ -72,18 +77,25 @@ class _Case:
     stages: int
     soft_cap: float | None
     alibi: bool
+    int8: bool
 
 
 def attention_mass(
-    q: Array, lse: Array, k: Array, q_pos: Array, k_pos: Array,
+    q: Array, lse: Array, k: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, num_slots: Array | None, slopes: Array | None = None,
-    soft_cap: float | None = None, interpret: Any = None,
+    soft_cap: float | None = None, max_block: int | None = None, interpret: Any = None,
 ) -> Array:  # fmt: skip
-    """See `api.attention_mass`; `interpret`, parameters of Pallas, runs it without a GPU."""
+    """See `api.attention_mass`.
+
+    `max_block` bounds the slots a block; None is what was measured to be best, or the default.
+    `interpret`, parameters of Pallas, runs the kernel without a GPU.
+    """
+    k, k_scale = split_scale(k)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
-    refuse(h, keys=k)
-    block, stages = block_shape(h)
+    refuse(q, keys=k)
+    most = max_block or tuned.max_block("mass", "mosaic_gpu", k.dtype, h, n // heads, slots)
+    block, stages = block_shape(h, k_scale is not None, most or MAX_BLOCK)
     k_pos = slot_positions(used_positions(k_pos, num_slots), b * heads, block)
     padding = -t % TALL
     q_pos = jnp.pad(q_pos, ((0, 0), (0, padding)), constant_values=-1)
@@ -91,6 +103,7 @@ def attention_mass(
         lanes=b * n, heads=n, group=n // heads, places=k_pos.shape[1], slots=slots, head_dim=h,
         q_blocks=q_pos.shape[1] // TALL, k_blocks=k_pos.shape[2] // block,
         block=block, stages=stages, soft_cap=soft_cap, alibi=slopes is not None,
+        int8=k_scale is not None,
     )  # fmt: skip
     if 4 * b * case.places * case.q_blocks * case.k_blocks > TABLE_BYTES:
         raise NotImplementedError(
@@ -100,44 +113,51 @@ def attention_mass(
     some = seen_blocks(q_pos, k_pos, TALL, block, 0, None)[0].swapaxes(2, 3)
     todo = visits(some, jnp.zeros_like(some))
 
-    rows = jnp.moveaxis((q * jnp.asarray(scale, q.dtype)).astype(k.dtype), 1, 2)
+    rows = jnp.moveaxis((q * jnp.asarray(scale, q.dtype)).astype(jnp.bfloat16), 1, 2)
     rows = jnp.pad(rows.reshape(b * n, t, h), ((0, 0), (0, padding), (0, 0)))
     # A query that saw no key has lse -inf, and would make exp(score - lse) infinite.
     level = jnp.moveaxis(jnp.where(jnp.isneginf(lse), jnp.inf, lse), 1, 2).reshape(b * n, t)
     level = jnp.pad(level, ((0, 0), (0, padding)), constant_values=jnp.inf)
-    steep = [] if slopes is None else [slopes]
+    more = [] if k_scale is None else [slot_scales(k_scale, block)]
+    if slopes is not None:
+        more.append(slopes)
     mass = _call(case, interpret)(
         rows, q_pos, level, all_slots(k, block), k_pos.reshape(b * case.places, -1),
-        todo.order.reshape(-1), todo.count.reshape(-1), *steep,
+        todo.order.reshape(-1), todo.count.reshape(-1), *more,
     )  # fmt: skip
     return to_slots(mass.reshape(b * heads, n // heads, -1), slots).reshape(b, n, slots)
 
 
-def block_shape(head_dim: int) -> tuple[int, int]:
-    """Slots a block, and stages of queries."""
-    block = min(MAX_BLOCK, 64 if head_dim == 256 else 128)
+def block_shape(head_dim: int, int8: bool, most: int) -> tuple[int, int]:
+    """Slots a block, `most` at most, and stages of queries."""
+    block = min(most, 64 if head_dim == 256 else 128)
     stage = TALL * (2 * head_dim + 8)
-    fixed = 2 * block * head_dim + 8 * block + (4 << 10)
+    fixed = (2 + int8) * block * head_dim + (8 + 4 * int8) * block + (4 << 10)
     # Two to a core: one computes while the other waits.
-    return block, min(MAX_STAGES, (SHARED_BYTES // 2 - fixed) // stage)
+    together = 2 if fixed + 2 * stage <= SHARED_BYTES // 2 else 1
+    return block, min(MAX_STAGES, (SHARED_BYTES // together - fixed) // stage)
 
 
 def _call(case: _Case, interpret: Any) -> Any:
     """The kernel as a function of arrays."""
     h, block, stages = case.head_dim, case.block, case.stages
+    scratch: dict[str, Any] = dict(
+        k_smem=plgpu.SMEM((block, h), jnp.int8 if case.int8 else jnp.bfloat16),
+        k_pos_smem=plgpu.SMEM((block,), jnp.int32),
+        q_smem=plgpu.SMEM((stages, TALL, h), jnp.bfloat16),
+        q_pos_smem=plgpu.SMEM((stages, TALL), jnp.int32),
+        level_smem=plgpu.SMEM((stages, TALL), jnp.float32),
+        mass_smem=plgpu.SMEM((block,), jnp.float32),
+        k_there=plgpu.Barrier(num_arrivals=2 + case.int8),
+        q_there=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
+    )
+    if case.int8:
+        scratch["k_scale_smem"] = plgpu.SMEM((block,), jnp.float32)
+        scratch["wide_smem"] = plgpu.SMEM((block, h), jnp.bfloat16)
     return plgpu.kernel(
         functools.partial(_kernel, case),
         out_type=jax.ShapeDtypeStruct((case.lanes, case.k_blocks * block), jnp.float32),
-        scratch_types=dict(
-            k_smem=plgpu.SMEM((block, h), jnp.bfloat16),
-            k_pos_smem=plgpu.SMEM((block,), jnp.int32),
-            q_smem=plgpu.SMEM((stages, TALL, h), jnp.bfloat16),
-            q_pos_smem=plgpu.SMEM((stages, TALL), jnp.int32),
-            level_smem=plgpu.SMEM((stages, TALL), jnp.float32),
-            mass_smem=plgpu.SMEM((block,), jnp.float32),
-            k_there=plgpu.Barrier(num_arrivals=2),
-            q_there=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
-        ),
+        scratch_types=scratch,
         grid=(case.lanes, case.k_blocks),
         grid_names=("lane", "column"),
         compiler_params=plgpu.CompilerParams(
@@ -153,6 +173,7 @@ def _kernel(
     case: _Case, q_ref: Any, q_pos_ref: Any, level_ref: Any, k_ref: Any, k_pos_ref: Any,
     order_ref: Any, count_ref: Any, *others: Any, k_smem: Any, k_pos_smem: Any, q_smem: Any,
     q_pos_smem: Any, level_smem: Any, mass_smem: Any, k_there: Any, q_there: Any,
+    k_scale_smem: Any = None, wide_smem: Any = None,
 ) -> None:  # fmt: skip
     """One block of slots for one query head, and every block of queries that sees any of it.
 
@@ -165,7 +186,8 @@ def _kernel(
       k_pos_ref: [B P, slots].
       order_ref: blocks of queries to visit, [B P k_blocks q_blocks].
       count_ref: how many there are, [B P k_blocks].
-      *others: with slopes, [N]; then what goes out, [B N, slots].
+      *others: where int8, the scales [B K, slots]; with slopes, [N]; then what goes out,
+        [B N, slots].
       k_smem: the keys.
       k_pos_smem: their positions.
       q_smem: stages of queries.
@@ -174,8 +196,10 @@ def _kernel(
       mass_smem: the sums on their way out.
       k_there: keys and positions have arrived.
       q_there: all of a stage has arrived.
+      k_scale_smem: the keys' scales, where int8.
+      wide_smem: the keys as bfloat16, where int8.
     """
-    slopes_ref = others[0] if case.alibi else None
+    slopes_ref = others[case.int8] if case.alibi else None
     out_ref = others[-1]
     block, stages = case.block, case.stages
     lane, column = lax.axis_index("lane"), lax.axis_index("column")
@@ -204,6 +228,8 @@ def _kernel(
     def _() -> None:
         plgpu.copy_gmem_to_smem(k_ref.at[keys], k_smem, k_there)
         plgpu.copy_gmem_to_smem(k_pos_ref.at[place, slots], k_pos_smem, k_there)
+        if case.int8:
+            plgpu.copy_gmem_to_smem(others[0].at[own, slots], k_scale_smem, k_there)
 
     for ahead in range(stages):
 
@@ -214,14 +240,19 @@ def _kernel(
     @pl.when(count > 0)
     def _() -> None:
         plgpu.barrier_wait(k_there)
+        if case.int8:
+            widened(k_smem, wide_smem)
 
+    matrix = wide_smem if case.int8 else k_smem
     steep = None if slopes_ref is None else slopes_ref[head]
 
     def visit(step: Array, total: Array) -> Array:
         stage = lax.rem(step, jnp.int32(stages))
         ahead = block_of(jnp.minimum(step + stages, count - 1))  # asked for before it is needed
         plgpu.barrier_wait(q_there.at[stage])
-        scores = product(k_smem, q_smem.at[stage].T)
+        scores = product(matrix, q_smem.at[stage].T)
+        if case.int8:
+            scores = scores * down(k_scale_smem[...], TALL)
         q_pos, k_pos = across(q_pos_smem[stage], block), down(k_pos_smem[...], TALL)
         scores = bend(scores, q_pos - k_pos, steep, case.soft_cap)
         weights = jnp.exp2(scores * LOG2E - across(level_smem[stage] * LOG2E, block))

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from jax import Array
 
-from pallas_kernels.dispatch import Implementation, dispatch, for_tpu
+from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.int8 import Slots
 from pallas_kernels.pool import reference, xla
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.pool.mosaic_tpu", "pool_attention"),
+    "mosaic_gpu": for_hopper("pallas_kernels.pool.mosaic_gpu", "pool_attention"),
     "xla": xla.pool_attention,
     "reference": reference.pool_attention,
 }

@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import tuned
 from pallas_kernels.bend import bend
 from pallas_kernels.blocks import ends, reached, seen_blocks, visits
 from pallas_kernels.gpu import (
@@ -34,7 +35,10 @@ from pallas_kernels.gpu import (
     product,
     refuse,
     slot_positions,
+    slot_scales,
+    widened,
 )
+from pallas_kernels.int8 import Slots, split_scale
 from pallas_kernels.prefill import derivative
 from pallas_kernels.visibility import used_positions, visible
 
@@ -51,6 +55,7 @@ class _Case:
       sinks: see `visible`.
       soft_cap: see `bend`.
       alibi: whether there are slopes.
+      max_block: see `prefill_attention`.
       interpret: parameters of Pallas, to run without a GPU.
     """
 
@@ -59,6 +64,7 @@ class _Case:
     sinks: int
     soft_cap: float | None
     alibi: bool
+    max_block: int | None
     interpret: Any
 
 
@@ -76,6 +82,7 @@ class _Shape:
       k_blocks: blocks of slots.
       block: slots a block.
       stages: blocks of K, and of V, in shared memory.
+      int8: whether K and V are, with scales.
     """
 
     lanes: int
@@ -87,35 +94,44 @@ class _Shape:
     k_blocks: int
     block: int
     stages: int
+    int8: bool
 
 
 def prefill_attention(
-    q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array,
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
-    slopes: Array | None = None, soft_cap: float | None = None, interpret: Any = None,
+    slopes: Array | None = None, soft_cap: float | None = None, max_block: int | None = None,
+    interpret: Any = None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """See `api.prefill_attention`; `interpret`, parameters of Pallas, runs it without a GPU."""
-    refuse(q.shape[-1], keys=k, values=v)
+    """See `api.prefill_attention`.
+
+    `max_block` bounds the slots a block; None is what was measured to be best, or the default.
+    `interpret`, parameters of Pallas, runs the kernel without a GPU.
+    """
+    refuse(q, keys=split_scale(k)[0], values=split_scale(v)[0])
     k_pos = used_positions(k_pos, num_slots)
-    case = _Case(scale, window, sinks, soft_cap, slopes is not None, interpret)
+    case = _Case(scale, window, sinks, soft_cap, slopes is not None, max_block, interpret)
     return _attend(case, q, k, v, q_pos, k_pos, slopes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(
-    case: _Case, q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, slopes: Array | None
+    case: _Case, q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, slopes: Array | None
 ) -> tuple[Array, Array]:
+    (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
+    scales = [x for x in (k_scale, v_scale) if x is not None]
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     group, lanes = n // heads, b * heads
-    block, stages = block_shape(h)
+    most = case.max_block or tuned.max_block("prefill", "mosaic_gpu", k.dtype, h, group, slots)
+    block, stages = block_shape(h, bool(scales), most or MAX_BLOCK)
     k_pos = slot_positions(k_pos, lanes, block)
     padding = -(t * group) % ROWS
     q_pos = jnp.pad(jnp.repeat(q_pos, group, axis=1), ((0, 0), (0, padding)), constant_values=-1)
     shape = _Shape(
         lanes=lanes, heads=heads, places=k_pos.shape[1], slots=slots, head_dim=h,
         q_blocks=q_pos.shape[1] // ROWS, k_blocks=k_pos.shape[2] // block,
-        block=block, stages=stages,
+        block=block, stages=stages, int8=bool(scales),
     )  # fmt: skip
     if 4 * b * shape.places * shape.q_blocks * shape.k_blocks > TABLE_BYTES:
         raise NotImplementedError(
@@ -124,7 +140,7 @@ def _attend(
         )
     todo = visits(*seen_blocks(q_pos, k_pos, ROWS, block, case.sinks, case.window))
 
-    rows = (q * jnp.asarray(case.scale, q.dtype)).astype(k.dtype)
+    rows = (q * jnp.asarray(case.scale, q.dtype)).astype(jnp.bfloat16)
     rows = jnp.moveaxis(rows.reshape(b, t, heads, group, h), 1, 2).reshape(lanes, t * group, h)
     rows = jnp.pad(rows, ((0, 0), (0, padding), (0, 0)))
     steep = []
@@ -134,7 +150,8 @@ def _attend(
     out, lse = _call(case, shape)(
         rows, q_pos, all_slots(k, block), all_slots(v, block),
         k_pos.reshape(b * shape.places, -1),
-        *(x.reshape(-1) for x in (*todo, *ends(q_pos, ROWS))), *steep,
+        *(x.reshape(-1) for x in (*todo, *ends(q_pos, ROWS))),
+        *(slot_scales(x, block) for x in scales), *steep,
     )  # fmt: skip
     out = jnp.moveaxis(out[:, : t * group].reshape(b, heads, t, group, h), 2, 1)
     lse = jnp.moveaxis(lse[:, : t * group].reshape(b, heads, t, group), 2, 1)
@@ -144,11 +161,11 @@ def _attend(
 _attend.defjvp(derivative.jvp)
 
 
-def block_shape(head_dim: int) -> tuple[int, int]:
-    """Slots a block, and stages."""
-    block = min(MAX_BLOCK, 64 if head_dim > 64 else 128)
-    stage = 4 * block * head_dim + 4 * block
-    fixed = 2 * ROWS * (head_dim + block) + (4 << 10)
+def block_shape(head_dim: int, int8: bool, most: int) -> tuple[int, int]:
+    """Slots a block, `most` at most, and stages."""
+    block = min(most, 64 if head_dim > 64 else 128)
+    stage = 2 * block * head_dim + 12 * block if int8 else 4 * block * head_dim + 4 * block
+    fixed = 2 * ROWS * (head_dim + block) + (4 << 10) + (4 * block * head_dim if int8 else 0)
     # Two to a core: one computes while the other waits.
     together = 2 if fixed + 2 * stage <= SHARED_BYTES // 2 else 1
     return block, min(MAX_STAGES, (SHARED_BYTES // together - fixed) // stage)
@@ -157,18 +174,23 @@ def block_shape(head_dim: int) -> tuple[int, int]:
 def _call(case: _Case, shape: _Shape) -> Any:
     """The kernel as a function of arrays."""
     h, block, stages = shape.head_dim, shape.block, shape.stages
+    numbers = jnp.int8 if shape.int8 else jnp.bfloat16
     scratch: dict[str, Any] = dict(
         q_smem=plgpu.SMEM((ROWS, h), jnp.bfloat16),
         q_pos_smem=plgpu.SMEM((ROWS,), jnp.int32),
-        k_smem=plgpu.SMEM((stages, block, h), jnp.bfloat16),
-        v_smem=plgpu.SMEM((stages, block, h), jnp.bfloat16),
+        k_smem=plgpu.SMEM((stages, block, h), numbers),
+        v_smem=plgpu.SMEM((stages, block, h), numbers),
         k_pos_smem=plgpu.SMEM((stages, block), jnp.int32),
         weights_smem=plgpu.SMEM((ROWS, block), jnp.bfloat16),
         lse_smem=plgpu.SMEM((ROWS,), jnp.float32),
         q_there=plgpu.Barrier(num_arrivals=2 + case.alibi),
-        k_there=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        k_there=plgpu.Barrier(num_arrivals=2 + 2 * shape.int8, num_barriers=stages),
         v_there=plgpu.Barrier(num_barriers=stages),
     )
+    if shape.int8:
+        scratch["k_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
+        scratch["v_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
+        scratch["wide_smem"] = plgpu.SMEM((2, block, h), jnp.bfloat16)
     if case.alibi:
         scratch["slopes_smem"] = plgpu.SMEM((ROWS,), jnp.float32)
     return plgpu.kernel(
@@ -194,6 +216,7 @@ def _kernel(
     order_ref: Any, whole_ref: Any, count_ref: Any, first_ref: Any, last_ref: Any, *others: Any,
     q_smem: Any, q_pos_smem: Any, k_smem: Any, v_smem: Any, k_pos_smem: Any, weights_smem: Any,
     lse_smem: Any, q_there: Any, k_there: Any, v_there: Any, slopes_smem: Any = None,
+    k_scale_smem: Any = None, v_scale_smem: Any = None, wide_smem: Any = None,
 ) -> None:  # fmt: skip
     """One block of rows of one KV head, and every block of slots that any of them sees.
 
@@ -210,8 +233,8 @@ def _kernel(
       count_ref: how many there are, [B P q_blocks].
       first_ref: first position of a block of rows, [B q_blocks].
       last_ref: last position, [B q_blocks].
-      *others: with slopes, [K, rows]; then what goes out: the output [B K, rows, H] and lse [B K,
-        rows].
+      *others: where int8, scales of K and of V, [B K, slots]; with slopes, [K, rows]; then what
+        goes out: the output [B K, rows, H] and lse [B K, rows].
       q_smem: the queries, and at the end the output.
       q_pos_smem: their positions.
       k_smem: stages of K.
@@ -223,9 +246,13 @@ def _kernel(
       k_there: K and positions of a stage have arrived.
       v_there: V of a stage has arrived.
       slopes_smem: the slopes of these rows.
+      k_scale_smem: stages of scales, where int8.
+      v_scale_smem: stages of scales, where int8.
+      wide_smem: a block of K and one of V as bfloat16, where int8.
     """
-    slopes_ref = others[0] if case.alibi else None
-    out_ref, lse_ref = others[case.alibi :]
+    scale_refs = others[: 2 * shape.int8]
+    slopes_ref = others[2 * shape.int8] if case.alibi else None
+    out_ref, lse_ref = others[-2:]
     block, h, stages = shape.block, shape.head_dim, shape.stages
     width = 64 if h == 256 else h  # of V at a time: more would not fit the registers
     lane = lax.axis_index("lane")
@@ -249,6 +276,9 @@ def _kernel(
         slots = pl.ds(pl.multiple_of(begin + at, TILE), block)
         positions = k_pos_ref.at[place, pl.ds(pl.multiple_of(at, block), block)]
         plgpu.copy_gmem_to_smem(positions, k_pos_smem.at[stage], k_there.at[stage])
+        for ref, smem in zip(scale_refs, (k_scale_smem, v_scale_smem), strict=False):
+            scales = ref.at[lane, pl.ds(pl.multiple_of(at, block), block)]
+            plgpu.copy_gmem_to_smem(scales, smem.at[stage], k_there.at[stage])
         plgpu.copy_gmem_to_smem(v_ref.at[slots], v_smem.at[stage], v_there.at[stage])
 
     rows = pl.ds(pl.multiple_of(query * ROWS, ROWS), ROWS)
@@ -271,26 +301,37 @@ def _kernel(
         stage = lax.rem(step, jnp.int32(stages))
         ahead = start(jnp.minimum(step + stages, count - 1))  # asked for before it is needed
         plgpu.barrier_wait(k_there.at[stage])
-        scores = product(q_smem, k_smem.at[stage].T)
+        keys, values = k_smem.at[stage], v_smem.at[stage]
+        if shape.int8:
+            keys = widened(keys, wide_smem.at[0])
+        scores = product(q_smem, keys.T)
 
         @pl.when(step + stages < count)
         def _() -> None:
             fetch_k(ahead, stage)
 
+        if shape.int8:
+            scores = scores * across(k_scale_smem[stage], ROWS)
         q_pos, k_pos = down(q_pos_smem[...], block), across(k_pos_smem[stage], ROWS)
         steep = down(slopes_smem[...], block) if case.alibi else None
         scores = bend(scores, q_pos - k_pos, steep, case.soft_cap)
-        if masked:
-            seen = visible(q_pos, k_pos, case.sinks, case.window)
+        seen = visible(q_pos, k_pos, case.sinks, case.window) if masked else None
+        if seen is not None:
             scores = jnp.where(seen, scores, -jnp.inf)
         higher = jnp.maximum(top, jnp.max(scores, axis=1))
         base = jnp.where(higher == -jnp.inf, 0.0, higher)  # no visible slot yet
         shrink = jnp.exp2((top - base) * LOG2E)
         weights = jnp.exp2(scores * LOG2E - down(base * LOG2E, block))
         total = total * shrink + jnp.sum(weights, axis=1)
+        if shape.int8:
+            weights = weights * across(v_scale_smem[stage], ROWS)
+            if seen is not None:  # the scale of a hidden slot may be NaN
+                weights = jnp.where(seen, weights, 0.0)
         weights_smem[...] = weights.astype(jnp.bfloat16)
         plgpu.barrier_wait(v_there.at[stage])
-        if masked:
+        if shape.int8:
+            values = widened(values, wide_smem.at[1])
+        elif masked:
             # A weight of 0 hides any number, but not a NaN or an infinity that a slot beyond the
             # slab, or one never written, may hold.
             shown = reached(first, last, k_pos_smem[stage], case.sinks, case.window)
@@ -301,7 +342,7 @@ def _kernel(
                 )
         plgpu.commit_smem()
         for part, at in enumerate(range(0, h, width)):
-            fresh = product(weights_smem, v_smem.at[stage, :, pl.ds(at, width)])
+            fresh = product(weights_smem, values.at[:, pl.ds(at, width)])
             sums[part] = sums[part] * down(shrink, width) + fresh
 
         @pl.when(step + stages < count)

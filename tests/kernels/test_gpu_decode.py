@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from jaxkv.scoring import alibi_slopes
 from pallas_kernels import decode_attention, gpu
-from pallas_kernels.decode import mosaic_gpu
+from pallas_kernels.decode import gpu_kernel, mosaic_gpu
 from pallas_kernels.decode.blocks import merge
-from pallas_kernels.decode.mosaic_gpu import split_count
+from pallas_kernels.decode.gpu_kernel import split_count
 
 TWIN = jax.jit(
     functools.partial(mosaic_gpu.decode_attention, interpret=PARAMETERS), static_argnames=STATIC
@@ -35,8 +35,8 @@ pytestmark = quiet
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, few stages and few splits: a small slab goes round the stages twice."""
     monkeypatch.setattr(mosaic_gpu, "MAX_BLOCK", 64)
-    monkeypatch.setattr(mosaic_gpu, "MAX_STAGES", 2)
-    monkeypatch.setattr(mosaic_gpu, "split_count", lambda lanes, blocks, room: min(blocks, 2))
+    monkeypatch.setattr(gpu_kernel, "MAX_STAGES", 2)
+    monkeypatch.setattr(gpu_kernel, "split_count", lambda lanes, blocks, room: min(blocks, 2))
 
 
 @runs
@@ -158,11 +158,16 @@ def test_splits_fill_the_gpu_and_no_more(lanes: int, blocks: int) -> None:
 
 
 @pytest.mark.parametrize("mass", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("h", [16, 64, 80, 96, 128, 256])
-def test_plans_fit_shared_memory(h: int, mass: bool) -> None:
-    case = mosaic_gpu._plan(8, 8, 8192, 4, h, 1, mass)
+def test_plans_fit_shared_memory(h: int, int8: bool, mass: bool) -> None:
+    case = gpu_kernel.plan(
+        lanes=8, heads=8, slots=8192, group=4, head_dim=h, places=1, with_mass=mass, int8=int8,
+        soft_cap=None, alibi=False, mixed=1, most=128,
+    )  # fmt: skip
     assert case.stages >= 2
-    used = case.stages * case.block * (4 * h + 4) + 2 * 64 * (h + case.block)
+    each = 2 * h + 12 if int8 else 4 * h + 4
+    used = case.stages * case.block * each + 2 * 64 * (h + case.block) + 4 * case.block * h * int8
     assert used + 4 * 64 * case.block * mass + 4096 <= 226 << 10
 
 

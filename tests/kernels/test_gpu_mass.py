@@ -77,11 +77,13 @@ def test_nothing_is_seen() -> None:
     assert not np.any(mass)
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("h", [16, 64, 80, 96, 128, 256])
-def test_two_fit_a_core(h: int) -> None:
-    block, stages = mosaic_gpu.block_shape(h)
+def test_blocks_fit_shared_memory(h: int, int8: bool) -> None:
+    block, stages = mosaic_gpu.block_shape(h, int8, 128)
     assert stages >= 2 and block % 64 == 0
-    assert stages * 64 * (2 * h + 8) + block * (2 * h + 8) + 4096 <= 113 << 10
+    keys = 3 * h + 12 if int8 else 2 * h + 8
+    assert stages * 64 * (2 * h + 8) + block * keys + 4096 <= 226 << 10
 
 
 def zeros(slots: int = 64, h: int = 64, count: int = 4, dtype=jnp.bfloat16):

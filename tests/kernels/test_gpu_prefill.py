@@ -125,11 +125,14 @@ def test_what_is_differentiated_is_computed_as_xla_does(few) -> None:
     np.testing.assert_array_equal(np.float32(actual), np.float32(expected))
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("h", [16, 64, 80, 96, 128, 256])
-def test_blocks_fit_shared_memory(h: int) -> None:
-    block, stages = mosaic_gpu.block_shape(h)
+def test_blocks_fit_shared_memory(h: int, int8: bool) -> None:
+    block, stages = mosaic_gpu.block_shape(h, int8, 128)
     assert stages >= 2 and block % 64 == 0
-    assert stages * block * (4 * h + 4) + 2 * 64 * (h + block) + 4096 <= 226 << 10
+    each = 2 * h + 12 if int8 else 4 * h + 4
+    used = stages * block * each + 2 * 64 * (h + block) + 4 * block * h * int8
+    assert used + 4096 <= 226 << 10
 
 
 def zeros(slots: int = 64, h: int = 64, count: int = 4, places: int = 1, dtype=jnp.bfloat16):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hopper import ON_HOPPER, PARAMETERS, quiet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,17 +24,25 @@ from pallas_kernels import (
     prefill_attention,
     quantise,
 )
+from pallas_kernels.decode import mosaic_gpu as decode_gpu
 from pallas_kernels.decode import mosaic_tpu as decode_tpu
 from pallas_kernels.int8 import widen
+from pallas_kernels.mass import mosaic_gpu as mass_gpu
 from pallas_kernels.mass import mosaic_tpu as mass_tpu
 from pallas_kernels.mass import xla as mass_xla
 from pallas_kernels.order import Order, stored_order
+from pallas_kernels.pool import mosaic_gpu as pool_gpu
 from pallas_kernels.pool import mosaic_tpu as pool_tpu
+from pallas_kernels.prefill import mosaic_gpu as prefill_gpu
 from pallas_kernels.prefill import mosaic_tpu as prefill_tpu
 from pallas_kernels.prefill import xla as prefill_xla
 
 TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2}
+GPU = ON_HOPPER or PARAMETERS is not None  # whether there is one, or it can be interpreted
 SLOPES = jnp.array([0.5, 0.25, 0.125, 0.0625, 0.5, 0.25])
+
+
+pytestmark = quiet
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +142,8 @@ def test_decode(shape, rows, dtype, bent, seed, window) -> None:
     expected = run(xla, *(widen(x) for x in plain))
     same(run(xla, *plain), expected, dtype)
     same(run(decode_tpu.decode_attention, *dirty, interpret=True), expected, dtype)
+    if GPU and dtype == "bfloat16":
+        same(run(decode_gpu.decode_attention, *dirty, interpret=PARAMETERS), expected, dtype)
 
 
 @few
@@ -155,6 +166,8 @@ def test_prefill(shape, rows, dtype, bent, seed, window, traced) -> None:
     xla = functools.partial(prefill_attention, implementation="xla")
     same(run(xla, *(x for x, _ in plain)), expected, dtype)
     same(run(prefill_tpu.prefill_attention, *dirty, interpret=True), expected, dtype)
+    if GPU and dtype == "bfloat16":
+        same(run(prefill_gpu.prefill_attention, *dirty, interpret=PARAMETERS), expected, dtype)
 
 
 @few
@@ -171,6 +184,8 @@ def test_mass(shape, rows, dtype, bent, seed) -> None:
     expected = run(functools.partial(attention_mass, implementation="reference"), wide)
     same(run(functools.partial(attention_mass, implementation="xla"), plain), expected, dtype)
     same(run(mass_tpu.attention_mass, dirty, interpret=True), expected, dtype)
+    if GPU and dtype == "bfloat16":
+        same(run(mass_gpu.attention_mass, dirty, interpret=PARAMETERS), expected, dtype)
 
 
 @few
@@ -209,6 +224,8 @@ def test_pool(size, rows, heads, h, int8, dtype, bent, seed) -> None:
     )
     same(run(functools.partial(pool_attention, implementation="xla"), *clean), expected, dtype)
     same(run(pool_tpu.pool_attention, *dirty, interpret=True), expected, dtype)
+    if GPU and dtype == "bfloat16":
+        same(run(pool_gpu.pool_attention, *dirty, interpret=PARAMETERS), expected, dtype)
 
 
 @pytest.mark.parametrize("kernel", [decode_tpu.decode_attention, prefill_tpu.prefill_attention])
