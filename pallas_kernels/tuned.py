@@ -29,12 +29,12 @@ def max_block(
     """Slots a block on this device, at most; None where nothing was measured.
 
     Args:
-      op: "decode", "decode-mass", "prefill" or "mass".
+      op: "decode", "decode-mass", "pool", "prefill" or "mass".
       implementation: as it is named in the dispatch.
       dtype: of K and V.
       head_dim: H.
       group: G.
-      slots: S.
+      slots: S; of a pool the share of a head.
     """
     case = op, implementation, str(dtype), head_dim, group
     rows = [row for row in _rows() if tuple(row[name] for name in CASE) == case]

@@ -19,10 +19,12 @@ from jaxkv.convert.table import Progress
 from pallas_kernels.decode.api import IMPLEMENTATIONS as DECODE
 from pallas_kernels.dispatch import order
 from pallas_kernels.mass.api import IMPLEMENTATIONS as MASS
+from pallas_kernels.pool.api import IMPLEMENTATIONS as POOL
 from pallas_kernels.prefill.api import IMPLEMENTATIONS as PREFILL
 
 COLD_BYTES = 2**28  # of different keys and values by turns: none waits in a processor's cache
 QUERIES = 512  # of a chunk of prefill
+POOL_BLOCK = 32  # slots a block, as in the caches
 DENSE = "jax.nn.dot_product_attention"  # the peer: what jax itself offers
 
 
@@ -173,6 +175,19 @@ def _mass(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_p
     return q + jnp.max(mass)
 
 
+def _pool(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+    """The same numbers as blocks of a pool, which belong to the heads by turns."""
+    heads, slots, h = k.shape[1:]
+    size = math.gcd(slots, POOL_BLOCK)
+    owner = jnp.arange(heads * slots // size, dtype=jnp.int32) % heads
+    at = jnp.repeat(k_pos.reshape(-1, size), heads, axis=0).reshape(1, -1)
+    k, v = k.reshape(1, -1, h), v.reshape(1, -1, h)
+    out, _ = f(
+        q[:, 0], k, v, q_pos[:, 0], at, owner[None], num_kv_heads=heads, scale=_scale(q)
+    )  # fmt: skip
+    return out[:, None]
+
+
 def _dense(q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array) -> Array:
     """The slab as jax's op wants it, [B, S, K, H]; it masks by what it is given."""
     seen = (k_pos[:, :, None] <= q_pos[:, None, :, None]) & (k_pos >= 0)[:, :, None]
@@ -197,6 +212,10 @@ OPS: Mapping[str, Op] = {
     "decode-mass": Op(
         DECODE, None, _decode_mass, 1,
         lambda shapes, s: _slab_bytes(shapes, s, 2, 1) + 4 * shapes.heads * s,
+    ),
+    "pool": Op(
+        POOL, None, _pool, 1,
+        lambda shapes, s: _slab_bytes(shapes, s, 2, 1) + 4 * (shapes.kv_heads - 1) * s,
     ),
     "prefill": Op(
         PREFILL, _dense, _prefill, QUERIES, lambda shapes, s: _slab_bytes(shapes, s, 2, QUERIES)

@@ -24,7 +24,7 @@ CANDIDATES: Mapping[str, Sequence[int]] = {
     "mosaic_gpu": (64, 128),
     "xla": (128, 256, 512, 1024, 2048),
 }
-BLOCKLESS = {("decode", "xla"), ("decode-mass", "xla")}
+BLOCKLESS = {("decode", "xla"), ("decode-mass", "xla"), ("pool", "xla")}
 GAIN = 1.05  # how much faster than the default a block must be, lest noise decides
 
 

@@ -122,8 +122,9 @@ def attend(
         raise NotImplementedError(f"{group} query heads of one block of slots are more than {ROWS}")
     if lanes * slots % TILE:
         raise NotImplementedError(f"{b} x {heads} x {slots} slots are no multiple of {TILE}")
-    op = "decode-mass" if with_mass else "decode"
-    most = max_block or tuned.max_block(op, "mosaic_gpu", k.dtype, h, group, slots) or MAX_BLOCK
+    op = "pool" if owner is not None else "decode-mass" if with_mass else "decode"
+    kind = k.dtype, h, group // mixed, slots // mixed
+    most = max_block or tuned.max_block(op, "mosaic_gpu", *kind) or MAX_BLOCK
     case = plan(
         lanes=lanes, heads=heads, slots=slots, group=group, head_dim=h, places=seen.shape[1],
         with_mass=with_mass, int8=bool(scales), soft_cap=soft_cap, alibi=slopes is not None,

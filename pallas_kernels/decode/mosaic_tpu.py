@@ -104,8 +104,9 @@ def attend(
     if 4 * b * (2 * places + 1) > SMEM_BYTES:
         raise NotImplementedError(f"{b} rows with {places} position arrays each are too many")
     dtype = product_dtype(k, q)
-    op = "decode-mass" if with_mass else "decode"
-    most = max_block or tuned.max_block(op, "mosaic_tpu", k.dtype, h, group, slots) or MAX_BLOCK
+    op = "pool" if owner is not None else "decode-mass" if with_mass else "decode"
+    kind = k.dtype, h, group // mixed, slots // mixed
+    most = max_block or tuned.max_block(op, "mosaic_tpu", *kind) or MAX_BLOCK
     block = block_slots(slots, h, group, max(dtype.itemsize, v.dtype.itemsize), most)
 
     queries = [q] if q_sink is None or not sinks else [q, q_sink]

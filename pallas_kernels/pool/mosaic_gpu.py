@@ -23,9 +23,9 @@ from pallas_kernels.visibility import visible
 def pool_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float, slopes: Array | None = None,
-    soft_cap: float | None = None, interpret: Any = None,
+    soft_cap: float | None = None, max_block: int | None = None, interpret: Any = None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """See `api.pool_attention`; `interpret`, parameters of Pallas, runs it without a GPU."""
+    """See `api.pool_attention`, and for the rest `decode.mosaic_gpu.decode_attention`."""
     (keys, k_scale), (values, v_scale) = split_scale(k), split_scale(v)
     refuse(q, keys=keys, values=values)
     out, lse = attend(
@@ -34,7 +34,7 @@ def pool_attention(
         visible(q_pos[:, None, None], k_pos[:, None], 0, None),
         jnp.repeat(owner, k_pos.shape[1] // owner.shape[1], axis=1),
         (q_pos[:, None] - k_pos)[:, None], scale=scale, slopes=slopes, soft_cap=soft_cap,
-        with_mass=False, mixed=num_kv_heads, max_block=None, interpret=interpret,
+        with_mass=False, mixed=num_kv_heads, max_block=max_block, interpret=interpret,
     )  # fmt: skip
     out, lse = merge(out, lse, axis=1)
     return out.reshape(q.shape).astype(q.dtype), lse.reshape(q.shape[:2])

@@ -20,9 +20,9 @@ from pallas_kernels.tpu import check_dtypes
 def pool_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float, slopes: Array | None = None,
-    soft_cap: float | None = None, interpret: bool = False,
+    soft_cap: float | None = None, max_block: int | None = None, interpret: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """See `api.pool_attention`; `interpret` runs the kernel without a TPU, slowly, for tests."""
+    """See `api.pool_attention`, and for the rest `decode.mosaic_tpu.decode_attention`."""
     # One head that has all slots: in memory it is the same.
     (keys, k_scale), (values, v_scale) = split_scale(k), split_scale(v)
     check_dtypes(q, keys, values)
@@ -35,7 +35,7 @@ def pool_attention(
         q, keys, values, scales, q_pos, k_pos[:, None],
         jnp.repeat(owner, k_pos.shape[1] // owner.shape[1], axis=1), scale=scale, window=None,
         sinks=0, q_sink=None, with_mass=False, slopes=slopes, soft_cap=soft_cap,
-        mixed=num_kv_heads, dims_first=order is Order.HEADS_DIMS, max_block=None,
+        mixed=num_kv_heads, dims_first=order is Order.HEADS_DIMS, max_block=max_block,
         interpret=interpret,
     )  # fmt: skip
     return out, lse
