@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from jaxkv.bench import kernels
 from jaxkv.bench.__main__ import main
 
 MACHINE = {"device", "platform", "jax", "python", "date", "command"}
@@ -47,9 +48,27 @@ def test_kernels_beside_jax_itself(capsys, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_kernels_over_int8_and_over_a_pool(capsys, monkeypatch):
+    monkeypatch.setattr(kernels, "COLD_BYTES", 1)
+    main(
+        ["kernels", "--ops", "decode,pool,mass", "--heads", "4,2,16", "--contexts", "96", "--runs",
+         "1", "--int8", "--json"]
+    )  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    assert report["int8"] is True
+    rows = {row["op"]: row for row in report["rows"] if row["implementation"] == "xla"}
+    assert all(row["us"] > 0 for row in report["rows"])
+    # Of each token of both heads 16 numbers and a scale; queries and results stay wide.
+    keys, wide = 2 * 96 * (16 + 4), 4 * 4 * 16
+    assert rows["decode"]["bytes"] == 2 * keys + 2 * wide + 4 * 96
+    assert rows["pool"]["bytes"] == 2 * keys + 2 * wide + 2 * 4 * 96, "positions of both heads"
+    assert rows["mass"]["bytes"] == keys + 96 * wide + 4 * 96 + 4 * 4 * 96
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["decode", "--int8"], "--int8 is for kernels"),
         (["sprint"], "kernels"),
         (["kernels", "--heads", "9,2,64"], "multiple"),
         (["kernels", "--heads", "9,3"], "32,8,128"),

@@ -93,7 +93,7 @@ def _kernels(options: argparse.Namespace, progress: Any) -> dict[str, Any]:
     from jaxkv.bench import kernels
 
     heads, kv_heads, head_dim = _numbers("--heads", options.heads, 3)
-    shapes = kernels.Shapes(heads, kv_heads, head_dim, options.dtype)
+    shapes = kernels.Shapes(heads, kv_heads, head_dim, options.dtype, options.int8)
     names = list(kernels.OPS) if options.ops is None else options.ops.split(",")
     for name in names:
         if name not in kernels.OPS:
@@ -212,6 +212,8 @@ def _show(result: dict[str, Any]) -> None:
     cells = [[get(row) for get in heads.values()] for row in result["rows"]]
     used = [i for i in range(len(heads)) if any(row[i] is not None for row in cells)]
     what = result.get("model") or result["dtype"]
+    if result.get("int8"):
+        what += " over int8"
     table = Table(title=f"{result['task']}, {what}, {result['device']}")
     for i in used:
         table.add_column(list(heads)[i])
@@ -254,7 +256,7 @@ def _check(options: argparse.Namespace) -> None:
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
     alone = options.task == "kernels"
-    for name in ("ops", "tune"):
+    for name in ("ops", "int8", "tune"):
         if getattr(options, name) and not alone:
             raise InputError(f"--{name} is for kernels, not for {options.task}")
     if options.tune and options.plot:
@@ -324,6 +326,7 @@ def _parser() -> Any:
         metavar="N,K,H",
         help="kernels: query heads, KV heads, dimensions (default: 9,3,64, the default model's)",
     )
+    add("--int8", action="store_true", help="kernels: keys and values as int8, with scales")
     add(
         "--tune",
         action="store_true",

@@ -18,6 +18,7 @@ from jaxkv.bench.measure import copy_bandwidth, median_seconds
 from jaxkv.convert.table import Progress
 from pallas_kernels.decode.api import IMPLEMENTATIONS as DECODE
 from pallas_kernels.dispatch import order
+from pallas_kernels.int8 import Slots, quantise, split_scale, widen
 from pallas_kernels.mass.api import IMPLEMENTATIONS as MASS
 from pallas_kernels.pool.api import IMPLEMENTATIONS as POOL
 from pallas_kernels.prefill.api import IMPLEMENTATIONS as PREFILL
@@ -30,12 +31,19 @@ DENSE = "jax.nn.dot_product_attention"  # the peer: what jax itself offers
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """N query heads, K KV heads of H dimensions, and what they are made of."""
+    """N query heads, K KV heads of H dimensions, their dtype, and whether K and V are int8."""
 
     heads: int
     kv_heads: int
     head_dim: int
     dtype: str
+    int8: bool = False
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one head's key, or value."""
+        item = 1 if self.int8 else jnp.dtype(self.dtype).itemsize
+        return self.head_dim * item + 4 * self.int8  # and its scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +121,13 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 def arguments(queries: int, shapes: Shapes, slots: int) -> tuple[Any, ...]:
     """Of a program of `one_after_another`: queries, many full slabs, and positions."""
     slab = (1, shapes.kv_heads, slots, shapes.head_dim)
-    size = math.prod(slab) * 2 * jnp.dtype(shapes.dtype).itemsize
+    size = 2 * shapes.kv_heads * slots * shapes.token_bytes
     count = min(64, max(2, -(-COLD_BYTES // size)))
     keys = jax.random.split(jax.random.key(0), 2 * count + 1)
     normal = jax.jit(jax.random.normal, static_argnums=(1, 2))
-    slabs = [normal(key, slab, shapes.dtype) for key in keys[: 2 * count]]
+    slabs: list[Slots] = [normal(key, slab, shapes.dtype) for key in keys[: 2 * count]]
+    if shapes.int8:
+        slabs = [jax.jit(quantise)(x) for x in slabs]
     queries = min(queries, slots)
     q = normal(keys[-1], (1, queries, shapes.heads, shapes.head_dim), shapes.dtype)
     q_pos = slots - queries + jnp.arange(queries, dtype=jnp.int32)[None]
@@ -135,7 +145,7 @@ def one_after_another(op: Op, implementation: Callable[..., Any]) -> Callable[..
     )
 
     @jax.jit
-    def many(q: Array, slabs: list[Array], q_pos: Array, k_pos: Array) -> Array:
+    def many(q: Array, slabs: list[Slots], q_pos: Array, k_pos: Array) -> Array:
         for k, v in zip(slabs[::2], slabs[1::2], strict=True):
             # Each query depends on the result before it, or the calls could be made at once.
             out = function(q, k, v, q_pos, k_pos).astype(q.dtype)
@@ -145,7 +155,7 @@ def one_after_another(op: Op, implementation: Callable[..., Any]) -> Callable[..
     return many
 
 
-def _decode(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+def _decode(f: Callable[..., Any], q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array):
     out = f(
         q[:, 0], k, v, q_pos[:, 0], k_pos, scale=_scale(q), window=None, sinks=0, q_sink=None,
         with_mass=False,
@@ -153,7 +163,7 @@ def _decode(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k
     return out[:, None]
 
 
-def _decode_mass(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+def _decode_mass(f: Callable[..., Any], q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array):
     out, _, mass = f(
         q[:, 0], k, v, q_pos[:, 0], k_pos, scale=_scale(q), window=None, sinks=0, q_sink=None,
         with_mass=True,
@@ -161,37 +171,37 @@ def _decode_mass(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Arr
     return out[:, None] + jnp.max(mass)
 
 
-def _prefill(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+def _prefill(f: Callable[..., Any], q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array):
     used = jnp.max(k_pos) + 1  # traced, as it is in a chunk of a prompt
     return f(
         q, k, v, q_pos, k_pos, scale=_scale(q), window=None, sinks=0, num_slots=used
     )[0]  # fmt: skip
 
 
-def _mass(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+def _mass(f: Callable[..., Any], q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array):
     del v
-    lse = jnp.full(q.shape[:3], math.log(k.shape[2]), jnp.float32)
+    lse = jnp.full(q.shape[:3], math.log(k_pos.shape[2]), jnp.float32)
     mass = f(q, lse, k, q_pos, k_pos, scale=_scale(q), num_slots=jnp.max(k_pos) + 1)
     return q + jnp.max(mass)
 
 
-def _pool(f: Callable[..., Any], q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array):
+def _pool(f: Callable[..., Any], q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array):
     """The same numbers as blocks of a pool, which belong to the heads by turns."""
-    heads, slots, h = k.shape[1:]
+    heads, slots = split_scale(k)[0].shape[1:3]
     size = math.gcd(slots, POOL_BLOCK)
     owner = jnp.arange(heads * slots // size, dtype=jnp.int32) % heads
     at = jnp.repeat(k_pos.reshape(-1, size), heads, axis=0).reshape(1, -1)
-    k, v = k.reshape(1, -1, h), v.reshape(1, -1, h)
+    k, v = jax.tree.map(lambda x: x.reshape(1, heads * slots, *x.shape[3:]), (k, v))
     out, _ = f(
         q[:, 0], k, v, q_pos[:, 0], at, owner[None], num_kv_heads=heads, scale=_scale(q)
     )  # fmt: skip
     return out[:, None]
 
 
-def _dense(q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array) -> Array:
+def _dense(q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array) -> Array:
     """The slab as jax's op wants it, [B, S, K, H]; it masks by what it is given."""
     seen = (k_pos[:, :, None] <= q_pos[:, None, :, None]) & (k_pos >= 0)[:, :, None]
-    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    keys, values = (widen(x).astype(q.dtype).swapaxes(1, 2) for x in (k, v))
     return jax.nn.dot_product_attention(q, keys, values, mask=seen, scale=_scale(q))
 
 
@@ -201,9 +211,9 @@ def _scale(q: Array) -> float:
 
 def _slab_bytes(shapes: Shapes, slots: int, arrays: int, queries: int) -> int:
     """Of keys, and values if `arrays` is 2; of queries and what comes out; and of positions."""
-    item, queries = jnp.dtype(shapes.dtype).itemsize, min(queries, slots)
-    slab = shapes.kv_heads * slots * shapes.head_dim * item
-    rows = queries * shapes.heads * shapes.head_dim * item
+    slab = shapes.kv_heads * slots * shapes.token_bytes
+    item = jnp.dtype(shapes.dtype).itemsize
+    rows = min(queries, slots) * shapes.heads * shapes.head_dim * item
     return arrays * slab + arrays * rows + 4 * slots
 
 

@@ -101,7 +101,7 @@ def write(result: Mapping[str, Any]) -> Path:
         {
             "op": row["op"],
             "implementation": row["implementation"],
-            "dtype": result["dtype"],
+            "dtype": "int8" if result["int8"] else result["dtype"],
             "head_dim": result["head_dim"],
             "group": group,
             "slots": row["context"],
