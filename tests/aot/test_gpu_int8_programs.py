@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from test_gpu_programs import KERNEL, MODELS
-from test_tpu_int8_programs import int8
+from test_tpu_int8_programs import attend, int8
 from tpu import moves
 
 from pallas_kernels.decode import mosaic_gpu as decode
@@ -35,19 +35,7 @@ def of_slab(op: str, model: str) -> tuple[Callable[..., Any], tuple[Any, ...], i
     q_pos = jax.ShapeDtypeStruct((1, 128), jnp.int32)
     k_pos = jax.ShapeDtypeStruct((1, 1, slots), jnp.int32)
 
-    def run(q, k, v, q_pos, k_pos):
-        if op.startswith("decode"):
-            return decode.decode_attention(
-                q[:, 0], k, v, q_pos[:, 0], k_pos, scale=0.1, window=1020, sinks=4,
-                q_sink=q[:, 1], with_mass=op == "decode-mass",
-            )  # fmt: skip
-        if op == "prefill":
-            return prefill.prefill_attention(
-                q, k, v, q_pos, k_pos, scale=0.1, window=None, sinks=0, num_slots=None
-            )
-        lse = jnp.zeros(q.shape[:3], jnp.float32)
-        return mass.attention_mass(q, lse, k, q_pos, k_pos, scale=0.1, num_slots=None)
-
+    run = attend(op, decode, prefill, mass)
     return run, (q, slab, slab, q_pos, k_pos), heads * slots * h
 
 

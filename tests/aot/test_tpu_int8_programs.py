@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -27,19 +30,8 @@ def int8(*shape: int) -> Int8:
     )
 
 
-@pytest.mark.parametrize("op", ["decode", "decode-mass", "prefill", "mass"])
-@pytest.mark.parametrize(
-    ("model", "chip", "slots"),
-    [(LLAMA, chip, 8192) for chip in tpu.CHIPS]
-    + [("llama-3.2-1b", "v5e", 8192), ("llama-3.2-1b", "v6e", 1032), ("gemma-3-1b", "v5e", 4096)],
-)
-def test_int8(op: str, model: str, chip: str, slots: int) -> None:
-    n, heads, h = MODELS[model]
-    count = 512
-    q = jax.ShapeDtypeStruct((1, count, n, h), jnp.bfloat16)
-    slab = int8(1, heads, slots, h)
-    q_pos = jax.ShapeDtypeStruct((1, count), jnp.int32)
-    k_pos = jax.ShapeDtypeStruct((1, 1, slots), jnp.int32)
+def attend(op: str, decode: Any, prefill: Any, mass: Any) -> Callable[..., Any]:
+    """An op of (q [B, T, N, H], k, v, q_pos [B, T], k_pos), of the modules of a platform."""
 
     def run(q, k, v, q_pos, k_pos):
         if op.startswith("decode"):
@@ -54,6 +46,24 @@ def test_int8(op: str, model: str, chip: str, slots: int) -> None:
         lse = jnp.zeros(q.shape[:3], jnp.float32)
         return mass.attention_mass(q, lse, k, q_pos, k_pos, scale=0.1, num_slots=None)
 
+    return run
+
+
+@pytest.mark.parametrize("op", ["decode", "decode-mass", "prefill", "mass"])
+@pytest.mark.parametrize(
+    ("model", "chip", "slots"),
+    [(LLAMA, chip, 8192) for chip in tpu.CHIPS]
+    + [("llama-3.2-1b", "v5e", 8192), ("llama-3.2-1b", "v6e", 1032), ("gemma-3-1b", "v5e", 4096)],
+)
+def test_int8(op: str, model: str, chip: str, slots: int) -> None:
+    n, heads, h = MODELS[model]
+    count = 512
+    q = jax.ShapeDtypeStruct((1, count, n, h), jnp.bfloat16)
+    slab = int8(1, heads, slots, h)
+    q_pos = jax.ShapeDtypeStruct((1, count), jnp.int32)
+    k_pos = jax.ShapeDtypeStruct((1, 1, slots), jnp.int32)
+
+    run = attend(op, decode, prefill, mass)
     compiled = tpu.compile_for(chip, run, q, slab, slab, q_pos, k_pos)
     text = compiled.as_text()
     assert "tpu_custom_call" in text
