@@ -37,7 +37,9 @@ def max_block(
       slots: S; of a pool the share of a head.
     """
     case = op, implementation, str(dtype), head_dim, group
-    rows = [row for row in _rows() if tuple(row[name] for name in CASE) == case]
+    rows = [
+        row for row in read(file_of(device_kind())) if tuple(row[name] for name in CASE) == case
+    ]
     if not rows:
         return None
     apart, block = min((abs(math.log(row["slots"] / slots)), row["block"]) for row in rows)
@@ -54,10 +56,7 @@ def device_kind() -> str:
     return jax.local_devices()[0].device_kind
 
 
-def _rows() -> list[Mapping[str, Any]]:
-    return _read(file_of(device_kind()))
-
-
 @functools.cache
-def _read(file: Path) -> list[Mapping[str, Any]]:
+def read(file: Path) -> list[Mapping[str, Any]]:
+    """The rows of a file, none where there is no file; `cache_clear` once it is written."""
     return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []

@@ -182,8 +182,8 @@ def _show(result: dict[str, Any]) -> None:
         "of copies": lambda row: (
             f"{row['of_copy_bandwidth']:.0%}" if "of_copy_bandwidth" in row else None
         ),
-        "block": lambda row: (row["block"] or "default") if "block" in row else None,
-        "default µs": lambda row: _number(row.get("default_us")),
+        "block": lambda row: (row["block"] or "as before") if "block" in row else None,
+        "before µs": lambda row: _number(row.get("before_us")),
         "refused": lambda row: row.get("refused"),
         "step ms": lambda row: _number(row.get("step_ms")),
         "mean ms": lambda row: _number(row.get("mean_step_ms")),
@@ -257,7 +257,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
     alone = options.task == "kernels"
     for name in ("ops", "int8", "tune"):
-        if getattr(options, name) and not alone:
+        if getattr(options, name) not in (None, False) and not alone:
             raise InputError(f"--{name} is for kernels, not for {options.task}")
     if options.tune and options.plot:
         raise InputError("--plot draws what is measured without --tune")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from jaxkv.bench.kernels import OPS, Shapes, arguments, one_after_another, seconds_of
 from jaxkv.convert.table import Progress
+from jaxkv.errors import InputError
 from jaxkv.files import write_json
 from pallas_kernels import tuned
 from pallas_kernels.dispatch import order
@@ -25,7 +25,7 @@ CANDIDATES: Mapping[str, Sequence[int]] = {
     "xla": (128, 256, 512, 1024, 2048),
 }
 BLOCKLESS = {("decode", "xla"), ("decode-mass", "xla"), ("pool", "xla")}
-GAIN = 1.05  # how much faster than the default a block must be, lest noise decides
+GAIN = 1.05  # how much faster than what is in force a block must be, lest noise decides
 
 
 def tune(
@@ -33,7 +33,11 @@ def tune(
 ) -> dict[str, Any]:
     """Rows of every op, implementation of this platform, and length.
 
-    Each has the time with the default block, and with the best one.
+    Each has the time with the block in force, kept before or the default, and with the best one,
+    which is None where that is the one in force.
+
+    Raises:
+      InputError: nothing that was asked for has blocks to choose here.
     """
     cases = [
         (name, implementation, slots)
@@ -57,18 +61,20 @@ def tune(
                 "implementation": implementation,
                 "context": slots,
                 "us": times[best] * 1e6,
-                "default_us": times[None] * 1e6,
+                "before_us": times[None] * 1e6,
                 "block": best,
                 "tried_us": {block: s * 1e6 for block, s in times.items() if block},
             }
         )
+    if not rows:
+        raise InputError(f"--tune: nothing here has blocks to choose for {', '.join(names)}")
     return {**dataclasses.asdict(shapes), "rows": rows}
 
 
 def _times(
     name: str, implementation: str, shapes: Shapes, slots: int, runs: int
 ) -> dict[int | None, float]:
-    """Median seconds for each block that is served, by turns; None is the default.
+    """Median seconds for each block that is served, by turns; None is the one in force.
 
     Empty where the implementation does not serve the case.
     """
@@ -92,10 +98,9 @@ def _times(
 def write(result: Mapping[str, Any]) -> Path:
     """Puts the best blocks into the file of this kind of device; gives its path.
 
-    What it says of other cases stays. A case in which the default is best has no row.
+    What it says of other cases stays, and of those in which nothing beat what was in force.
     """
     file = tuned.file_of(tuned.device_kind())
-    old = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
     group = result["heads"] // result["kv_heads"]
     fresh = [
         {
@@ -107,18 +112,19 @@ def write(result: Mapping[str, Any]) -> Path:
             "slots": row["context"],
             "block": row["block"],
             "us": round(row["us"], 1),
-            "default_us": round(row["default_us"], 1),
+            "before_us": round(row["before_us"], 1),
             **{name: result[name] for name in ("jax", "date", "command")},
         }
         for row in result["rows"]
+        if row["block"]
     ]
 
     def case(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return *(row[name] for name in tuned.CASE), row["slots"]
 
-    measured = {case(row) for row in fresh}
-    rows = [row for row in old if case(row) not in measured]
-    rows += [row for row in fresh if row["block"]]
+    better = {case(row) for row in fresh}
+    rows = fresh + [row for row in tuned.read(file) if case(row) not in better]
     file.parent.mkdir(exist_ok=True)
     write_json(file, {"device": tuned.device_kind(), "rows": sorted(rows, key=case)})
+    tuned.read.cache_clear()
     return file

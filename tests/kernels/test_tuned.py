@@ -17,6 +17,7 @@ import pytest
 from jaxkv.bench import kernels, tune
 from jaxkv.bench.__main__ import main
 from jaxkv.bench.kernels import OPS, Shapes
+from jaxkv.errors import InputError
 from pallas_kernels import prefill_attention, tuned
 
 CASE = dict(op="prefill", implementation="xla", dtype="float32", head_dim=8, group=2)
@@ -80,7 +81,7 @@ def test_what_was_measured_is_what_a_program_takes() -> None:
     plain = attend(q, k, k)
     assert slices(96) and not slices(32)
     keep({"slots": 96, "block": 32})
-    tuned._read.cache_clear()
+    tuned.read.cache_clear()
     assert slices(32) and not slices(96)
     for one, other in zip(attend(q, k, k), plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
@@ -105,24 +106,37 @@ def test_the_fastest_block_is_kept_and_other_cases_stay(timed, folder: Path) -> 
     file = tune.write(run(1024))
     assert file.parent == folder
     tune.write(run(64))
-    tuned._read.cache_clear()
     assert look_up(slots=1024) == 128 and look_up(slots=64) == 128
     timed.update({256: 0.5})
     tune.write(run(64))
-    tuned._read.cache_clear()
     assert look_up(slots=1024) == 128 and look_up(slots=64) == 256
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     assert [row["slots"] for row in rows] == [64, 1024]
-    assert rows[0]["us"] == 5e5 and rows[0]["default_us"] == 3e6
-    # The default may become the best: then nothing is said of the case.
-    timed.update({256: 2.9, 128: 2.9})
+    assert rows[0]["us"] == 5e5 and rows[0]["before_us"] == 3e6
+    # What is in force is timed as None: once kept, nothing else is faster, and it stays.
+    timed.clear()
+    timed.update({None: 0.5, 128: 1.0, 256: 0.5})
     tune.write(run(64))
-    tuned._read.cache_clear()
-    assert look_up(slots=64) is None and look_up(slots=1024) == 128
+    assert look_up(slots=64) == 256 and look_up(slots=1024) == 128
 
 
-def test_a_case_that_is_not_served_has_no_row(timed) -> None:
-    assert run(1024)["rows"] == []
+def test_what_is_not_served_cannot_be_tuned(timed) -> None:
+    with pytest.raises(InputError, match="prefill"):
+        run(1024)
+
+
+def test_what_is_in_force_is_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuning twice keeps what it found the first time."""
+    monkeypatch.setattr(kernels, "COLD_BYTES", 1)
+    monkeypatch.setattr(tune, "CANDIDATES", {"xla": (32,)})
+    shapes = Shapes(heads=4, kv_heads=2, head_dim=8, dtype="float32")
+    asked: list[int | None] = []
+    look = tuned.max_block
+    monkeypatch.setattr(tuned, "max_block", lambda *a: asked.append(look(*a)) or asked[-1])
+    keep({"slots": 64, "block": 32})
+    tuned.read.cache_clear()
+    tune._times("prefill", "xla", shapes, 64, 1)
+    assert set(asked) == {32}
 
 
 def test_every_block_is_timed_and_all_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +167,8 @@ def test_the_command_tells_what_is_kept(capsys, timed, folder: Path) -> None:
     ("words", "says"),
     [
         (["decode", "--tune"], "--tune is for kernels"),
+        (["decode", "--ops", ""], "--ops is for kernels"),
+        (["kernels", "--ops", "decode", "--contexts", "64", "--tune"], "nothing here has blocks"),
         (["kernels", "--tune", "--plot", "x.png"], "--plot draws what is measured without --tune"),
     ],
 )
