@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 
 
+@runtime_checkable
 class RopeScaling(Protocol):
     """A fixed change of the frequencies: it may not depend on the current length."""
 

@@ -18,13 +18,13 @@ def prepare() -> None:
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = home() / "compiled" / _machine()
+        folder = home() / "compiled" / processor()
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _machine() -> str:
+def processor() -> str:
     """A name for this kind of processor: code compiled for one may not run on another."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -22,7 +22,9 @@ SlotPositions = Int[Array, "B P S"]
 Positions = Int[Array, "B T"]
 Lengths = Int[Array, "B"]
 Tokens = Int[Array, "B T"]
+Token = Int[Array, "B 1"]
 Hidden = Float[Array, "B T D"]
+Residual = Float[Array, "B _ D"]  # T tokens, or 1 where only the last of each row goes on
 Logits = Float[Array, "B T V"]
 
 Params = Any  # the tree of `models.config.parameter_shapes`, with arrays

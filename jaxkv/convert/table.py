@@ -13,7 +13,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
@@ -35,6 +35,7 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Reports to nobody."""
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """A checkpoint: the shape of every tensor is known at once, the data come one by one."""
 
@@ -231,7 +232,7 @@ def flat_shapes(config: ModelConfig) -> dict[str, Shape]:
     return flat
 
 
-def flatten(config: ModelConfig, params: Mapping) -> dict[str, jax.Array]:
+def flatten(config: ModelConfig, params: Mapping) -> dict[str, jax.Array | np.ndarray]:
     """The inverse of `tree`."""
     flat = {key: value for key, value in params.items() if key != "layers"}
     for i, layer in enumerate(params["layers"]):

@@ -13,7 +13,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from jaxkv.convert.quiet import quiet
 from jaxkv.convert.text_stream import TextStream
@@ -64,7 +64,7 @@ class Tokenizer:
         engine = self.backend if special else self._plain
         return engine.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = True) -> str:
         """The text of token ids; ids beyond the vocabulary have none."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 

@@ -22,7 +22,7 @@ from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import advance, forward, geometry, init_cache
 from jaxkv.policies.base import Cache, Policy, TokenPolicy
 from jaxkv.policies.layers import most_kept
-from jaxkv.typing import Lengths, Params, Tokens
+from jaxkv.typing import Lengths, Params, Token, Tokens
 
 CHUNK = 256  # tokens a call; its logits over a large vocabulary are what takes memory
 STEPS = 64  # decode steps a call
@@ -74,7 +74,7 @@ def score_last(
     params: Params,
     cache: Cache,
     tokens: Tokens,
-    target: Tokens,
+    target: Token,
     lengths: Lengths,
     *,
     config: ModelConfig,

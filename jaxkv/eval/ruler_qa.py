@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,23 +101,23 @@ def _corpus(found: Sequence[Found]) -> Corpus:
     return Corpus(tuple(numbers), tuple(questions))
 
 
-def _squad(content: Mapping[str, Any]) -> Iterable[Found]:
+def _squad(content: Any) -> Iterable[Found]:
     for article in content["data"]:
         paragraphs = [part["context"] + "" for part in article["paragraphs"]]
         for part in article["paragraphs"]:
             for asked in part["qas"]:
                 if not asked.get("is_impossible", False):
-                    answers = [answer["text"] for answer in asked["answers"]]
+                    answers = [answer["text"] + "" for answer in asked["answers"]]
                     yield asked["question"] + "", answers, [part["context"]], paragraphs
 
 
-def _hotpotqa(content: Iterable[Mapping[str, Any]]) -> Iterable[Found]:
+def _hotpotqa(content: Any) -> Iterable[Found]:
     for asked in content:
         # A row that is too short for all ten documents has at least those with the facts.
         titles = {title for title, _ in asked["supporting_facts"]}
         documents = {title: f"{title}\n{''.join(parts)}" for title, parts in asked["context"]}
         needed = [document for title, document in documents.items() if title in titles]
-        yield asked["question"] + "", [asked["answer"]], needed, list(documents.values())
+        yield asked["question"] + "", [asked["answer"] + ""], needed, list(documents.values())
 
 
 def qa(

@@ -66,7 +66,7 @@ def example_lines(model: Model) -> int:
 
 def vt(draws: np.random.Generator, units: int, filler: str, *, lines: int) -> Row:
     """A row with `units` words of noise more than the fewest, and an example with `lines`."""
-    solved, value = 10000 + draws.choice(89999, 2, replace=False)
+    solved, value = (10000 + draws.choice(89999, 2, replace=False)).tolist()
     example, shown = _chain(draws, 3, solved, _words(lines))
     solution = f"{_question(solved)}{_answer_prefix(solved)} {' '.join(shown)}"
     text, names = _chain(draws, 5, value, _words(LINES) + units)

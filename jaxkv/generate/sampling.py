@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import Array
 from jaxkv.errors import InputError
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Chooses a token for every row."""
 

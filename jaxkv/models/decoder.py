@@ -25,7 +25,17 @@ from jaxkv.policies.base import (
     WholePrompt,
 )
 from jaxkv.policies.layers import InChunks, init, init_layers, layer_policy
-from jaxkv.typing import Hidden, Lengths, Logits, NewKeys, Params, Queries, Rotation, Tokens
+from jaxkv.typing import (
+    Hidden,
+    Lengths,
+    Logits,
+    NewKeys,
+    Params,
+    Queries,
+    Residual,
+    Rotation,
+    Tokens,
+)
 from pallas_kernels.precision import einsum
 
 CHUNK = 512  # tokens of a whole prompt that go through a layer at once
@@ -132,7 +142,7 @@ def run_layers(
     geometry: Geometry,
     lengths: Lengths | None,
     only_last: bool = False,
-) -> tuple[Hidden, tuple[LayerCache, ...]]:
+) -> tuple[Residual, tuple[LayerCache, ...]]:
     """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the layers' caches.
 
     With `only_last`, of each row's last valid token alone: [B, 1, D].
@@ -182,7 +192,7 @@ def run_layer(
     cache: LayerCache,
     lengths: Lengths | None,
     only_last: bool = False,
-) -> tuple[Hidden, LayerCache]:
+) -> tuple[Residual, LayerCache]:
     """A layer over a decoded token, or over a chunk of a prompt."""
     attend = policy.step if x.shape[1] == 1 else policy.prefill
     read = lengths if only_last and x.shape[1] > 1 else None
@@ -199,7 +209,7 @@ def _whole_prompt(
     cache: LayerCache,
     lengths: Lengths | None,
     only_last: bool = False,
-) -> tuple[Hidden, LayerCache]:
+) -> tuple[Residual, LayerCache]:
     """A layer over a whole prompt, chunk by chunk, and only as many as the longest row has."""
     batch, count, width = x.shape
     chunk = min(CHUNK, count)
@@ -208,7 +218,7 @@ def _whole_prompt(
     padded = -(-count // chunk) * chunk
     x = jnp.pad(x, ((0, 0), (0, padded - count), (0, 0)))
 
-    def body(index: Array, carry: tuple[Hidden, Any]) -> tuple[Hidden, Any]:
+    def body(index: Array, carry: tuple[Hidden, Any]) -> tuple[Residual, Any]:
         x, draft = carry
         start = index * chunk
         valid = jnp.clip(lengths - start, 0, chunk)
@@ -222,7 +232,7 @@ def _whole_prompt(
 
     chunks = (jnp.max(lengths) + chunk - 1) // chunk
 
-    def whole(_: Array, carry: tuple[Hidden, LayerCache]) -> tuple[Hidden, LayerCache]:
+    def whole(_: Array, carry: tuple[Hidden, LayerCache]) -> tuple[Residual, LayerCache]:
         x, cache = carry
         x, draft = jax.lax.fori_loop(0, chunks, body, (x, policy.open(cache, padded)))
         return x, policy.close(draft, cache, rope)
@@ -239,7 +249,7 @@ def _block(
     x: Hidden,
     attend: Callable[[Queries, NewKeys, NewKeys], tuple[Any, Queries]],
     only_last: Lengths | None = None,
-) -> tuple[Hidden, Any]:
+) -> tuple[Residual, Any]:
     """Pre-norm attention and MLP, each added to the residual stream; and what `attend` keeps.
 
     What follows attention is a matter of each token alone: with the lengths `only_last` it is done
@@ -280,7 +290,7 @@ def _recomputed(
     tokens: Tokens,
     cache: Cache,
     lengths: Lengths,
-) -> tuple[Hidden, Cache]:
+) -> tuple[Residual, Cache]:
     """Remembers the tokens, then runs the model over all that is recalled: last hidden state."""
     memory = policy.remember(cache.memory, tokens, lengths)
     window, valid = policy.recall(memory)

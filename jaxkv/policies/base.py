@@ -80,6 +80,7 @@ def as_compiled(policy: Policy) -> Policy:
     return dataclasses.replace(policy, **ones)
 
 
+@runtime_checkable
 class StepPolicy(Protocol):
     """How heads keep and read their keys while decoding. Frozen and hashable."""
 
@@ -104,6 +105,7 @@ class StepPolicy(Protocol):
         ...
 
 
+@runtime_checkable
 class LayerPolicy(StepPolicy, Protocol):
     """How one layer keeps and reads its keys, of prompts too."""
 
@@ -177,6 +179,7 @@ class WholePrompt(Protocol):
         ...
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A way to keep a small cache. Frozen and hashable; its fields are what users set."""
 

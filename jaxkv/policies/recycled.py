@@ -187,7 +187,7 @@ class RecycledLayer:
         refresh = jnp.any(asks)
         out, index, valid = lax.cond(refresh, at_all, at_some)
 
-        def refreshed(_: Array, carry: tuple[Slab, Array]) -> tuple[Slab, Array]:
+        def refreshed(_: int | Array, carry: tuple[Slab, Array]) -> tuple[Slab, Array]:
             part, index = carry
             # An index that did not change would let XLA copy before the loop, in every step.
             copies = keep_rows(active, _copies(full, index, valid), part)

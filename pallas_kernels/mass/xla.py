@@ -38,7 +38,7 @@ def attention_mass(
     most = max_block or tuned.max_block("mass", "xla", k.dtype, h, group, slots) or BLOCK
     wide, tall = min(most, slots), min(most, t)
 
-    def of_block(column: Array, row: Array, mass: Array) -> Array:
+    def of_block(column: int | Array, row: int | Array, mass: Array) -> Array:
         """Adds what queries [row, row + tall) give to slots [column, column + wide)."""
         # The last blocks start early enough to be whole; what they had before counts once.
         first, top = jnp.minimum(column, slots - wide), jnp.minimum(row, t - tall)
@@ -64,8 +64,8 @@ def attention_mass(
 
         return lax.cond(jnp.any(seen), add, lambda mass: mass, mass)
 
-    def of_slots(index: Array, mass: Array) -> Array:
-        def of_queries(step: Array, mass: Array) -> Array:
+    def of_slots(index: int | Array, mass: Array) -> Array:
+        def of_queries(step: int | Array, mass: Array) -> Array:
             return of_block(index * wide, step * tall, mass)
 
         return lax.fori_loop(0, -(-t // tall), of_queries, mass)

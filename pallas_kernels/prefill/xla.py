@@ -84,7 +84,7 @@ def _visit_blocks(
     b, heads, count, h = rows.shape
     t, slots = q_pos.shape[1], k_pos.shape[2]
 
-    def visit(index: Array, running: list[Running], masked: bool) -> list[Running]:
+    def visit(index: int | Array, running: list[Running], masked: bool) -> list[Running]:
         # The last block starts early enough to be whole, and hides the slots already seen.
         start = jnp.minimum(index * block, slots - block)
         at = lax.dynamic_slice_in_dim(k_pos, start, block, 2)
