@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,14 +11,15 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-# Programs are tiny and many here: compiling them well would take most of the time.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true",
-)
+import compiling
+import shape_checks
 
+compiling.set_flags()
+shape_checks.install()
+
+import hypothesis
 import jax
 import pytest
 
@@ -28,8 +28,10 @@ from jaxkv.convert.progress import bars
 from jaxkv.convert.sources import Model, load
 from jaxkv.errors import InputError
 from jaxkv.files import home, whole_file
+from jaxkv.startup import processor
 
 GEMMA_BYTES = 253113024
+LONGEST = ("test_streams", "test_golden", "test_eval", "test_generate", "test_likelihood")
 
 # A run in the background is started with Ctrl-C ignored, and the commands under test inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -37,12 +39,49 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+PROGRAMS = home() / "test-programs" / processor()
+compiling.use_disk_cache(PROGRAMS / f"jax-{jax.__version__}")
+
+# The same examples in every run, so that their programs are found compiled. Others are tried with
+# --hypothesis-profile=explore.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("same")
+
+most_maps = 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "real_model: needs the default model (98 MB, downloaded once)"
-    )
+    if not hasattr(config, "workerinput"):  # once, and not in every process
+        compiling.drop_if_large(PROGRAMS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share models and programs, and go to one process where nothing else is said.
+
+    Those that compile ahead of time share nothing. The longest files come first, so that no process
+    is left with one of them at the end.
+    """
+    for item in items:
+        if not item.get_closest_marker("xdist_group") and not item.get_closest_marker("aot"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["memory_maps"] = most_maps
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    global most_maps
+    most_maps = max(most_maps, getattr(node, "workeroutput", {}).get("memory_maps", 0))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"memory maps: at most {most_maps:,} of 65,530 in a process")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,18 +93,12 @@ def few_programs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def few_maps() -> None:
-    """Lets go of programs before there are too many.
-
-    A process may have 65,530 memory maps, a program takes a hundred or more of them, and the
-    compiler crashes where it gets no other.
-    """
-    if _memory_maps() > 20_000:
+    """Lets go of programs before there are too many: the compiler crashes where it gets no map."""
+    global most_maps
+    count = compiling.memory_maps()
+    most_maps = max(most_maps, count)
+    if count > 20_000:
         jax.clear_caches()
-
-
-def _memory_maps() -> int:
-    maps = Path("/proc/self/maps")
-    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 @pytest.fixture(autouse=True)

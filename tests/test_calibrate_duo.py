@@ -182,7 +182,8 @@ class TestStreams:
             np.testing.assert_allclose(slope[index], (up - down) / 2e-5, rtol=2e-3, atol=1e-6)
 
     def test_padding_never_matters(self):
-        other = TOKENS.at[0, VALID:].set(1)
+        other = TOKENS.copy()
+        other[0, VALID:] = 1
         again = _compiled()[1](STACKED, toys.CONFIG, GATES_01, POLICY, other, LENGTHS, LABELS)
         np.testing.assert_array_equal(loss(GATES_01)[0], again[0])
 

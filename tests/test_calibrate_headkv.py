@@ -95,7 +95,7 @@ def probed(request):
     score = request.param
     longest = max(PROMPTS)
     total = longest + STEPS
-    q, k, v = toys.qkv(2, total, seed=3)
+    q, k, v = (jnp.asarray(x) for x in toys.qkv(2, total, seed=3))
     example = example_of(list(range(longest)))
     count = headkv.counted(example, score)
     policy = Probe(steps=STEPS, most=12)  # others may count more

@@ -340,7 +340,7 @@ class TestCopy:
     @pytest.mark.slow
     def test_the_model_copies_a_short_list(self, smollm2):
         _, common, options = parse_options(
-            ["copy", "--policy", "full,tova:budget=32", "--lines", "8", "--cases", "2"]
+            ["copy", "--policy", "full,tova:budget=32", "--lines", "8", "--cases", "1"]
         )
         full, tova = copying.evaluate(smollm2, common, options, lambda what, done, total: None)
         assert full.score == 100.0 > tova.score

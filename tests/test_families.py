@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -12,11 +13,10 @@ import checkpoints
 import family_models
 import gguf
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from policy_cases import CASES
+from policy_cases import CASES, law
 from safetensors.numpy import load_file, save_file
 
 from jaxkv import (
@@ -55,38 +55,51 @@ KINDS = {
     ),
 }  # fmt: skip
 run = jax.jit(forward, static_argnums=(1, 2))
+empty = jax.jit(init_cache, static_argnums=(0, 1, 2, 3))
+WIDTH = 10  # of all chunks
 
 
-def feed(config, params, policy, tokens, chunk: int) -> np.ndarray:
+def feed(kind: str, policy, tokens: np.ndarray, chunk: int = WIDTH) -> np.ndarray:
     """Logits [B, T, V] of a prompt that comes in chunks, the last of them padded."""
-    cache = init_cache(config, policy, tokens.shape[0], 64)
+    config, rows = KINDS[kind], tokens.shape[0]
+    cache = empty(config, policy, rows, 64)
     logits = []
     for begin in range(0, tokens.shape[1], chunk):
         part = tokens[:, begin : begin + chunk]
         count = part.shape[1]
-        padded = jnp.pad(part, ((0, 0), (0, chunk - count)), constant_values=5)
-        lengths = jnp.full((tokens.shape[0],), count, jnp.int32)
-        out, cache = run(params, config, policy, padded, cache, lengths)
-        logits.append(out[:, :count])
+        padded = np.pad(part, ((0, 0), (0, chunk - count)), constant_values=5)
+        lengths = np.full((rows,), count, np.int32)
+        out, cache = run(parameters(kind), config, policy, padded, cache, lengths)
+        logits.append(np.asarray(out)[:, :count])
     return np.concatenate(logits, axis=1)
 
 
+@functools.cache
+def parameters(kind: str):
+    return toys.params(KINDS[kind])
+
+
+@functools.cache
+def of_full(kind: str) -> np.ndarray:
+    return feed(kind, Full(), TOKENS)
+
+
+TOKENS = toys.tokens(2, 20)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@law("kinds", CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_laws(kind: str, name: str) -> None:
-    config, case = KINDS[kind], CASES[name]
-    params, tokens = toys.params(config), toys.tokens(2, 20)
-    expected = feed(config, params, Full(), tokens, 10)
-    got = feed(config, params, case.roomy, tokens, 10)
-    np.testing.assert_allclose(got, expected, atol=3e-5)
-    evicting = feed(config, params, case.policy, tokens, 10)
+    case = CASES[name]
+    np.testing.assert_allclose(feed(kind, case.roomy, TOKENS), of_full(kind), atol=3e-5)
+    evicting = feed(kind, case.policy, TOKENS)
     assert np.isfinite(evicting).all()
     # A row of a batch is what it is alone.
-    swapped = feed(config, params, case.policy, tokens[::-1], 10)
+    swapped = feed(kind, case.policy, TOKENS[::-1])
     np.testing.assert_allclose(swapped[::-1], evicting, atol=3e-5)
     if case.token_exact:
-        one_by_one = feed(config, params, case.policy, tokens, 1)
+        one_by_one = feed(kind, case.policy, TOKENS, 1)
         np.testing.assert_allclose(evicting, one_by_one, atol=3e-5)
 
 

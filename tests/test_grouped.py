@@ -104,7 +104,7 @@ def test_bytes_and_budgets_are_those_of_the_groups() -> None:
 
 
 def test_it_is_static_under_jit_and_its_cache_is_donated() -> None:
-    q, k, v = toys.qkv(2, 1, heads=8, kv_heads=4)
+    q, k, v = (jnp.asarray(x) for x in toys.qkv(2, 1, heads=8, kv_heads=4))
     assert duo() == duo() and hash(duo()) == hash(duo())
     one = jax.jit(
         lambda layer, cache: step(layer, cache, q, k, v), static_argnums=0, donate_argnums=1

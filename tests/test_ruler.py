@@ -26,6 +26,7 @@ from jaxkv.eval.__main__ import main
 from jaxkv.eval.answers import Row
 from jaxkv.eval.haystacks import builtin_text
 from jaxkv.eval.metrics import any_contained, contained
+from jaxkv.eval.options import parse_options
 from jaxkv.eval.rows import read_rows
 from jaxkv.eval.ruler_lexicon import ADJECTIVES, NOUNS, VERBS
 from jaxkv.eval.ruler_text import first_pieces
@@ -467,7 +468,7 @@ def test_bad_flags_give_one_line(capsys, files, tmp_path):
         (
             json.dumps({"data": [{"paragraphs": [{"context": "a", "qas": [
                 {"question": "b", "answers": [{"text": 4}]}]}]}]}),
-            "is not a JSON file of SQuAD: AttributeError",
+            "is not a JSON file of SQuAD: TypeError",
         ),
     ],
 )  # fmt: skip
@@ -527,7 +528,7 @@ def test_every_task_counts_as_much(monkeypatch, files):
 
     monkeypatch.setattr(ruler, "evaluate_rows", evaluate_rows)
     own = options(tasks="fwe,vt", lengths="1500", **files)
-    common: Any = argparse.Namespace(seed=0)
+    common = dataclasses.replace(parse_options(["ruler", "--policy", "full"])[1], seed=0)
     ruler.evaluate(toy_model(), common, own, no_progress)
     rows = [told["rows"][i] for i in (0, 0, 0, 1)]
     assert told["overall"](rows, [0.0, 30.0, 60.0, 100.0]) == 65.0

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from policy_cases import CASES
+from policy_cases import CASES, law
 
 from jaxkv import InputError, StreamingLLM, forward, init_cache, load_cache, save_cache
 from jaxkv.generate.saved import load_with_extras
 
 run = jax.jit(forward, static_argnums=(1, 2))
+empty = jax.jit(init_cache, static_argnums=(0, 1, 2, 3, 4))
 
 
 def filled(policy, dtype: str = "float32"):
     """A cache of two rows after 30 tokens; one program does for this and what follows."""
-    cache = init_cache(toys.CONFIG, policy, 2, 64, dtype)
+    cache = empty(toys.CONFIG, policy, 2, 64, dtype)
     for begin in range(6):
         tokens = toys.tokens(2, 5, seed=begin)
         cache = run(toys.params(), toys.CONFIG, policy, tokens, cache)[1]
@@ -47,7 +48,7 @@ def kept(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@law("saved", CASES)
 def test_a_kept_cache_goes_on_as_if_it_had_never_been_away(name, tmp_path) -> None:
     policy, params = CASES[name].policy, toys.params()
     cache = filled(policy)

@@ -39,15 +39,15 @@ def params(config: ModelConfig = CONFIG, seed: int = 0):
 
 
 def tokens(batch: int, length: int, seed: int = 0, vocab: int = CONFIG.vocab_size):
-    """int32 [B, T]."""
-    return jnp.asarray(np.random.default_rng(seed).integers(0, vocab, (batch, length)), jnp.int32)
+    """int32 [B, T], of numpy: a slice or a padding of it is no program to compile."""
+    return np.random.default_rng(seed).integers(0, vocab, (batch, length)).astype(np.int32)
 
 
 def qkv(batch: int, length: int, heads: int = 4, kv_heads: int = 2, dim: int = 8, seed: int = 0):
-    """Random q [B, T, N, H] and k, v [B, T, K, H], float32."""
+    """Random q [B, T, N, H] and k, v [B, T, K, H], float32, of numpy as `tokens`."""
     rng = np.random.default_rng(seed)
     shapes = [(batch, length, n, dim) for n in (heads, kv_heads, kv_heads)]
-    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
 def geometry(batch: int = 1, max_length: int = 64, heads: int = 4, kv_heads: int = 2, dim: int = 8):

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from seen import seen
 
 from pallas_kernels import decode_attention
-from pallas_kernels.visibility import visible
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 OPTIONS = dict(scale=1.0, window=None, sinks=0, q_sink=None)
@@ -40,9 +40,9 @@ def arrays(
     k_pos[:, :, :sinks] = np.arange(sinks)
     q_pos = rng.integers(slots // 2, slots, rows).astype(np.int32)
     q_pos[0] = -1 if rows > 1 else q_pos[0]  # a row that sees nothing
-    seen = np.asarray(visible(q_pos[:, None, None], k_pos, sinks, window))[..., None]
+    there = seen(q_pos[:, None, None], k_pos, sinks, window)[..., None]
     clean, dirty = (
-        tuple(jnp.asarray(np.where(seen, x, np.asarray(fill, x.dtype))) for x in (k, v))
+        tuple(jnp.asarray(np.where(there, x, np.asarray(fill, x.dtype))) for x in (k, v))
         for fill in (0, hidden)
     )
     q, q_sink, q_pos, k_pos = (jnp.asarray(x) for x in (q, q_sink, q_pos, k_pos))

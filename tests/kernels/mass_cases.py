@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from seen import seen
 
 from pallas_kernels import attention_mass, prefill_attention
-from pallas_kernels.visibility import visible
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 STATIC = ("scale", "soft_cap")
@@ -46,9 +46,9 @@ def arrays(
     k_pos[:, :, used:] = -1
     q_pos = np.arange(count, dtype=np.int32) + rng.integers(0, slots, (rows, 1), np.int32)
     q_pos[np.arange(count) >= rng.integers(0, count + 1, (rows, 1))] = -1
-    seen = np.any(np.asarray(visible(q_pos[:, None, :, None], k_pos[:, :, None], 0, None)), axis=2)
-    dirty = np.where(seen[..., None], k, np.asarray(math.nan, k.dtype))
-    clean = np.where(seen[..., None], k, np.zeros((), k.dtype))
+    there = np.any(seen(q_pos[:, None, :, None], k_pos[:, :, None], 0, None), axis=2)
+    dirty = np.where(there[..., None], k, np.asarray(math.nan, k.dtype))
+    clean = np.where(there[..., None], k, np.zeros((), k.dtype))
     return *(jnp.asarray(x) for x in (q, clean, dirty, q_pos, k_pos)), jnp.int32(used)
 
 

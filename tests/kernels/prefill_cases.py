@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from seen import seen
 
 from pallas_kernels import prefill_attention
-from pallas_kernels.visibility import visible
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 OPTIONS = dict(scale=1.0, window=None, sinks=0)
@@ -46,10 +46,10 @@ def arrays(
     q_pos = np.arange(count, dtype=np.int32) + rng.integers(0, slots, (rows, 1), np.int32)
     lengths = rng.integers(0, count + 1, (rows, 1))
     q_pos[np.arange(count) >= lengths] = -1  # ragged, and maybe a row that is all padding
-    seen = visible(q_pos[:, None, :, None], k_pos[:, :, None], sinks, window)
-    seen = np.any(np.asarray(seen), axis=2)[..., None]
+    there = seen(q_pos[:, None, :, None], k_pos[:, :, None], sinks, window)
+    there = np.any(there, axis=2)[..., None]
     clean, dirty = (
-        tuple(jnp.asarray(np.where(seen, x, np.asarray(fill, x.dtype))) for x in (k, v))
+        tuple(jnp.asarray(np.where(there, x, np.asarray(fill, x.dtype))) for x in (k, v))
         for fill in (0, hidden)
     )
     q, q_pos, k_pos, used = (jnp.asarray(x) for x in (q, q_pos, k_pos, np.int32(used)))

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import Array
 from prefill_cases import OPTIONS, STATIC, TOLERANCE, arrays, check
+from seen import seen
 
 from pallas_kernels import blocks, prefill_attention
 from pallas_kernels.prefill import mosaic_tpu
-from pallas_kernels.visibility import visible
 
 # K, S, H: as XLA stores them by slot and by dimension; one block and several with a ragged last.
 SLABS = [
@@ -102,17 +102,16 @@ def test_what_is_seen_is_visited(count, places, slots, sinks, window, seed) -> N
     k_pos = rng.permuted(np.tile(np.arange(-2, slots - 2), (2, places, 1)), axis=2)
     k_pos = np.pad(k_pos, [(0, 0), (0, 0), (0, -slots % wide)], constant_values=-1)
     k_pos = k_pos.astype(np.int32)
-    seen = visible(q_pos[:, None, :, None], k_pos[:, :, None], sinks, window)
-    seen = np.asarray(seen).reshape(2, places, -1, tall, k_pos.shape[2] // wide, wide)
-    seen = seen.swapaxes(3, 4)
+    sees = seen(q_pos[:, None, :, None], k_pos[:, :, None], sinks, window)
+    sees = sees.reshape(2, places, -1, tall, k_pos.shape[2] // wide, wide).swapaxes(3, 4)
     there = (q_pos >= 0).reshape(2, 1, -1, 1, tall, 1)
     found = jax.jit(blocks.seen_blocks, static_argnums=(2, 3, 4, 5))
     order, whole, number = jax.jit(blocks.visits)(*found(q_pos, k_pos, tall, wide, sinks, window))
     for at in np.ndindex(whole.shape):
         visited = np.asarray(order[at])
         full, some = np.asarray(whole[at]), np.asarray(number[at])
-        any_seen = seen[at].any((1, 2))
-        all_seen = (seen[at] | ~there[at[0], 0, at[2]]).all((1, 2)) & any_seen
+        any_seen = sees[at].any((1, 2))
+        all_seen = (sees[at] | ~there[at[0], 0, at[2]]).all((1, 2)) & any_seen
         np.testing.assert_array_equal(visited[:full], np.flatnonzero(all_seen))
         np.testing.assert_array_equal(visited[full:some], np.flatnonzero(any_seen & ~all_seen))
         assert some == 0 or np.all(visited[some:] == visited[some - 1])
