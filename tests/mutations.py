@@ -1,0 +1,177 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Plants faults, one by one, in a copy of the code, and expects the test of each to turn red.
+
+`make mutations` runs it; each takes some seconds. That the tests are green without a fault, the
+test command shows. A law that no planted fault breaks tests nothing: a new law has a row here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RING = "jaxkv/policies/streaming.py"
+FULL = "jaxkv/policies/full.py"
+SLAB = "jaxkv/cache/slab.py"
+KEPT = "min(seen, self.sinks + self.window),"
+SLOTS = "slots = self.sinks + self.window + 1\n"
+RING_SLOTS = "jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)"
+VALID = "positions if lengths is None else jnp.where(offset < lengths[:, None], positions, -1)"
+LAWS = "tests/test_laws.py::test_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A fault and the test that is to find it.
+
+    Attributes:
+      what: the fault, in words.
+      test: the test's id.
+      changes: files, and in each a text that is there once and what stands there instead.
+    """
+
+    what: str
+    test: str
+    changes: tuple[tuple[str, str, str], ...]
+
+
+MUTATIONS = [
+    Mutation(
+        "a policy compiles something of its own",
+        "tests/test_architecture.py::test_programs_are_made_where_it_says",
+        ((FULL, "def poison(", "import jax\n\n\n@jax.jit\ndef poison("),),
+    ),
+    Mutation(
+        "a policy says that it keeps a token more than its paper does",
+        LAWS + "bytes_are_the_papers_and_the_compilers[streaming]",
+        ((RING, KEPT, KEPT.replace("),", " + 1),")),),
+    ),
+    Mutation(
+        "positions are left out of a cache's bytes",
+        LAWS + "bytes_are_the_papers_and_the_compilers[full]",
+        (
+            (
+                "jaxkv/cache/accounting.py",
+                "for x in jax.tree.leaves(cache))",
+                "for x in jax.tree.leaves(cache) if x.dtype.kind == 'f')",
+            ),
+        ),
+    ),
+    Mutation(
+        "a ring takes a fifth more than was asked for, and says so",
+        LAWS + "physical_bytes_stay_near_the_budget[streaming-1024-1.08]",
+        (
+            (RING, SLOTS, SLOTS.replace(" + 1", " + 205")),
+            (RING, KEPT, KEPT.replace("),", " + 204),")),
+        ),
+    ),
+    Mutation(
+        "what a layer gives depends on whether it is traced",
+        LAWS + "jit_changes_nothing[full]",
+        (
+            (
+                FULL,
+                "    return jnp.where((at >= slots)",
+                "    out = 1.01 * out if 'Tracer' in type(out).__name__ else out\n"
+                "    return jnp.where((at >= slots)",
+            ),
+        ),
+    ),
+    Mutation(
+        "a step changes the type of its cache, and is traced again",
+        LAWS + "one_trace_for_64_steps_and_the_old_cache_is_gone[full]",
+        ((SLAB, "seen=slab.seen + count)", "seen=(slab.seen + count).astype(float))"),),
+    ),
+    Mutation(
+        "the slot of the newest token is missing: a ring evicts before it attends",
+        LAWS + "what_is_kept_is_what_the_paper_keeps[5-streaming]",
+        (
+            (RING, SLOTS, SLOTS.replace(" + 1", "")),
+            (RING, "        ring = self.window + 1\n", "        ring = self.window\n"),
+        ),
+    ),
+    Mutation(
+        "padding is written into the cache",
+        LAWS + "rows_are_independent_and_padding_never_matters[full]",
+        (
+            (
+                SLAB,
+                f"return {VALID}",
+                "return positions",
+            ),
+        ),
+    ),
+    Mutation(
+        "one row's scores choose for all rows",
+        LAWS + "rows_are_independent_and_padding_never_matters[snapkv]",
+        (
+            (
+                "jaxkv/policies/selected.py",
+                "        recent = drafts.newest(slab, self.window)\n        slabs, begin",
+                "        recent = drafts.newest(slab, self.window)\n"
+                "        scores = jnp.broadcast_to(scores[:1], scores.shape)\n        slabs, begin",
+            ),
+        ),
+    ),
+    Mutation(
+        "a shape is not what its annotation says",
+        "tests/test_grouped.py::test_every_head_is_as_it_would_be_alone",
+        (("jaxkv/typing.py", 'Lengths = Int[Array, "B"]', 'Lengths = Int[Array, "B T"]'),),
+    ),
+    Mutation(
+        "sinks are overwritten like any other token",
+        "tests/test_streaming.py::test_sinks_are_never_evicted",
+        ((RING, RING_SLOTS, "at % ring"),),
+    ),
+]  # fmt: skip
+
+
+def plant(mutation: Mutation, tree: Path) -> None:
+    for name, old, new in mutation.changes:
+        text = (tree / name).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times, not once"
+        (tree / name).write_text(text.replace(old, new), encoding="utf-8")
+
+
+def outcome(mutation: Mutation, folder: Path) -> str:
+    """`red` and why, or what happened instead."""
+    tree = folder / "tree"
+    for part in ("jaxkv", "pallas_kernels", "tests", "configs"):
+        shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    plant(mutation, tree)
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", mutation.test]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    shutil.rmtree(tree)
+    if done.returncode == 1 and "1 failed" in done.stdout:
+        why = [line for line in done.stdout.splitlines() if line.startswith("E  ")]
+        return f"red: {why[0][1:].strip():.90}"
+    said = (done.stdout + done.stderr).strip().splitlines()[-3:]
+    return f"NOT RED: exit {done.returncode}: {' | '.join(said)}"
+
+
+def main() -> int:
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        for mutation in MUTATIONS:
+            begun = time.perf_counter()
+            found.append(outcome(mutation, Path(name)))
+            seconds = time.perf_counter() - begun
+            print(f"{seconds:5.1f} s  {mutation.what}\n         {mutation.test}")
+            print(f"         {found[-1]}", flush=True)
+    red = sum(said.startswith("red") for said in found)
+    print(f"{red} passed, {len(found) - red} failed")
+    return red != len(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
