@@ -1,6 +1,9 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the programs that were compiled, for which chips, and prints it at the end."""
+"""Counts the programs that were compiled, for which chips, and prints it at the end.
+
+The first program of each kernel on each chip is `brief`: what a second version of jax compiles.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,18 @@ import tpu
 
 PROPERTY = "compiled for"
 COUNTS: collections.Counter[str] = collections.Counter()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen = set()
+    for item in items:
+        if (kernel := item.get_closest_marker("kernel")) and isinstance(item, pytest.Function):
+            params = item.callspec.params
+            which = kernel.args, params.get("chip", "h100"), params.get("mass")
+            if which not in seen:
+                item.add_marker(pytest.mark.brief)
+            seen.add(which)
 
 
 @pytest.fixture(autouse=True)

@@ -83,6 +83,7 @@ def test_a_pool_lowers_for_cuda(model: str, small: bool) -> None:
     assert KERNEL in gpu.lower_for(function, *args)
 
 
+@pytest.mark.kernel("pool")
 @gpu.needs_cuda_compiler
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("model", MODELS)

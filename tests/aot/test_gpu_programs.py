@@ -100,6 +100,7 @@ def test_lowers_with_everything() -> None:
     assert KERNEL in gpu.lower_for(attend, *args)
 
 
+@pytest.mark.kernel("decode")
 @gpu.needs_cuda_compiler
 @pytest.mark.parametrize(("model", "slots", "rows"), CASES)
 def test_compiles_for_an_h100(model: str, slots: int, rows: int) -> None:
@@ -191,6 +192,7 @@ def test_chunks_lower_for_cuda(mass: bool, model: str, slots: int, rows: int, op
     assert KERNEL in gpu.lower_for(attend, *args)
 
 
+@pytest.mark.kernel("chunk")
 @gpu.needs_cuda_compiler
 @either
 @every_chunk

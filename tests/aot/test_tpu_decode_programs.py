@@ -46,6 +46,7 @@ def check(
     assert compiled.memory_analysis().temp_size_in_bytes < max(slab_bytes // 4, 1 << 20)
 
 
+@pytest.mark.kernel("decode")
 @pytest.mark.parametrize("slots", [1029, 8192])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chip", tpu.CHIPS)

@@ -71,6 +71,7 @@ def test_int8(op: str, model: str, chip: str, slots: int) -> None:
     assert slabs == []
 
 
+@pytest.mark.kernel("pool")
 @pytest.mark.parametrize("small", [False, True], ids=["bfloat16", "int8"])
 @pytest.mark.parametrize(
     ("model", "chip"),

@@ -41,6 +41,7 @@ def check(
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * needed + (1 << 20)
 
 
+@pytest.mark.kernel("mass")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chip", tpu.CHIPS)
 def test_mass(chip: str, model: str) -> None:

@@ -49,6 +49,7 @@ def check(
     assert compiled.memory_analysis().temp_size_in_bytes < most
 
 
+@pytest.mark.kernel("prefill")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chip", tpu.CHIPS)
 def test_prefill(chip: str, model: str) -> None:

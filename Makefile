@@ -1,0 +1,50 @@
+# The checks, one word each. `make help` lists them; CONTRIBUTING.md says what each needs.
+PYTHON ?= python
+PYTEST = $(PYTHON) -m pytest
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+test:  ## every test that needs nothing but '.[dev]': the README's test command
+	$(PYTEST) -rs $(ARGS)
+
+test-fast:  ## the same but for what takes more than some seconds
+	$(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS)
+
+test-versions:  ## what another version of jax or Python may break
+	$(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS) $(VERSIONS)
+
+lint:  ## ruff: what is wrong, and what is not formatted
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:  ## pyright
+	$(PYTHON) -m pyright
+
+parity:  ## transformers on torch and lm_eval; needs torch==2.13.0 accelerate '.[lm-eval]'
+	$(PYTEST) -rs -m parity $(ARGS) tests/parity
+
+aot:  ## kernels and models compiled for TPUs and GPUs that are not here; needs `make compilers`
+	$(PYTEST) -rs -m aot $(ARGS) tests/aot
+
+aot-brief:  ## of those, one program of each kernel on each chip
+	$(PYTEST) -rs -m 'aot and brief' $(ARGS) tests/aot
+
+mutations:  ## plants faults one by one; the test of each must turn red
+	$(PYTHON) tests/mutations.py
+
+compilers:  ## installs the compilers for TPUs and NVIDIA GPUs, without their drivers
+	$(PYTHON) -m pip install --quiet '.[tpu]'
+	$(PYTHON) -m pip install --quiet --no-deps nvidia-cuda-nvcc nvidia-nvvm \
+	  $$($(PYTHON) -c 'import jax; print(*(f"jax-cuda13-{x}=={jax.__version__}" for x in ("plugin", "pjrt")))')
+
+ci:  ## everything, in fresh environments
+	.ci/run
+
+# The laws, generation, the kernels and the command lines, and what reads files by libraries.
+VERSIONS = tests/test_laws.py tests/test_generate.py tests/test_selected.py tests/test_recycled.py \
+  tests/test_streaming.py tests/test_saved.py tests/kernels tests/test_decode_command.py \
+  tests/test_convert_command.py tests/test_convert_orbax.py tests/test_tokenizer.py \
+  tests/test_calibrate_duo.py tests/test_eval.py tests/test_bench.py
+
+.PHONY: help test test-fast test-versions lint types parity aot aot-brief mutations compilers ci
