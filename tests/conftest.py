@@ -15,6 +15,7 @@ from typing import Any
 
 import compiling
 import shape_checks
+import sharing
 
 compiling.set_flags()
 shape_checks.install()
@@ -31,7 +32,6 @@ from jaxkv.files import home, whole_file
 from jaxkv.startup import processor
 
 GEMMA_BYTES = 253113024
-LONGEST = ("test_streams", "test_golden", "test_eval", "test_generate", "test_likelihood")
 
 # A run in the background is started with Ctrl-C ignored, and the commands under test inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -56,17 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
         compiling.drop_if_large(PROGRAMS)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share models and programs, and go to one process where nothing else is said.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return sharing.ByGroup(config, log)
 
-    Those that compile ahead of time share nothing. The longest files come first, so that no process
-    is left with one of them at the end.
-    """
-    for item in items:
-        if not item.get_closest_marker("xdist_group") and not item.get_closest_marker("aot"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in sharing.LONGEST)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

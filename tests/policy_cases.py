@@ -132,15 +132,6 @@ KNOWN_CASES = {name: case for name, case in SLAB_CASES.items() if case.kept(1) i
 
 
 def law(name: str, cases: dict[str, Case]) -> pytest.MarkDecorator:
-    """Runs a law over the cases that it is for, those of one policy in one process.
-
-    They share its compiled programs there.
-    """
-    return pytest.mark.parametrize(
-        "name",
-        [
-            pytest.param(key, marks=pytest.mark.xdist_group(type(case.policy).__name__))
-            for key, case in cases.items()
-            if case.hard_for is None or name in case.hard_for
-        ],
-    )
+    """Runs a law over the cases that it is for."""
+    names = [key for key, case in cases.items() if case.hard_for is None or name in case.hard_for]
+    return pytest.mark.parametrize("name", names)

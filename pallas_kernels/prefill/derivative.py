@@ -12,13 +12,13 @@ from jax import Array
 from pallas_kernels.prefill import xla
 
 
-def jvp(case: Any, primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
+def jvp(case: Any, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """What `jax.custom_jvp` asks for, of q, k, v, q_pos, k_pos and slopes or None.
 
     Args:
       case: `scale`, `window`, `sinks` and `soft_cap`, as in `api.prefill_attention`.
       primals: the inputs; only q, k and v have tangents.
-      tangents: one for each.
+      tangents: one for each; those of integers are numpy's, of no type.
     """
     *inputs, q_pos, k_pos, slopes = primals
 
