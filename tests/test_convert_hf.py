@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import checkpoints
+import family_models
 import jax
 import ml_dtypes
 import numpy as np
@@ -24,7 +25,7 @@ from jaxkv.convert.families import by_hf_type
 from jaxkv.convert.fields import Fields
 from jaxkv.errors import InputError
 from jaxkv.models.config import parameter_shapes
-from jaxkv.rope import LinearScaling, Llama3Scaling, YarnScaling
+from jaxkv.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 FULL = {
     **checkpoints.CONFIG,
@@ -98,6 +99,31 @@ def test_rope_is_read_in_both_spellings() -> None:
     assert config(partial_rotary_factor=0.5).rope.rotary_dim == 8
 
 
+def test_rope_scaling_takes_the_place_of_rope_parameters() -> None:
+    """As in transformers 5, where a file has both."""
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    both = {"rope_parameters": plain, "rope_scaling": yarn, "rope_theta": "absent"}
+    assert config(**both) == config(rope_scaling=yarn)
+    assert config(**(both | {"rope_scaling": {}})) == config()
+    assert config(**(both | {"rope_theta": 10000.0})).rope.scaling == YarnScaling(4.0, 64)
+    for outside in ("absent", 20000.0):
+        wide = both | {"rope_parameters": plain | {"rope_theta": 5e5}, "rope_theta": outside}
+        with pytest.raises(InputError, match="rope_parameters has rope_theta 500000.*rope_scaling"):
+            config(**wide)
+    wide["rope_scaling"] = yarn | {"rope_theta": 5e5}
+    assert config(**wide).rope.theta == 5e5
+
+
+def test_gemmas_rope_scaling_is_that_of_the_layers_that_see_all() -> None:
+    gemma = family_models.TINY | family_models.FAMILIES["gemma3"]
+    both = {"full_attention": {"rope_type": "default", "rope_theta": 1e5}, "sliding_attention": {}}
+    found = config(**gemma, rope_parameters=both)
+    assert found.rope == Rope(24, 1e5, LinearScaling(8.0)) and found.local_rope == Rope(24)
+    with pytest.raises(InputError, match="rope_parameters .* full_attention and sliding"):
+        config(**gemma, rope_parameters={"rope_theta": 1e6})
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "longrope", "su", "mystery", 3, {"a": 1}])
 def test_rope_that_is_not_fixed_is_refused(kind: object) -> None:
     with pytest.raises(InputError, match=r"rope_type|rope_parameters"):
@@ -162,6 +188,39 @@ def test_wrong_tensors_are_named(tmp_path: Path) -> None:
     )
     kind = {**good, name: good[name].astype(np.int8)}
     _refused(checkpoints.write_hf(tmp_path / "d", tensors=kind), f"{name}.*I8")
+
+
+def test_names_of_models_saved_otherwise(tmp_path: Path) -> None:
+    """Without a head, or with what is shared under the head's name alone."""
+    tensors = checkpoints.weights(checkpoints.CONFIG)
+    expected = hf.load(checkpoints.write_hf(tmp_path / "as published", tensors=tensors)).params
+    bare = {name.removeprefix("model."): x for name, x in tensors.items()}
+    shared = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
+    del shared["model.embed_tokens.weight"]
+    for name, saved in (("bare", bare), ("shared", shared)):
+        got = hf.load(checkpoints.write_hf(tmp_path / name, tensors=saved)).params
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+    untied = {**checkpoints.CONFIG, "tie_word_embeddings": False}
+    with pytest.raises(InputError, match="'model.embed_tokens.weight' is missing"):
+        hf.load(checkpoints.write_hf(tmp_path / "untied", untied, shared))
+
+
+def test_one_file_comes_before_an_index(tmp_path: Path) -> None:
+    """As in transformers, where both are there."""
+    other = checkpoints.weights(checkpoints.CONFIG, seed=1)
+    folder = checkpoints.write_hf(tmp_path, tensors=other, shards=2)
+    tensors = checkpoints.weights(checkpoints.CONFIG)
+    checkpoints.write_hf(folder, tensors=tensors)
+    loaded = hf.load(folder).params["embed"]
+    np.testing.assert_array_equal(loaded, tensors["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("ids", [[-5], [600]])
+def test_a_bos_outside_the_model_is_refused(tmp_path: Path, ids: list[int]) -> None:
+    folder = checkpoints.write_hf(tmp_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"jaxkv_bos_ids": ids}))
+    with pytest.raises(InputError, match=rf"bos id is {ids[0]}; this model has ids from 0 to 511"):
+        hf.load(folder)
 
 
 def test_harmless_extras_are_dropped(tmp_path: Path) -> None:

@@ -67,6 +67,10 @@ class Fields:
             raise self._refused(key, value, "an object")
         return Fields(value, f"{key} in {self.where}")
 
+    def values(self) -> dict[str, Any]:
+        """All that is there and not null."""
+        return {key: value for key, value in self._values.items() if value is not None}
+
     def keys(self) -> list[str]:
         return [str(key) for key in self._values]
 

@@ -43,12 +43,31 @@ def load(
     config = family.hf_config(fields)
     tensors = SafeTensors(folder)
     ignored = family.hf_ignored
+    named = {rule.ours: rule.theirs for rule in family.hf_rules}
+    tensors.rename(_as_published(named, tensors.shapes, config.tie_embeddings))
     if config.tie_embeddings:
-        named = {rule.ours: rule.theirs for rule in family.hf_rules}
         ignored += (tensors.check_copy(named["lm_head"], named["embed"]),)
     tokenizer = hf_tokenizer.load(folder)
     params = assemble(config, family.hf_rules, ignored, tensors, dtype, progress)
     return Model(config, params, tokenizer, str(folder), fingerprint(tensors.files))
+
+
+def _as_published(
+    named: Mapping[str, str], present: Mapping[str, Any], tied: bool
+) -> dict[str, str]:
+    """Names in a checkpoint that was not saved as it is published, to those that it should have.
+
+    As transformers takes them: a model saved without its head has no `model.` before its names, and
+    what a tied embedding and head share may be there under the head's name alone.
+    """
+    embed, head = named["embed"], named.get("lm_head", "")
+    renamed: dict[str, str] = {}
+    prefix = embed.partition(".")[0] + "."
+    if embed not in present and embed.removeprefix(prefix) in present:
+        renamed = {name: prefix + name for name in present if name != head}
+    if tied and head in present and embed not in (*present, *renamed.values()):
+        renamed[head] = embed
+    return renamed
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,6 +96,13 @@ class SafeTensors:
             self._file_of[name] = path
             self.shapes[name] = shape
         self.files = sorted(set(self._file_of.values()))
+        self._stored: dict[str, str] = {}
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """From now on tensors have other names than in their files: `names` has new by old."""
+        for old, new in names.items():
+            self._file_of[new], self.shapes[new] = self._file_of.pop(old), self.shapes.pop(old)
+            self._stored[new] = old
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in the type it is stored in; the caller may keep it.
@@ -84,15 +110,15 @@ class SafeTensors:
         Opened anew for every tensor, because pages that were read through an open map stay in
         memory: the whole file would be there beside the model.
         """
-        path = self._file_of[name]
+        path, stored = self._file_of[name], self._stored.get(name, name)
         with _opened(path) as file:
-            kind = file.get_slice(name).get_dtype()
+            kind = file.get_slice(stored).get_dtype()
             if kind not in _READABLE:
                 raise InputError(
                     f"tensor {name!r} of {path} is stored as {kind}; supported are "
                     f"{', '.join(sorted(_READABLE))}"
                 )
-            return file.get_tensor(name)
+            return file.get_tensor(stored)
 
     def check_copy(self, name: str, original: str) -> str:
         """Refuses a tensor that is there, should be a copy and is not; returns its pattern."""
@@ -139,10 +165,10 @@ def _files(folder: Path) -> Mapping[Path, set[str]]:
     """Which tensors are in which file; an empty set means all that are there."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
+    if (folder / _SINGLE).is_file():  # before an index that is there too, as in transformers
+        return {folder / _SINGLE: set()}
     if (folder / _INDEX).is_file():
         return _shards(folder)
-    if (folder / _SINGLE).is_file():
-        return {folder / _SINGLE: set()}
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
     if pickles:
         raise InputError(

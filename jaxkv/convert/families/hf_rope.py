@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxkv.convert.families.windows import GLOBAL, LOCAL
@@ -26,7 +27,7 @@ def rope_from_hf(
     fields: Fields, head_dim: int, max_positions: int,
     *, theta: str = "rope_theta", part: str = "partial_rotary_factor", default_part: float = 1.0,
 ) -> Rope:  # fmt: skip
-    """Reads `rope_parameters`, or `rope_theta` beside `rope_scaling`.
+    """Reads `rope_parameters`, or `rope_theta` beside `rope_scaling`; see `_one_set` for both.
 
     Args:
       fields: the whole config.json.
@@ -36,7 +37,7 @@ def rope_from_hf(
       part: how it calls the share of a head that is rotated.
       default_part: that share where the file does not tell.
     """
-    nested = fields.within("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
+    nested = _one_set(fields, {"rope_theta": theta, "partial_rotary_factor": part})
     if any(isinstance(nested.raw(key), dict) for key in nested.keys()):
         raise fields.refuse("rope_parameters", "one set of numbers for all layers")
     base = nested.number("rope_theta", fields.number(theta, 10000.0, above=1), above=1)
@@ -50,6 +51,30 @@ def rope_from_hf(
     return Rope(rotary, base, _scaling(nested, original, max_positions, rotary))
 
 
+def _one_set(fields: Fields, outside: Mapping[str, str]) -> Fields:
+    """`rope_scaling` where it says anything: it takes all of `rope_parameters`' place.
+
+    So does transformers 5, which then takes what is in neither it nor the file's top from the
+    family's defaults. Where `rope_parameters` says something else, that is not what is meant.
+
+    Args:
+      fields: the whole config.json.
+      outside: of what may be in either, the name at the file's top.
+    """
+    new, old = fields.within("rope_parameters"), fields.within("rope_scaling")
+    if not old.keys():
+        return new
+    for key, name in outside.items():
+        said, elsewhere = new.raw(key), old.raw(key) if old.has(key) else fields.raw(name)
+        default = 10000.0 if key == "rope_theta" else None
+        if said is not None and said != (default if elsewhere is None else elsewhere):
+            raise InputError(
+                f"rope_parameters has {key} {said!r:.30} in {fields.where} and rope_scaling, which "
+                "stands in its place, has not; it must be in rope_scaling too"
+            )
+    return old
+
+
 def ropes_from_hf(
     fields: Fields, head_dim: int, max_positions: int, local_theta: float
 ) -> tuple[Rope, Rope]:
@@ -61,11 +86,12 @@ def ropes_from_hf(
       max_positions: the trained length.
       local_theta: the second's base where the file does not tell.
     """
-    both = fields.within("rope_parameters")
-    if both.has(GLOBAL):
-        wide, local = both.within(GLOBAL), both.within(LOCAL)
-    else:
-        wide, local = fields.within("rope_scaling"), Fields({}, fields.where)
+    both, scaling = fields.within("rope_parameters"), fields.within("rope_scaling")
+    if both.keys() and not {*both.keys()} <= {GLOBAL, LOCAL}:
+        raise fields.refuse("rope_parameters", f"{GLOBAL} and {LOCAL}, each with its numbers")
+    # transformers writes `rope_scaling` over the numbers of the layers that see all.
+    wide = Fields(both.within(GLOBAL).values() | scaling.values(), scaling.where)
+    local = both.within(LOCAL)
     base = wide.number("rope_theta", fields.number("rope_theta", 1e6, above=1), above=1)
     near = fields.number("rope_local_base_freq", local_theta, above=1)
     near = local.number("rope_theta", near, above=1)
