@@ -176,6 +176,15 @@ def test_absurd_headers_are_named(tmp_path: Path, extra: dict, name: str) -> Non
     _refused(checkpoints.write_gguf(tmp_path / "m.gguf", extra=extra), name)
 
 
+@pytest.mark.parametrize(
+    "name", ["deepseek-r1-qwen", "tekken", "dbrx", "gpt-4o", "falcon3", "smaug-bpe", "llama4"]
+)
+def test_splits_by_the_names_that_llama_cpp_knows(tmp_path: Path, name: str) -> None:
+    path = checkpoints.write_gguf(tmp_path / "m.gguf", extra={"tokenizer.ggml.pre": name})
+    tokenizer = gguf.load(path).tokenizer
+    assert tokenizer.decode(tokenizer.encode("it's 12345 fooBar")) == "it's 12345 fooBar"
+
+
 def test_other_architectures_are_named(tmp_path: Path) -> None:
     writer = package.GGUFWriter(tmp_path / "m.gguf", "mamba")
     writer.write_header_to_file()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -117,8 +118,9 @@ def _engine(folder: Path, **config) -> Tokenizer:
 def test_small_files_of_a_folder(tmp_path: Path) -> None:
     end = {"content": "<|endoftext|>", "special": True}
     added = {"512": {"content": "<think>"}, "513": {"content": "<|new|>", "special": True}}
+    # tokenizer.json adds none, and it decides.
     tokenizer = _engine(tmp_path, eos_token=end, bos_token="<|im_start|>", add_bos_token=True)
-    assert tokenizer.bos_ids == (1,) and tokenizer.eos_ids == (2, 0)
+    assert tokenizer.bos_ids == () and tokenizer.eos_ids == (2, 0)
     assert tokenizer.special_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 99999, true]}')
     tokenizer = _engine(tmp_path / ".", added_tokens_decoder=added, add_bos_token=False)
@@ -156,11 +158,87 @@ def test_pre_tokenizers(split: str) -> None:
         "gpt2": ["Ġ12345"],
         "digits": ["Ġ", "1", "2", "3", "4", "5"],
         "llama3": ["Ġ", "123", "45"],
+        "dbrx": ["Ġ", "123", "45"],
+        "gpt4o": ["Ġ", "123", "45"],
         "qwen2": ["Ġ", "1", "2", "3", "4", "5"],
+        "tekken": ["Ġ", "1", "2", "3", "4", "5"],
         "falcon": ["Ġ", "123", "45"],
     }[split]
-    its = ["it", "'", "s"] if split == "falcon" else ["it", "'s"]
+    its = {"falcon": ["it", "'", "s"], "gpt4o": ["it's"]}.get(split, ["it", "'s"])
     assert words == [*its, *digits, "ĊĊ", "Ġx", "!!"]
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("gpt4o", ["foo", "Bar", "ĠDON'T", "Ġ/", "usr", "/Ċ"]),
+        ("tekken", ["foo", "Bar", "ĠDON", "'T", "Ġ/", "usr", "/Ċ"]),
+    ],
+)
+def test_words_end_where_small_letters_turn_large(split: str, expected: list[str]) -> None:
+    engine = byte_level(["a"], [], [1], split)
+    words = [x for x, _ in engine.pre_tokenizer.pre_tokenize_str("fooBar DON'T /usr/\n")]
+    assert words == expected
+
+
+@pytest.mark.parametrize("bos", [(), (1,), (1, 0)])
+@pytest.mark.parametrize("baked", [False, True])
+def test_what_is_written_adds_what_was_read(tmp_path: Path, bos: tuple, baked: bool) -> None:
+    """Also to transformers, which looks into tokenizer.json and at no flag."""
+    backend = tokenizers.Tokenizer.from_str(TOY.backend.to_str())
+    if baked:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+        )
+    dataclasses.replace(TOY, backend=backend, bos_ids=bos).save(tmp_path)
+    again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert again.encode("hello").ids == [*bos, *TOY.encode("hello")]
+    os.remove(tmp_path / "tokenizer_config.json")
+    assert hf_tokenizer.load(tmp_path).bos_ids == bos
+
+
+@pytest.mark.parametrize(
+    ("named", "swallows"),
+    [
+        ({"general.architecture": "phi3"}, True),
+        ({"general.name": "Phi-3 mini"}, True),
+        ({"general.name": "Llama"}, False),
+    ],
+)
+def test_white_space_behind_phi3s_special_tokens(named: dict, swallows: bool) -> None:
+    """Which a GGUF has no field for."""
+    tokens = ["<unk>", "<s>", "</s>", "<|end|>", "<|endoftext|>", "▁", "a", "\n"]
+    kinds = np.array([2, 3, 3, 3, 3, 1, 1, 1], np.int32)
+    header = {"model": "llama", "tokens": tokens, "token_type": kinds, "add_space_prefix": False}
+    header["scores"] = np.zeros(len(tokens), np.float32)
+    fields = {f"tokenizer.ggml.{key}": value for key, value in header.items()}
+    found = tokenizer_from_gguf(Fields({**fields, **named}, "header"), 99)
+    behind = [] if swallows else [7]
+    assert found.encode("a<|end|>\na", special=True) == [6, 3, *behind, 6]
+    assert found.encode("<|endoftext|>\na", special=True) == [4, 7, 6]
+
+
+@pytest.mark.parametrize("listed", ["ordinary", "not at all"])
+def test_a_role_makes_a_token_special(tmp_path: Path, listed: str) -> None:
+    """Whatever its file says of it: an answer does not show it, and a text does not write it."""
+    TOY.save(tmp_path)
+    table = json.loads((tmp_path / "tokenizer.json").read_text())
+    if listed == "ordinary":
+        for entry in table["added_tokens"]:
+            entry["special"] = False
+    else:
+        table["added_tokens"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    config = {"eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 13]}')
+    again = hf_tokenizer.load(tmp_path)
+    ids = TOY.encode("hello")
+    assert again.eos_ids == (0, 13, 2)  # 2 closes a turn in the template
+    assert again.special_ids >= {0, 1, 2} and 13 not in again.special_ids
+    assert again.decode([*ids, 2, 1, 0]) == "hello"
+    assert not {0, 1, 2} & {*again.encode("<|im_end|> <|im_start|> <|endoftext|>")}
+    assert again.encode("<|im_end|>", special=True) == [2]
 
 
 def _trained(kind: str, **options) -> bytes:

@@ -30,8 +30,26 @@ _SPLITS = {
     "llama-bpe": "llama3",
     "llama3": "llama3",
     "llama-v3": "llama3",
+    "falcon3": "llama3",
+    "falcon-h1": "llama3",
+    "pixtral": "llama3",
+    "midm-2.0": "llama3",
+    "lfm2": "llama3",
+    "dbrx": "dbrx",
+    "smaug-bpe": "dbrx",
     "qwen2": "qwen2",
+    "deepseek-r1-qwen": "qwen2",
+    "kormo": "qwen2",
+    "megrez": "qwen2",
+    "gpt-4o": "gpt4o",
+    "llama4": "gpt4o",
+    "tekken": "tekken",
     "falcon": "falcon",
+    "phi-2": "gpt2",
+    "gigachat": "gpt2",
+    "mellum": "gpt2",
+    "a.x-4.0": "gpt2",
+    "exaone4": "gpt2",
 }
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
@@ -86,7 +104,20 @@ def _sentence_pieces(fields: Fields, tokens: list[str]) -> tokenizers.Tokenizer:
     scores = _array(fields, "scores", len(tokens)).astype(np.float64).tolist()
     kinds = _kinds(fields, tokens)
     prefix = fields.flag(_KEY + "add_space_prefix", True)
-    return sentence_pieces(Pieces(tokens, scores, kinds), add_prefix=prefix)
+    return sentence_pieces(
+        Pieces(tokens, scores, kinds), add_prefix=prefix, swallowing=_swallowing(fields, tokens)
+    )
+
+
+def _swallowing(fields: Fields, tokens: list[str]) -> set[str]:
+    """Phi-3's special tokens take the white space behind them.
+
+    A header has no field for that: as llama.cpp does, it is told by the name of the model.
+    """
+    name = fields.text("general.name", "").lower().replace("-", "")
+    if "phi3" not in name and fields.text("general.architecture", "") != "phi3":
+        return set()
+    return {*tokens} - {"<unk>", "<s>", "<|endoftext|>"}
 
 
 def _split(fields: Fields) -> str:

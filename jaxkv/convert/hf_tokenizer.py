@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxkv.convert import spm
-from jaxkv.convert.tokenizer import Tokenizer, make
+from jaxkv.convert.tokenizer import Tokenizer, make, put_before
 from jaxkv.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def load(folder: Path) -> Tokenizer:
     special = {}
     for source in (_json(folder / "special_tokens_map.json"), config):
         special |= {role: text for role in _ROLES if (text := _text(source.get(role))) is not None}
-    bos_ids = _bos_ids(backend, config, special)
+    bos_ids = _bos_ids(folder, backend, config, special)
     return make(
         backend,
         bos_ids=bos_ids,
@@ -90,19 +90,21 @@ def _add(backend: tokenizers.Tokenizer, number: int, entry: Any, known: Containe
 
 
 def _bos_ids(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]
-) -> tuple[int, ...]:
-    """What comes before a raw prompt: said in so many words, or found by trying."""
+    folder: Path, backend: tokenizers.Tokenizer, config: Mapping[str, Any],
+    special: Mapping[str, str],
+) -> tuple[int, ...]:  # fmt: skip
+    """What comes before a raw prompt: found by trying, or said where there is nothing to try.
+
+    As in transformers 5: what tokenizer.json itself does counts, and no flag beside it.
+    """
     ours = config.get("jaxkv_bos_ids")
     if isinstance(ours, list) and all(isinstance(i, int) for i in ours):
         return tuple(ours)
     wanted = config.get("add_bos_token")
-    if isinstance(wanted, bool):
+    if isinstance(wanted, bool) and not (folder / "tokenizer.json").is_file():
         number = backend.token_to_id(special.get("bos_token", ""))
         return (number,) if wanted and number is not None else ()
-    encoding = backend.encode("a", add_special_tokens=True)
-    mask = encoding.special_tokens_mask
-    return tuple(encoding.ids[: mask.index(0)]) if 0 in mask else ()
+    return put_before(backend)
 
 
 def _eos_ids(folder: Path, backend: tokenizers.Tokenizer, special: Mapping[str, str]) -> list[int]:

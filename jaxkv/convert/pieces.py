@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 # SentencePiece's kinds of pieces, which GGUF has taken over.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
+_SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
+    _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LARGE, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+# Words end where small letters turn large.
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_LARGE}*{_SMALL}+SHORT|[^\r\n\p{{L}}\p{{N}}]?{_LARGE}+{_SMALL}*SHORT"
+    r"|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # How text is split before merging: GPT-2's own way, the same with single digits, or a pattern.
 BYTE_LEVEL_SPLITS: Mapping[str, str | None] = MappingProxyType(
@@ -28,9 +35,15 @@ BYTE_LEVEL_SPLITS: Mapping[str, str | None] = MappingProxyType(
         "digits": None,
         "falcon": None,
         "llama3": _WORDS.replace("DIGITS", "{1,3}"),
+        "dbrx": _WORDS.replace("DIGITS", "{1,3}"),
         "qwen2": _WORDS.replace("DIGITS", ""),
+        "gpt4o": _CASED.replace("SHORT", f"{_SHORT}?").replace("DIGITS", "{1,3}"),
+        "tekken": _CASED.replace("SHORT", "").replace("DIGITS", ""),
     }
 )
+
+
+_WHOLE = ("llama3", "tekken")  # a word that is a token is not made of others first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +76,7 @@ def byte_level(
     elif pattern is not None:
         first = pre_tokenizers.Split(Regex(pattern), "isolated")
     vocab = {token: i for i, token in enumerate(tokens)}
-    backend = Tokenizer(_bpe(models, vocab, merges, ignore_merges=split == "llama3"))
+    backend = Tokenizer(_bpe(models, vocab, merges, ignore_merges=split in _WHOLE))
     if split == "qwen2":
         backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
     parts = [level] if first is None else [first, level]
@@ -81,6 +94,7 @@ def sentence_pieces(
     *,
     add_prefix: bool = True,
     normalizer_steps: Sequence = (),
+    swallowing: Container[str] = (),
 ) -> tokenizers.Tokenizer:
     """SentencePiece's BPE, with bytes for what has no piece.
 
@@ -88,6 +102,7 @@ def sentence_pieces(
       pieces: the vocabulary.
       add_prefix: whether a space is put before the text.
       normalizer_steps: engine normalizers to run on the text first.
+      swallowing: special tokens that take the white space behind them.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -102,7 +117,7 @@ def sentence_pieces(
     undo = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     undo += [decoders.Strip(" ", 1, 0)] if add_prefix else []
     backend.decoder = decoders.Sequence(undo)  # type: ignore[assignment]
-    _add(backend, pieces.texts, pieces.kinds)
+    _add(backend, pieces.texts, pieces.kinds, swallowing)
     return backend
 
 
@@ -134,13 +149,22 @@ def _merges(pieces: Pieces) -> list[tuple[str, str]]:
     return [(text[:cut], text[cut:]) for _, text, cut in found]
 
 
-def _add(backend: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> None:
+def _add(
+    backend: tokenizers.Tokenizer,
+    tokens: Sequence[str],
+    kinds: Sequence[int],
+    swallowing: Container[str] = (),
+) -> None:
     """Tells the engine which tokens are never made of, nor broken into, others."""
     from tokenizers import AddedToken
 
     added = [(t, kind) for t, kind in zip(tokens, kinds, strict=True) if kind in (2, 3, 4) and t]
     backend.add_special_tokens(
-        [AddedToken(text, normalized=False) for text, kind in added if kind != USER_DEFINED]
+        [
+            AddedToken(text, normalized=False, rstrip=text in swallowing)
+            for text, kind in added
+            if kind != USER_DEFINED
+        ]
     )
     backend.add_tokens(
         [AddedToken(text, normalized=False) for text, kind in added if kind == USER_DEFINED]

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 # What closes a turn in the common templates, whether or not the checkpoint lists it as an end.
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
+# What opens one, or stands around the name of who speaks.
+_START_OF_TURN = (
+    "<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<|user|>",
+    "<|assistant|>", "<|system|>",
+)  # fmt: skip
+_SPEAKING = ("bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,13 +120,31 @@ class Tokenizer:
             **self.special_tokens,
         }
         # Not by the engine's own `save`, which reports a full disk as a plain Exception.
-        (folder / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(self._with_bos().to_str(), encoding="utf-8")
         _write_json(folder / "tokenizer_config.json", config)
         _write_json(folder / "generation_config.json", {"eos_token_id": list(self.eos_ids)})
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(
                 self.chat_template, encoding="utf-8", newline=""
             )
+
+    def _with_bos(self) -> tokenizers.Tokenizer:
+        """The engine, which puts `bos_ids` before a text where it is asked for special tokens.
+
+        That is where transformers looks for them.
+        """
+        import tokenizers
+
+        if put_before(self.backend) == self.bos_ids:
+            return self.backend
+        names = [self.backend.id_to_token(i) for i in self.bos_ids]
+        engine = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        engine.post_processor = tokenizers.processors.TemplateProcessing(  # type: ignore[assignment]
+            single=[*names, "$A"],
+            pair=[*names, "$A", *[f"{name}:1" for name in names], "$B:1"],
+            special_tokens=list(dict.fromkeys(zip(names, self.bos_ids, strict=True))),
+        )
+        return engine
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
@@ -148,6 +172,13 @@ class Tokenizer:
         return copy
 
 
+def put_before(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """Ids that the engine puts before a text where it is asked for special tokens."""
+    encoding = backend.encode("a", add_special_tokens=True)
+    mask = encoding.special_tokens_mask
+    return tuple(encoding.ids[: mask.index(0)]) if 0 in mask else ()
+
+
 def make(
     backend: tokenizers.Tokenizer,
     *,
@@ -156,11 +187,19 @@ def make(
     chat_template: str | None = None,
     special_tokens: Mapping[str, str] | None = None,
 ) -> Tokenizer:
-    """A tokenizer whose `eos_ids` also hold what closes a turn in its template."""
+    """A tokenizer whose `eos_ids` also hold what closes a turn in its template.
+
+    What a token is for makes it special, whatever its file says: else answers would show the end of
+    a turn, and a stranger's text could write one.
+    """
     ends: list[int | None] = list(eos_ids)
-    for token in _END_OF_TURN:
-        if chat_template and token in chat_template:
-            ends.append(backend.token_to_id(token))
+    turns = [x for x in (*_END_OF_TURN, *_START_OF_TURN) if chat_template and x in chat_template]
+    ends += [backend.token_to_id(token) for token in turns if token in _END_OF_TURN]
+    roles = {text for role, text in (special_tokens or {}).items() if role in _SPEAKING}
+    marked = (backend.id_to_token(i) for i in ends if i is not None and i >= 0)
+    # An answer may also be made to end at a line feed, which stays text.
+    roles |= {text for text in marked if text and text[0] + text[-1] in ("<>", "[]")}
+    backend = _with_special(backend, sorted({*roles, *turns}))
     backend.no_truncation()
     backend.no_padding()
     size = backend.get_vocab_size(with_added_tokens=True)
@@ -171,6 +210,21 @@ def make(
         chat_template=chat_template,
         special_tokens=dict(special_tokens or {}),
     )
+
+
+def _with_special(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> tokenizers.Tokenizer:
+    """The engine, which leaves these tokens out of a text and does not read their spelling."""
+    import tokenizers
+
+    known = {x.content: x.special for x in backend.get_added_tokens_decoder().values()}
+    if not all(known.get(text, True) for text in texts):  # a flag cannot be set in an engine
+        table = json.loads(backend.to_str())
+        for entry in table["added_tokens"]:
+            entry["special"] = entry["special"] or entry["content"] in texts
+        backend = tokenizers.Tokenizer.from_str(json.dumps(table))
+    new = [x for x in texts if x and x not in known and backend.token_to_id(x) is not None]
+    backend.add_special_tokens([tokenizers.AddedToken(text, normalized=False) for text in new])
+    return backend
 
 
 @functools.cache
