@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import warnings
 from pathlib import Path
 
 from jaxkv.files import home
@@ -15,6 +16,7 @@ from jaxkv.files import home
 def prepare() -> None:
     """Turns on jax's compilation cache on disk, unless `$JAX_COMPILATION_CACHE_DIR` says where."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -23,7 +23,7 @@ from jaxkv.bench.kvpress_report import print_report
 from jaxkv.convert.toy import load as toy
 from jaxkv.errors import InputError
 from jaxkv.eval.timed_rows import answer_job, make_job, score_job
-from jaxkv.generate.api import prompt_ids
+from jaxkv.generate.prompts import prompt_ids
 from jaxkv.policies.snapkv import SnapKV
 
 WORKER = Path(kvpress_worker.__file__)

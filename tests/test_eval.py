@@ -113,7 +113,7 @@ class TestPerplexity:
         text = "The rain in Spain. " * 300
         ids = model.tokenizer.encode(text)
         for tokens in (2, 100, len(ids), len(ids) + 5):
-            got = ppl.token_stream(model.tokenizer, text, tokens)
+            got = ppl.token_stream(model, text, tokens)
             assert got.tolist() == ids[:tokens]
 
     def test_positions_are_one_a_stretch(self):

@@ -26,16 +26,20 @@ from jaxkv import (
     InputError,
     Model,
     RecycledAttention,
+    SlidingRecompute,
     StreamingLLM,
     StreamingLLMPlus,
+    Window,
     generate,
 )
 from jaxkv.convert import toy
 from jaxkv.generate import loop
 from jaxkv.generate.api import Session, Settings, answer
 from jaxkv.generate.loop import compilations, forget_programs
+from jaxkv.generate.prompts import prompt_ids
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.text import Row
+from jaxkv.policies.layers import sees_far
 
 PROMPTS = ["a", "The quick brown fox jumps over the lazy dog", "some words"]
 RING = StreamingLLM(2, 7)
@@ -124,6 +128,55 @@ def test_a_short_text_after_a_long_one_has_a_narrow_program(model) -> None:
     assert by_length == {"prefill": 1, "decode": 0}
     assert compile_s > 0
     assert found == expected
+
+
+def test_a_system_message_and_a_conversation(model) -> None:
+    """Both are what the template makes of them."""
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi?"}]
+    expected = model.tokenizer.encode(model.tokenizer.render(told), special=True)
+    assert prompt_ids(model, "Hi?", system="Be brief.") == expected
+    more = {"policy": RING, "max_new_tokens": 4}
+    both = (
+        generate(model, "Hi?", system="Be brief.", **more),
+        generate(model, messages=told, **more),
+    )
+    assert both[0].token_ids == both[1].token_ids
+    assert [x.prompt_tokens for x in both] == [[len(expected)]] * 2
+    for wrong, said in (
+        ({"messages": []}, "no message"),
+        ({"messages": [{"role": "user"}]}, "must have a role and a content"),
+        ({"messages": told, "prompts": "Hi"}, "whole conversation"),
+        ({"prompts": "Hi", "system": "x", "chat": False}, "only a chat"),
+    ):
+        with pytest.raises(InputError, match=said):
+            generate(model, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [512, 100_000, -1])
+def test_an_id_that_the_model_lacks_is_refused(model, wrong: int) -> None:
+    """jax would take another token's row and say nothing."""
+    session = Session.begin(model, Settings(policy=RING, max_new_tokens=3), 1, 5)
+    with pytest.raises(InputError, match=f"a prompt's id is {wrong}; .* ids from 0 to 511"):
+        session.feed([[5, wrong, 7]])
+    assert not session.longest
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stream_beyond_what_the_model_was_trained_on_is_told(model, name) -> None:
+    """Once, and not where distances stay short."""
+    policy = CASES[name].policy
+    short = isinstance(policy, Window | StreamingLLM | SlidingRecompute)
+    assert sees_far(policy, toys.geometry()) != short
+
+
+def test_it_is_told_once(model) -> None:
+    small = dataclasses.replace(model, config=dataclasses.replace(model.config, max_positions=20))
+    session = Session.begin(small, Settings(max_new_tokens=9, max_length=64), 1, 16)
+    session.feed([[5] * 16])
+    with pytest.warns(UserWarning, match="25 tokens is longer than the 20 .* full keeps all"):
+        answer(session, [16])
+    session.feed([[5] * 3])
+    drawn(small, "a text that is longer than twenty tokens", RING)
 
 
 @pytest.mark.slow

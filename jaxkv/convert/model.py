@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxkv.convert.tokenizer import Tokenizer
+from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
 
 
@@ -28,6 +29,25 @@ class Model:
     tokenizer: Tokenizer
     name: str
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        self.check_ids(self.tokenizer.bos_ids, "the tokenizer's bos")
+        self.check_ids(self.tokenizer.eos_ids, "the tokenizer's eos")
+
+    def check_ids(self, ids: Iterable[int], what: str) -> None:
+        """Refuses ids that have no row in the embedding: jax would take another one's.
+
+        Raises:
+          InputError: names the first of them.
+        """
+        rows = self.config.vocab_size
+        wrong = next((int(i) for i in ids if not 0 <= i < rows), None)
+        if wrong is not None:
+            text = self.tokenizer.backend.id_to_token(wrong) if 0 <= wrong < 2**32 else None
+            spelled = f" ({text!r:.40})" if text else ""
+            raise InputError(
+                f"{what} id is {wrong}{spelled}; this model has ids from 0 to {rows - 1}"
+            )
 
 
 def fingerprint(files: Iterable[Path]) -> str:

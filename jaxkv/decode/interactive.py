@@ -14,8 +14,9 @@ from jaxkv.convert.model import Model
 from jaxkv.decode.once import keep, resume
 from jaxkv.decode.options import Options
 from jaxkv.errors import InputError
-from jaxkv.generate.api import Session, prompt_ids
+from jaxkv.generate.api import Session
 from jaxkv.generate.chat import next_turn
+from jaxkv.generate.prompts import prompt_ids
 from jaxkv.generate.text import Row
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.layers import reads_whole_prompt
@@ -49,7 +50,10 @@ def chat(options: Options, model: Model, load_s: float) -> None:
         if not prompt.strip():
             continue
         if first:
-            ids = prompt_ids(model, prompt, chat=in_chat, answer_prefix=options.answer_prefix)
+            ids = prompt_ids(
+                model, prompt, chat=in_chat, answer_prefix=options.answer_prefix,
+                system=options.system,
+            )  # fmt: skip
         else:
             ended = bool(session.closed[0])
             ids = next_turn(

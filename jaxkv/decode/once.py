@@ -16,8 +16,9 @@ from jaxkv.arguments import flags_named
 from jaxkv.convert.model import Model
 from jaxkv.decode.options import Options
 from jaxkv.errors import InputError
-from jaxkv.generate.api import Generation, Session, answer, prompt_ids
+from jaxkv.generate.api import Generation, Session, answer
 from jaxkv.generate.chat import next_turn
+from jaxkv.generate.prompts import prompt_ids
 from jaxkv.generate.saved import load_with_extras, save_cache
 from jaxkv.generate.state import State, row_keys
 
@@ -29,7 +30,13 @@ def answer_once(options: Options, model: Model, load_s: float) -> Generation:
         ids = _next_turns(options, session)
     else:
         ids = [
-            prompt_ids(model, prompt, chat=options.chat, answer_prefix=options.answer_prefix)
+            prompt_ids(
+                model,
+                prompt,
+                chat=options.chat,
+                answer_prefix=options.answer_prefix,
+                system=options.system,
+            )
             for prompt in options.prompts
         ]
         longest = max(map(len, ids))

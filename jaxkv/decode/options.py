@@ -23,6 +23,7 @@ COMMAND = "jaxkv.decode"
 # What a message may start with that is a flag, spelt the same.
 _FLAGS = (
     "max-new-tokens", "prefill-chunk", "max-length", "kv-dtype", "temperature", "top-k", "top-p",
+    "system",
 )  # fmt: skip
 
 _DESCRIPTION = """Answer a prompt with a KV cache that stays small.
@@ -57,6 +58,7 @@ class Options:
     policy: Policy | None
     chat: bool | None
     answer_prefix: str
+    system: str | None
     interactive: bool
     reseed: bool
     save_cache: str | None
@@ -82,6 +84,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         )
     if "" in (given.stop or ()):
         raise InputError("--stop is ''; it must have at least one character")
+    if given.system is not None and (given.load_cache or given.raw):
+        raise InputError("--system comes before a chat's first turn; give no --load-cache or --raw")
     if given.save_cache:
         with flags_named(None, "--save-cache: "):
             check_target(given.save_cache)
@@ -104,6 +108,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         policy=policy,
         chat=True if given.chat else False if given.raw else None,
         answer_prefix=given.answer_prefix,
+        system=given.system,
         interactive=given.interactive,
         reseed=given.seed is not None,
         save_cache=given.save_cache,
@@ -201,6 +206,7 @@ def _parser() -> Any:
         "--chat", action="store_true", help="use the model's chat template (default if it has one)"
     )
     form.add_argument("--raw", action="store_true", help="continue the text as it is")
+    add("--system", type=str, metavar="TEXT", help="a message before the chat, of how to answer")
     add(
         "--answer-prefix",
         type=str,

@@ -135,7 +135,7 @@ def pieces(model: Model, options: Options) -> np.ndarray:
     """The text's samples, int32 [samples, tokens]; fewer if the text is too short for as many."""
     bos = list(model.tokenizer.bos_ids)
     size = options.tokens - len(bos)
-    stream = token_stream(model.tokenizer, options.text, options.samples * size)[len(bos) :]
+    stream = token_stream(model, options.text, options.samples * size)[len(bos) :]
     count = len(stream) // size
     if not count:
         raise InputError(

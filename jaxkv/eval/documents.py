@@ -28,7 +28,7 @@ from jaxkv.eval.answers import (
 from jaxkv.eval.result import Result
 from jaxkv.eval.rows import add_save_rows, check_save_rows, save_rows
 from jaxkv.eval.task import Common
-from jaxkv.generate.api import prompt_ids
+from jaxkv.generate.prompts import prompt_ids
 
 CUT = """A prompt that is too long is cut in the middle: of its tokens (with the one that begins a text, and
 without the chat template's) the first half and the last half of --max-prompt-tokens stay. The two

@@ -15,7 +15,6 @@ import numpy as np
 from jaxkv.arguments import check_positive, read_text
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
-from jaxkv.convert.tokenizer import Tokenizer
 from jaxkv.errors import InputError
 from jaxkv.eval.haystacks import builtin_text
 from jaxkv.eval.journal import key_of
@@ -73,13 +72,13 @@ class Options:
     prompt: int
 
 
-def token_stream(tokenizer: Tokenizer, text: str, tokens: int) -> np.ndarray:
+def token_stream(model: Model, text: str, tokens: int) -> np.ndarray:
     """BOS, if there is one, and the first `tokens` tokens of a text: int32 [S].
 
     Raises:
       InputError: the text has too few tokens to predict any.
     """
-    cut = 8 * tokens + 64
+    cut, tokenizer = 8 * tokens + 64, model.tokenizer
     ids = tokenizer.encode(text[:cut])
     # The last tokens of a text that is cut within a word are not those of the text.
     if len(ids) < tokens + 16 and len(text) > cut:
@@ -87,6 +86,7 @@ def token_stream(tokenizer: Tokenizer, text: str, tokens: int) -> np.ndarray:
     stream = [*tokenizer.bos_ids, *ids[:tokens]]
     if len(stream) < 2:
         raise InputError(f"the text has {len(ids)} tokens; it must have at least 2")
+    model.check_ids(stream, "the text's")
     return np.asarray(stream, np.int32)
 
 
@@ -108,7 +108,7 @@ def perplexity(scores: Scores, wanted: Callable[[np.ndarray], np.ndarray]) -> fl
 
 def evaluate(model: Model, common: Common, options: Options, progress: Progress) -> list[Result]:
     """One result for each policy."""
-    stream = token_stream(model.tokenizer, options.text, options.tokens)
+    stream = token_stream(model, options.text, options.tokens)
     sampled = _sampled_positions(model, common, options.positions, len(stream))
     _check_policies(model, common, options, len(stream))
     every = []

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +18,20 @@ from jaxkv.cache.accounting import kept_tokens, nbytes, steps_taken, tokens_seen
 from jaxkv.convert.model import Model
 from jaxkv.errors import InputError
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
+from jaxkv.generate.prompts import message_ids, prompt_ids
 from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
 from jaxkv.generate.text import Row
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.base import Policy
 from jaxkv.policies.full import Full
-from jaxkv.policies.layers import most_kept, nominal_bytes, reads_whole_prompt, sized_by_length
+from jaxkv.policies.layers import (
+    most_kept,
+    nominal_bytes,
+    reads_whole_prompt,
+    sees_far,
+    sized_by_length,
+)
 from jaxkv.policies.registry import describe
 
 ROUND = 128  # capacities are rounded up to this, so that similar prompts share their programs
@@ -85,32 +93,6 @@ class Generation:
     state: State
 
 
-def prompt_ids(
-    model: Model, prompt: str, *, chat: bool | None = None, answer_prefix: str = ""
-) -> list[int]:
-    """Token ids of a prompt.
-
-    Args:
-      model: whose tokenizer.
-      prompt: what the user says.
-      chat: within the model's chat template; None if it has one.
-      answer_prefix: start of the assistant's answer.
-
-    Raises:
-      InputError: an empty prompt, or a chat with a model that has no template.
-    """
-    tokenizer = model.tokenizer
-    if not prompt.strip():
-        raise InputError(f"the prompt is {prompt!r}; it must hold some text")
-    if chat is None:
-        chat = tokenizer.chat_template is not None
-    if not chat:
-        return [*tokenizer.bos_ids, *tokenizer.encode(prompt + answer_prefix)]
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.render(messages, continue_text=answer_prefix)
-    return tokenizer.encode(text, special=True)
-
-
 def default_chunk(longest: int, whole: bool = False) -> int:
     """Tokens per prefill call: large ones run faster, a short prompt should not pay for them.
 
@@ -152,6 +134,8 @@ class Session:
     compiled: dict[str, int]
     eos: jax.Array
     fills: bool  # the cache holds `geometry.max_length` tokens and no more
+    far: bool  # a query may see keys at any distance
+    longest: int = 0  # tokens that a row has taken in, at most
     cut: set[int] = dataclasses.field(default_factory=set)  # rows that were ended from outside
 
     @classmethod
@@ -168,6 +152,9 @@ class Session:
         if fills or sized_by_length(settings.policy, shapes):
             length = capacity(settings, longest, settings.max_new_tokens, fills)
         dtype = settings.kv_dtype or str(model.params["embed"].dtype)
+        longest_so_far = 0
+        if state is not None and state.cache.layers:
+            longest_so_far = int(tokens_seen(state.cache.layers).max())
         if state is None:
             state = start(model.config, settings.policy, batch_size, length, dtype, settings.seed)
         whole = reads_whole_prompt(settings.policy, shapes)
@@ -178,7 +165,10 @@ class Session:
         )
         timing = Timing(load_s=load_s, compile_s=time.perf_counter() - began)
         new = {name: count - before[name] for name, count in compilations().items()}
-        return cls(model, settings, state, made, timing, began, new, eos, fills)
+        far = model.config.rope is not None and sees_far(settings.policy, shapes)
+        return cls(
+            model, settings, state, made, timing, began, new, eos, fills, far, longest_so_far
+        )
 
     @property
     def rooms(self) -> np.ndarray | None:
@@ -206,12 +196,14 @@ class Session:
         """Takes prompts in, and wakes rows that had ended."""
         rooms = self.rooms
         for row, prompt in enumerate(prompts):
+            self.model.check_ids(prompt, "a prompt's")
             if rooms is not None and len(prompt) >= rooms[row]:
                 raise InputError(
                     f"the prompt has {len(prompt)} tokens and the full cache has room for "
                     f"{rooms[row]} and the answer; raise --max-length or choose a policy that "
                     "evicts"
                 )
+        self._take(max(map(len, prompts)))
         self.cut.clear()
         made = self._fit(max(map(len, prompts)))
         began = time.perf_counter()
@@ -248,7 +240,21 @@ class Session:
             if not self.timing.first_token_s:
                 self.timing.first_token_s = self.timing.load_s + now - self.began
             made += limit
+            self._take(limit)
             yield ids
+
+    def _take(self, count: int) -> None:
+        """Counts tokens, and says once where a stream grows beyond what the model has learnt."""
+        trained, before = self.model.config.max_positions, self.longest
+        self.longest += count
+        if self.far and before <= trained < self.longest:
+            name = describe(self.settings.policy)["name"]
+            warnings.warn(
+                f"a stream of {self.longest} tokens is longer than the {trained} that the model "
+                f"was trained on, and {name} keeps all distances: answers may be nonsense; "
+                "streaming and window stay within it",
+                stacklevel=2,
+            )
 
     def _end_full_rows(self) -> int:
         """Ends rows whose cache is full, and gives how many tokens fit in all others."""
@@ -291,8 +297,10 @@ class Session:
 
 def generate(
     model: Model,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] = (),
     *,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    system: str | None = None,
     policy: Policy | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -314,6 +322,8 @@ def generate(
     Args:
       model: from `jaxkv.load`.
       prompts: one text, or several.
+      messages: in place of prompts, a conversation: mappings with `role` and `content`.
+      system: a message before each prompt, of how to answer.
       policy: what the cache keeps; None keeps everything.
       max_new_tokens: for each prompt, its end-of-sequence token included.
       temperature: 0 is greedy.
@@ -333,7 +343,9 @@ def generate(
         range.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts:
+    if messages is not None and (prompts or system is not None or chat is False):
+        raise InputError("messages are a whole conversation; give no prompt, system or chat=False")
+    if not prompts and messages is None:
         raise InputError("there is no prompt; give at least one")
     settings = Settings(
         policy=Full() if policy is None else policy,
@@ -345,7 +357,11 @@ def generate(
         max_length=max_length,
         kv_dtype=kv_dtype,
     )
-    ids = [prompt_ids(model, text, chat=chat, answer_prefix=answer_prefix) for text in prompts]
+    if messages is not None:
+        ids = [message_ids(model, messages, answer_prefix)]
+    else:
+        how: dict[str, Any] = {"chat": chat, "answer_prefix": answer_prefix, "system": system}
+        ids = [prompt_ids(model, text, **how) for text in prompts]
     session = Session.begin(model, settings, len(ids), max(map(len, ids)))
     session.feed(ids)
     return answer(session, [len(row) for row in ids], on_text)

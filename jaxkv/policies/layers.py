@@ -120,6 +120,20 @@ def sized_by_length(policy: Policy, geometry: Geometry) -> bool:
     return kept(1) != kept(2**20)
 
 
+def sees_far(policy: Policy, geometry: Geometry) -> bool:
+    """Whether a query may see a key that is any number of tokens away.
+
+    A window bounds distances, and so do positions inside the cache. Where nothing does, a stream
+    longer than what the model was trained on meets distances that it never saw.
+    """
+    if isinstance(policy, TokenPolicy):
+        return False
+    layers = (layer_policy(policy, i, geometry) for i in range(geometry.num_layers))
+    return not all(
+        isinstance(layer, RingLayer) and (layer.in_cache or not layer.sinks) for layer in layers
+    )
+
+
 def most_kept(policy: Policy, geometry: Geometry) -> int | None:
     """The most tokens that any KV head ever keeps, or None if one of them keeps everything.
 

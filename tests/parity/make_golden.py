@@ -19,7 +19,7 @@ import numpy as np
 import reference
 
 from jaxkv.convert.sources import load
-from jaxkv.generate.api import prompt_ids
+from jaxkv.generate.prompts import prompt_ids
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import reference
 from ours import greedy_tokens, logits_of
 
 from jaxkv.convert import hf
-from jaxkv.generate.api import prompt_ids
+from jaxkv.generate.prompts import prompt_ids
 
 
 @pytest.fixture(scope="module")

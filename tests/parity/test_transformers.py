@@ -18,7 +18,7 @@ from ours import greedy_tokens, hidden_states, logits_of
 from jaxkv.convert import hf
 from jaxkv.convert.export import export_hf
 from jaxkv.convert.sources import load
-from jaxkv.generate.api import prompt_ids
+from jaxkv.generate.prompts import prompt_ids
 
 pytest.importorskip("torch", reason="torch is not installed")
 hugging_face = pytest.importorskip("hugging_face")
