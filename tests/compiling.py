@@ -45,7 +45,7 @@ def use_disk_cache(folder: Path) -> None:
 
 def drop_if_large(folder: Path) -> None:
     """Starts afresh rather than fill the disk with programs that no test makes any more."""
-    if folder.exists() and sum(x.stat().st_size for x in folder.iterdir()) > MOST_BYTES:
+    if folder.exists() and sum(x.stat().st_size for x in folder.rglob("*")) > MOST_BYTES:
         shutil.rmtree(folder)
 
 
