@@ -2,36 +2,99 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long-context inference in JAX with KV caches that stay small."""
 
-from jaxkv.cache.accounting import nbytes as nbytes
-from jaxkv.convert.export import export_hf as export_hf
-from jaxkv.convert.model import Model as Model
-from jaxkv.convert.named import named_config as named_config
-from jaxkv.convert.sources import load as load
-from jaxkv.errors import InputError as InputError
-from jaxkv.generate.api import Generation as Generation
-from jaxkv.generate.api import generate as generate
-from jaxkv.generate.saved import load_cache as load_cache
-from jaxkv.generate.saved import save_cache as save_cache
-from jaxkv.layer import prefill as prefill
-from jaxkv.layer import step as step
-from jaxkv.models.config import ModelConfig as ModelConfig
-from jaxkv.models.decoder import forward as forward
-from jaxkv.models.decoder import init_cache as init_cache
-from jaxkv.policies.adakv import AdaKV as AdaKV
-from jaxkv.policies.base import Geometry as Geometry
-from jaxkv.policies.duo import DuoAttention as DuoAttention
-from jaxkv.policies.full import Full as Full
-from jaxkv.policies.h2o import H2O as H2O
-from jaxkv.policies.headkv import HeadKV as HeadKV
-from jaxkv.policies.recompute import SlidingRecompute as SlidingRecompute
-from jaxkv.policies.recycled import RecycledAttention as RecycledAttention
-from jaxkv.policies.registry import make_policy as make_policy
-from jaxkv.policies.snapkv import PyramidKV as PyramidKV
-from jaxkv.policies.snapkv import SnapKV as SnapKV
-from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
-from jaxkv.policies.streaming_plus import StreamingLLMPlus as StreamingLLMPlus
-from jaxkv.policies.tova import TOVA as TOVA
-from jaxkv.policies.window import Window as Window
-from jaxkv.rope import Rope as Rope
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxkv.cache.accounting import nbytes as nbytes
+    from jaxkv.convert.export import export_hf as export_hf
+    from jaxkv.convert.model import Model as Model
+    from jaxkv.convert.named import named_config as named_config
+    from jaxkv.convert.sources import load as load
+    from jaxkv.errors import InputError as InputError
+    from jaxkv.generate.api import Generation as Generation
+    from jaxkv.generate.api import generate as generate
+    from jaxkv.generate.saved import load_cache as load_cache
+    from jaxkv.generate.saved import save_cache as save_cache
+    from jaxkv.layer import prefill as prefill
+    from jaxkv.layer import step as step
+    from jaxkv.models.config import ModelConfig as ModelConfig
+    from jaxkv.models.decoder import forward as forward
+    from jaxkv.models.decoder import init_cache as init_cache
+    from jaxkv.policies.adakv import AdaKV as AdaKV
+    from jaxkv.policies.base import Geometry as Geometry
+    from jaxkv.policies.duo import DuoAttention as DuoAttention
+    from jaxkv.policies.full import Full as Full
+    from jaxkv.policies.h2o import H2O as H2O
+    from jaxkv.policies.headkv import HeadKV as HeadKV
+    from jaxkv.policies.recompute import SlidingRecompute as SlidingRecompute
+    from jaxkv.policies.recycled import RecycledAttention as RecycledAttention
+    from jaxkv.policies.registry import make_policy as make_policy
+    from jaxkv.policies.snapkv import PyramidKV as PyramidKV
+    from jaxkv.policies.snapkv import SnapKV as SnapKV
+    from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
+    from jaxkv.policies.streaming_plus import StreamingLLMPlus as StreamingLLMPlus
+    from jaxkv.policies.tova import TOVA as TOVA
+    from jaxkv.policies.window import Window as Window
+    from jaxkv.rope import Rope as Rope
 
 __version__ = "0.1.0"
+
+# Where each name is. It is imported when it is first used, so that a command can say what is wrong
+# with its flags, or end by Ctrl-C, before jax is there.
+_PLACES = {
+    "cache.accounting": "nbytes",
+    "convert.export": "export_hf",
+    "convert.model": "Model",
+    "convert.named": "named_config",
+    "convert.sources": "load",
+    "errors": "InputError",
+    "generate.api": "Generation generate",
+    "generate.saved": "load_cache save_cache",
+    "layer": "prefill step",
+    "models.config": "ModelConfig",
+    "models.decoder": "forward init_cache",
+    "policies.adakv": "AdaKV",
+    "policies.base": "Geometry",
+    "policies.duo": "DuoAttention",
+    "policies.full": "Full",
+    "policies.h2o": "H2O",
+    "policies.headkv": "HeadKV",
+    "policies.recompute": "SlidingRecompute",
+    "policies.recycled": "RecycledAttention",
+    "policies.registry": "make_policy",
+    "policies.snapkv": "PyramidKV SnapKV",
+    "policies.streaming": "StreamingLLM",
+    "policies.streaming_plus": "StreamingLLMPlus",
+    "policies.tova": "TOVA",
+    "policies.window": "Window",
+    "rope": "Rope",
+}
+_MODULE_OF = {name: module for module, names in _PLACES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'jaxkv' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"jaxkv.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*_MODULE_OF, "__version__"]
+
+
+class _Package(types.ModuleType):
+    """The function `generate` is found under its name, and not the package that it is in."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULE_OF and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -20,9 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkv.errors import InputError
+from jaxkv import reading
+from jaxkv.errors import InputError, one_line
 
 PREFIX = "--policy."
+_MOST_CONFIG = 2**20  # bytes of a file of settings
+_MOST_PARTS = 10_000  # values in it, those that aliases repeat counted again
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
 
 
@@ -53,6 +56,9 @@ def parse(parser: Any, arguments: Sequence[str]) -> tuple[argparse.Namespace, di
       InputError: anything that cannot be used, in one line.
     """
     plain, fields = _split(arguments)
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    if fields and "--policy" not in flags:
+        raise InputError(f"{PREFIX}{next(iter(fields))} is unknown; this command has no policy")
     plain, paths = _take(plain, "--config")
     words: list[str] = []
     if paths:
@@ -63,8 +69,8 @@ def parse(parser: Any, arguments: Sequence[str]) -> tuple[argparse.Namespace, di
         return parser.parse_args(words + plain), fields
     except InputError:
         raise
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise InputError(_readable(parser, " ".join(str(error).split()))) from None
+    except Exception as error:  # the parser reads values as YAML, which may go wrong in any way
+        raise InputError(_readable(parser, one_line(error))) from None
 
 
 @contextlib.contextmanager
@@ -101,13 +107,7 @@ def read_text(flag: str, name: str) -> str:
     Raises:
       InputError: it cannot be read, is not UTF-8, or holds nothing but blanks.
     """
-    try:
-        # With or without the mark that some editors put before UTF-8.
-        text = Path(name).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{flag} {name} is not UTF-8 text: {error.reason}") from None
-    except OSError as error:
-        raise InputError(f"{flag} {name} cannot be read: {error.strerror}") from None
+    text = reading.read_text(name, f"{flag} {name}", reading.MOST_TEXT)
     if not text.strip():
         raise InputError(f"{flag} {name} holds no text")
     return text
@@ -152,16 +152,10 @@ def _take(arguments: Sequence[str], name: str) -> tuple[list[str], list[str]]:
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a file, and those of its policy."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    where = f"--config {path}"
+    content = parse_yaml(reading.read_text(path, where, _MOST_CONFIG), where)
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"--config {path} must hold names and their values")
+        raise InputError(f"{where} must hold names and their values")
     settings = {key.replace("_", "-"): value for key, value in content.items()}
     fields: dict[str, Any] = {}
     if isinstance(settings.get("policy"), Mapping):
@@ -171,6 +165,31 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in [key for key in settings if key.startswith("policy.")]:
         fields[key.removeprefix("policy.").replace("-", "_")] = settings.pop(key)
     return settings, fields
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The plain data of a YAML text.
+
+    Raises:
+      InputError: it is none, or is more than a file of settings can be: an alias of an alias of an
+        alias is a short text and a long list.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # TypeError: a key
+        raise InputError(f"{where} is not YAML: {error}") from None
+    waiting, parts = [content], 0
+    while waiting:
+        part, parts = waiting.pop(), parts + 1
+        if parts > _MOST_PARTS:
+            raise InputError(f"{where} holds more than {_MOST_PARTS} values")
+        if isinstance(part, Mapping):
+            waiting += [*part, *part.values()]
+        elif isinstance(part, list | tuple | set):
+            waiting += part
+    return content
 
 
 def _of_one_policy(
@@ -203,7 +222,9 @@ def _words(parser: Any, settings: Mapping[str, Any], plain: Sequence[str]) -> li
             close = difflib.get_close_matches(name, actions, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             allowed = ", ".join(sorted(actions))
-            raise InputError(f"--config has the unknown key {name!r}; {hint}it may have {allowed}")
+            raise InputError(
+                f"--config has the unknown key {name!r:.80}; {hint}it may have {allowed}"
+            )
         overruled = name in given or any(name in group and given & group for group in rivals)
         if value is not None and not overruled:
             words += _said(name, actions[name], value)
@@ -214,11 +235,11 @@ def _said(name: str, action: argparse.Action, value: Any) -> list[str]:
     """One setting as words; a list is repeated, or joined by commas if it may not be repeated."""
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise InputError(f"{name} in --config is {value!r}; it must be true or false")
+            raise InputError(f"{name} in --config is {value!r:.80}; it must be true or false")
         return [f"--{name}"] if value else []
     values = value if isinstance(value, list) else [value]
     if any(isinstance(part, Mapping | list) for part in values):
-        raise InputError(f"{name} in --config is {value!r}; it must be one value or a list")
+        raise InputError(f"{name} in --config is {value!r:.80}; it must be one value or a list")
     texts = [str(part).lower() if isinstance(part, bool) else str(part) for part in values]
     # argparse has no public name for what `action="append"` makes.
     if isinstance(action, argparse._AppendAction) or getattr(action, "_append", False):
@@ -252,7 +273,7 @@ def scalar(text: str) -> Any:
     """A number where it looks like one, else the text as it is."""
     for kind in (int, float):
         try:
-            return kind(text)
+            return kind(text)  # a number of thousands of digits is none to Python
         except ValueError:
             continue
     lowered = {"true": True, "false": False, "none": None, "null": None}

@@ -8,6 +8,8 @@ import contextlib
 import errno
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxkv.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where what a killed run leaves stays
+    fcntl = None
 
 
 def home() -> Path:
@@ -30,17 +37,10 @@ def home() -> Path:
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and moves it there only if the body succeeds."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    part = Path(name)
-    part.chmod(0o644)  # mkstemp makes it private
-    try:
+    with beside(target) as part:
         yield part
         _sync(part)
         os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -69,25 +69,92 @@ def check_target(flag: str, name: str) -> None:
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary folder beside `path`, and moves it there only if the body succeeds.
 
-    An existing `path` is replaced in two renames, the shortest moment a POSIX system allows.
+    An existing `path` is replaced in two renames, the shortest moment a POSIX system allows. Who
+    is killed between them leaves the old one under another name, and the next run puts it back.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
+    with beside(target, folder=True) as part:
         yield part
-        part.chmod(0o755)  # mkdtemp makes it private
-        if target.exists():
-            old = Path(
-                tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)
-            )
+        if not target.exists():
+            os.replace(part, target)
+            return
+        with beside(target, folder=True, suffix="old") as old:
             os.replace(target, old / target.name)
             os.replace(part, target)
-            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def beside(target: Path, folder: bool = False, suffix: str = "part") -> Iterator[Path]:
+    """Yields a new file or folder next to `target`, which is deleted at the end if still there.
+
+    It has the rights that the user's umask gives, and a name that nobody can foresee. A lock tells
+    it from what a killed run has left: that is deleted first.
+
+    Args:
+      target: what it is made for.
+      folder: whether it is one.
+      suffix: how its name ends.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear(target)
+    while True:
+        part = target.parent / f".{target.name}.{secrets.token_hex(6)}.{suffix}"
+        if folder:
+            os.mkdir(part)
+            handle = os.open(part, os.O_RDONLY)
         else:
-            os.replace(part, target)
+            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            # Another run may have taken it for an old one before it was locked.
+            if lock(handle) and part.exists():
+                break
+        except OSError:  # a disk without locks, where what killed runs leave stays
+            break
+        os.close(handle)
+    try:
+        yield part
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _delete(part)
+        os.close(handle)
+
+
+def _clear(target: Path) -> None:
+    """Deletes what killed runs have left of `target`, or brings the old one back."""
+    ours = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8,12}\.(part|old)")
+    for left in [name for name in os.listdir(target.parent) if ours.fullmatch(name)]:
+        path = target.parent / left
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                if lock(handle):
+                    whole = path.suffix == ".old" and (path / target.name).exists()
+                    if whole and not target.exists():
+                        os.replace(path / target.name, target)
+                    _delete(path)
+            finally:
+                os.close(handle)
+
+
+def lock(handle: int) -> bool:
+    """Whether nobody else holds it; from now on we do, until it is closed.
+
+    Raises:
+      OSError: there are no locks here.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -101,8 +101,8 @@ def few_maps() -> None:
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands called in this process leave nothing in the user's cache, and read nothing there."""
-    for package in ("decode", "eval", "calibrate", "bench"):
-        monkeypatch.setattr(f"jaxkv.{package}.__main__.prepare", lambda: None)
+    for module in ("startup", "calibrate.command", "bench.command"):
+        monkeypatch.setattr(f"jaxkv.{module}.prepare", lambda: None)
 
 
 @pytest.fixture(scope="session")

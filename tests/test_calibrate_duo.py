@@ -16,8 +16,9 @@ import pytest
 import toys
 
 from jaxkv.calibrate import duo, passkeys
-from jaxkv.calibrate.__main__ import main, parse_options
+from jaxkv.calibrate.__main__ import main
 from jaxkv.calibrate.checkpoints import Checkpoints
+from jaxkv.calibrate.command import parse_options
 from jaxkv.calibrate.gated import Gated, hidden_states, losses, stack_layers
 from jaxkv.calibrate.passkeys import ALPHABET, ORDINALS, Recipe
 from jaxkv.calibrate.training import (
@@ -343,7 +344,7 @@ class TestCommand:
         for text in ("", "{}", json.dumps({"format": 0, "step": 2, "run": {}})):
             (state / "run.json").write_text(text)
             assert "--restart" in fails(capsys, *SMALL, "--out", str(out))
-        note = {"format": 1, "step": 2, "run": {}}
+        note = {"format": 2, "step": 2, "run": {}, "files": {}}
         options = parse_options([*SMALL, "--out", str(out)])[2].settings()
         note["run"] = {"weights": "tiny-random-20240", "--dtype": "float32", "--seed": 0, **options}
         (state / "run.json").write_text(json.dumps(note))
@@ -383,7 +384,7 @@ class TestCommand:
             (["duo", "--out", "x", "--checkpoint-every", "0"], "--checkpoint-every"),
             (["duo", "--out", "x", "--seed", "-1"], "--seed"),
             (["duo", "--out", "x", "--haystack", "no/such"], "--haystack no/such"),
-            (["duo", "--out", "x", "--haystack", "/dev/null"], "no text"),
+            (["duo", "--out", "x", "--haystack", "/dev/null"], "/dev/null is a pipe or a device"),
             (["duo", "--out", "x", "--nosuch", "1"], "nosuch"),
             (["duo", "--out", "x", "--model", "no/such.gguf"], "no/such.gguf"),
             (["duo", "--out", "x", "--model", "tiny-random", "--dtype", "int3"], "float32"),

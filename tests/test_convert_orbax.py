@@ -128,7 +128,7 @@ def test_other_formats_and_lost_files_are_refused(copy: Path) -> None:
         (copy / "jaxkv.json").write_text(f'{{"format": {number}}}')
         _refused(copy, f"format {number}.*convert the original again")
     (copy / "jaxkv.json").write_text("{")
-    _refused(copy, "jaxkv.json is not valid JSON")
+    _refused(copy, "jaxkv.json is not JSON")
     (copy / "jaxkv.json").unlink()
     _refused(copy, "jaxkv.json is missing")
 

@@ -126,12 +126,15 @@ def write(path: Path, text: str) -> str:
 
 GOOD = json.dumps({"format": "jaxkv.duo", "gates": [[0.1, 0.2], [0.3, 0.4]]})
 BAD_GATES = {
-    "missing": (lambda p: str(p / "no.json"), "cannot be read"),
+    "missing": (lambda p: str(p / "no.json"), "is missing"),
     "an empty folder": (lambda p: str(p), "cannot be read"),
-    "truncated": (lambda p: write(p / "a", GOOD[:-9]), "not one whole JSON object"),
-    "not an object": (lambda p: write(p / "a", "[1]"), "not one whole JSON object"),
-    "deep": (lambda p: write(p / "a", "[" * 100_000), "not one whole JSON object"),
-    "binary": (lambda p: (p / "a").write_bytes(b"\xff\xfe\x00") and str(p / "a"), "not text"),
+    "truncated": (lambda p: write(p / "a", GOOD[:-9]), "is not JSON"),
+    "not an object": (lambda p: write(p / "a", "[1]"), "must hold a JSON object"),
+    "deep": (lambda p: write(p / "a", "[" * 100_000), "is not JSON"),
+    "binary": (
+        lambda p: (p / "a").write_bytes(b"\xff\xfe\x00") and str(p / "a"),
+        "is not UTF-8 text",
+    ),
     "NaN": (lambda p: write(p / "a", GOOD.replace("0.3", "NaN")), "not a finite number"),
     "a text": (lambda p: write(p / "a", GOOD.replace("0.3", '"x"')), "not a finite number"),
     "a layer missing": (
@@ -170,7 +173,7 @@ def test_bad_gates_are_one_line(name, tmp_path) -> None:
 
 
 BAD_SCORES = {
-    "truncated": ('{"0-0": [1.0', "not one whole JSON object"),
+    "truncated": ('{"0-0": [1.0', "is not JSON"),
     "of another model": (json.dumps({f"0-{i}": [1.0] for i in range(32)}), "scores of 32 heads"),
     "a head missing": (
         json.dumps({f"{i}-{j}": [1.0] for i in (0, 2) for j in range(4)}),

@@ -24,6 +24,7 @@ from jaxkv.bench.kvpress_report import by_measure, print_report, side_row, wins
 from jaxkv.convert.progress import bars
 from jaxkv.errors import InputError, one_line_errors
 from jaxkv.files import check_target, write_json
+from jaxkv.interrupts import raises
 from jaxkv.policies.snapkv import SnapKV
 
 COMMAND = "jaxkv.bench.beside_kvpress"
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words = list(sys.argv[1:] if arguments is None else arguments)
         options, _ = parse(_parser(), words)
         _check(options)
-        try:
+        with raises():
             python = given_python(options.env) if options.env else None
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
             with tempfile.TemporaryDirectory(prefix="jaxkv-beside-") as name:
@@ -144,9 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     return run_job(ours if side == "jaxkv" else theirs, job, name)
 
                 report = compare(options, {**made, "folder": f"{name}/model"}, run)
-        except KeyboardInterrupt:
-            print(f"\n{COMMAND}: interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
         report["load_before"] = load
         report["command"] = f"python -m {COMMAND} {shlex.join(words)}"
         print_report(report)

@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxkv.cache.accounting import nbytes, steps_taken
 from jaxkv.convert.model import Model
-from jaxkv.generate.api import Session, Settings
 from jaxkv.generate.loop import DISPATCH, compilations
+from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import start
 from jaxkv.policies.base import Policy
 from jaxkv.policies.layers import nominal_bytes

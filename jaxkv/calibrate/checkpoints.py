@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxkv.checksums import check_sums, sums_of
 from jaxkv.convert.quiet import quiet
 from jaxkv.errors import InputError
 from jaxkv.files import whole_folder
+from jaxkv.reading import read_json
 
-_FORMAT = 1
+_FORMAT = 2
 _NOTE, _ARRAYS = "run.json", "arrays"
 _State = TypeVar("_State")  # any pytree of arrays
 
@@ -49,7 +51,9 @@ class Checkpoints:
                 _write(part.resolve() / _ARRAYS, state)
             except Exception as error:  # orbax raises whatever it meets, a full disk as well
                 raise InputError(f"{self.folder} cannot be written: {_line(error)}") from None
-            note = {"format": _FORMAT, "step": step, "run": dict(self.run)}
+            note = {
+                "format": _FORMAT, "step": step, "run": dict(self.run), "files": sums_of(part),
+            }  # fmt: skip
             (part / _NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         self._drop(keep=target)
 
@@ -86,12 +90,16 @@ class Checkpoints:
 
     def _check(self, newest: Path) -> int:
         try:
-            note = json.loads((newest / _NOTE).read_text(encoding="utf-8"))
+            note = read_json(newest / _NOTE)
             known, step = dict(note["run"]), int(note["step"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{newest} is damaged; delete it, or give --restart") from None
         if note.get("format") != _FORMAT:
             raise InputError(f"{newest} is of another version of jaxkv; give --restart")
+        try:
+            check_sums(newest, note.get("files"))
+        except InputError as error:
+            raise InputError(f"{error}; delete it, or give --restart") from None
         wanted = json.loads(json.dumps(dict(self.run)))
         for name in {**wanted, **known}:
             if wanted.get(name) != known.get(name):

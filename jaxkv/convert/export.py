@@ -88,6 +88,7 @@ def tensors_to_hf(model: Model) -> dict[str, np.ndarray]:
 
 
 def _write(folder: Path, model: Model, progress: Progress) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     rules = by_hf_type(model.config.family).hf_rules
@@ -109,7 +110,10 @@ def _write(folder: Path, model: Model, progress: Progress) -> None:
         for name, _, make in shard:
             made[name], places[name] = make(), file
             progress("writing", len(places), len(tensors))
-        save_file(made, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(made, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(f"{folder / file} cannot be written: {error}") from None
     if len(shards) > 1:
         total = sum(math.prod(shape) for _, shape, _ in tensors) * itemsize
         index = {"metadata": {"total_size": total}, "weight_map": places}

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxkv.errors import InputError
+from jaxkv.reading import opened
 
 _SCALARS = {
     0: "B",
@@ -55,8 +56,8 @@ class GGUFFile:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.where = self.path.name
-        size = self.path.stat().st_size
-        with open(self.path, "rb") as file:
+        with opened(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
             if file.read(4) != b"GGUF" or size < 24:
                 raise InputError(f"{self.path} is not a GGUF file, or it is cut off")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -70,7 +71,7 @@ class GGUFFile:
         out = np.empty(math.prod(info.shape), np.float32)
         width, size = _block(info.kind)
         blocks = info.nbytes // size
-        with open(self.path, "rb") as file:
+        with opened(self.path) as file:
             file.seek(info.offset)
             for start in range(0, blocks, _CHUNK // width):
                 count = min(_CHUNK // width, blocks - start)

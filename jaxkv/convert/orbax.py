@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import os
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +18,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxkv.checksums import check_sums, sums_of
 from jaxkv.convert import config_json, hf_tokenizer
-from jaxkv.convert.hf import read_json
 from jaxkv.convert.model import Model
 from jaxkv.convert.quiet import quiet
 from jaxkv.convert.table import (
@@ -34,10 +33,10 @@ from jaxkv.convert.table import (
 )
 from jaxkv.errors import InputError
 from jaxkv.files import reserve, whole_folder
+from jaxkv.reading import read_json
 
 MARK = "jaxkv.json"  # the file that makes a folder a checkpoint of ours
-_FORMAT = 3
-_SMALL = 16 * 2**20  # bytes; files up to this size are checked to the last bit
+_FORMAT = 4
 _Result = TypeVar("_Result")
 _ARRAYS, _TOKENIZER, _CONFIG = "params", "tokenizer", "config.json"
 
@@ -63,7 +62,7 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
         model.tokenizer.save(part / _TOKENIZER)
         _write(part / _CONFIG, config_json.to_json(model.config))
         note = {"format": _FORMAT, "source": model.name, "fingerprint": model.fingerprint}
-        _write(part / MARK, {**note, "files": _marks(part)})
+        _write(part / MARK, {**note, "files": sums_of(part)})
 
 
 def load(
@@ -84,7 +83,7 @@ def load(
             f"{path / MARK} has format {note.get('format')!r:.60}; this version reads {_FORMAT}; "
             "convert the original again: python -m jaxkv.convert SRC DST"
         )
-    _check_files(path, note.get("files"))
+    check_sums(path, note.get("files"))
     config = config_json.from_json(read_json(path / _CONFIG), str(path / _CONFIG))
     tokenizer = hf_tokenizer.load(path / _TOKENIZER)
     arrays = _attempt(
@@ -93,30 +92,6 @@ def load(
     )
     mark = str(note.get("fingerprint", ""))
     return Model(config, tree(config, arrays), tokenizer, str(path), mark)
-
-
-def _marks(folder: Path) -> dict[str, list[int]]:
-    """Size and check sum of every file in a folder, by its path from there."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): _mark(file) for file in files}
-
-
-def _mark(file: Path) -> list[int]:
-    size = file.stat().st_size
-    # Reading the arrays twice would double the time to load a large model.
-    return [size, zlib.crc32(file.read_bytes()) if size <= _SMALL else 0]
-
-
-def _check_files(path: Path, expected: Any) -> None:
-    """Finds a copy that was cut short; orbax would too, but at great length."""
-    if not isinstance(expected, dict):
-        raise InputError(f"{path / MARK} does not say which files belong to the checkpoint")
-    present = _marks(path)
-    for name, mark in expected.items():
-        if name not in present:
-            raise InputError(f"{path} is damaged or incomplete: {name:.200} is missing")
-        if present[name] != mark:
-            raise InputError(f"{path} is damaged or incomplete: {name:.200} is not as written")
 
 
 def _restore(

@@ -7,14 +7,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from jaxkv.decode.options import COMMAND, Options, parse_options
-from jaxkv.errors import InputError, one_line_errors
-from jaxkv.startup import prepare
+from jaxkv.errors import InputError, as_process, one_line_errors, say
+from jaxkv.interrupts import raises
+
+if TYPE_CHECKING:
+    from jaxkv.decode.options import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,17 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show all characters
-    with one_line_errors(COMMAND):
+    with one_line_errors("jaxkv.decode"):
+        from jaxkv.decode.options import parse_options
+        from jaxkv.startup import prepare
+
         options = parse_options(arguments)
         prepare()
-        try:
-            _run(options, began)
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
-        except KeyboardInterrupt:
-            print(f"\n{COMMAND}: interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
+        _run(options, began)
 
 
 def _run(options: Options, began: float) -> None:
@@ -42,17 +40,18 @@ def _run(options: Options, began: float) -> None:
     from jaxkv.decode.once import answer_once
     from jaxkv.generate.report import report_of, summary
 
-    with bars() as progress, _model_named(options.model):
-        model = load(options.model, options.dtype, progress)
-    load_s = time.perf_counter() - began
-    if options.interactive:
-        chat(options, model, load_s)
-        return
-    report = report_of(answer_once(options, model, load_s))
-    if options.json:
-        print(json.dumps(report))
-    else:
-        print(summary(report), file=sys.stderr)
+    with raises():
+        with bars() as progress, _model_named(options.model):
+            model = load(options.model, options.dtype, progress)
+        load_s = time.perf_counter() - began
+        if options.interactive:
+            chat(options, model, load_s)
+            return
+        report = report_of(answer_once(options, model, load_s))
+        if options.json:
+            print(json.dumps(report))
+        else:
+            say(summary(report))
 
 
 @contextlib.contextmanager
@@ -67,4 +66,4 @@ def _model_named(name: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    as_process(main)

@@ -18,8 +18,9 @@ from jaxkv.eval.metrics import Metric, contained
 from jaxkv.eval.plot import bars, heat_maps, kept_maps, trade_off
 from jaxkv.eval.result import Result, cache_bytes, policy_label
 from jaxkv.eval.task import Common
-from jaxkv.generate.api import ROUND, Session, Settings, answer
+from jaxkv.generate.api import answer
 from jaxkv.generate.prompts import prompt_ids
+from jaxkv.generate.session import ROUND, Session, Settings
 from jaxkv.policies.base import Policy
 from jaxkv.policies.registry import describe
 

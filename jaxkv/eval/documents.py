@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from jaxkv.eval.result import Result
 from jaxkv.eval.rows import add_save_rows, check_save_rows, save_rows
 from jaxkv.eval.task import Common
 from jaxkv.generate.prompts import prompt_ids
+from jaxkv.reading import parse_json
 
 CUT = """A prompt that is too long is cut in the middle: of its tokens (with the one that begins a text, and
 without the chat template's) the first half and the last half of --max-prompt-tokens stay. The two
@@ -62,12 +62,12 @@ def read_records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     text = read_text("--data", str(path))
     if text.lstrip().startswith("["):
         values = [
-            (f"{where} row {n}", value) for n, value in enumerate(_json(text, where), start=1)
+            (f"{where} row {n}", value) for n, value in enumerate(parse_json(text, where), start=1)
         ]
     else:
         # Not splitlines: JSON strings may hold other line separators as they are.
         places = [(f"{where} line {n}", line) for n, line in enumerate(text.split("\n"), start=1)]
-        values = [(place, _json(line, place)) for place, line in places if line.strip()]
+        values = [(place, parse_json(line, place)) for place, line in places if line.strip()]
     for place, value in values:
         if not isinstance(value, Mapping):
             raise InputError(f"{place} must be an object with names and values")
@@ -223,10 +223,3 @@ def chosen(flag: str, given: str | None, known: Sequence[str], found: Sequence[s
         if name not in found:
             raise InputError(f"{flag} has {name!r}; --data has {', '.join(found) or 'none'}")
     return names
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from None

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,6 +13,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from jaxkv.errors import InputError
+from jaxkv.files import lock
+from jaxkv.reading import MOST_TEXT, read_bytes
 
 
 def plain(value: Any) -> Any:
@@ -42,17 +47,22 @@ def json_lines(path: Path) -> Iterator[Any]:
     """The values of a file with one JSON text a line; a line that a kill cut short is left out."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in read_bytes(path, MOST_TEXT).decode(errors="replace").split("\n"):
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Adds one JSON line, and waits until it is on disk."""
+    """Adds one JSON line, and waits until it is on disk.
+
+    Raises:
+      OSError: it cannot be written, or somebody has put a link in its place.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(path, flags, 0o666), "a+b") as file:
         # A line that was cut short by a kill must not run into this one.
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -61,6 +71,35 @@ def append_line(path: Path, value: Any) -> None:
         file.write(json.dumps(value).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """While one process works here, no other does the same work.
+
+    Args:
+      path: of a file that is made for it.
+      what: is being worked on, for the message.
+
+    Raises:
+      InputError: another one does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(path, flags, 0o666)
+    try:
+        try:
+            held = lock(handle)
+        except OSError:  # a disk without locks
+            held = True
+        if not held:
+            raise InputError(f"{what} is being written by another process; wait for it to end")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 class Journal:
@@ -73,7 +112,11 @@ class Journal:
     def __init__(self, path: Path | None):
         self.path = path
         lines = json_lines(path) if path else ()
-        self._values = {line["key"]: line["value"] for line in lines if "key" in line}
+        self._values = {
+            line["key"]: line["value"]
+            for line in lines
+            if isinstance(line, dict) and isinstance(line.get("key"), str) and "value" in line
+        }
 
     def get(self, key: str) -> Any:
         """What is kept under a key, or None."""

@@ -68,7 +68,7 @@ def _pairs(record: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str
     if isinstance(pairs, str):
         try:
             pairs = ast.literal_eval(pairs)
-        except (ValueError, SyntaxError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             pairs = None
     if not isinstance(pairs, list) or not all(isinstance(pair, Mapping) for pair in pairs):
         raise InputError(f"{where}: qa_pairs must be a list of questions, or Python's text of one")

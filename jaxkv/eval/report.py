@@ -12,7 +12,7 @@ from typing import Any
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
-from jaxkv.eval.journal import Journal, append_line, json_lines, key_of
+from jaxkv.eval.journal import Journal, alone, append_line, json_lines, key_of
 from jaxkv.eval.result import Result, from_json
 from jaxkv.eval.task import Common, Task
 from jaxkv.files import check_target, write_json
@@ -47,6 +47,13 @@ def evaluate(
     if common.out is None:
         return list(_each(task, model, common, own, progress))
     out = Path(common.out)
+    with alone(out.with_name(f".{out.name}.lock"), f"--out {out}"):
+        return _kept(out, task, model, common, own, progress)
+
+
+def _kept(
+    out: Path, task: Task, model: Model, common: Common, own: Any, progress: Progress
+) -> list[Result]:
     work = out.with_name(f".{out.name}.work")
     if common.overwrite:
         work.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from jaxkv.eval.metrics import Metric, any_contained, contained, token_f1
 from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
 from jaxkv.files import check_target, whole_file
+from jaxkv.reading import parse_json
 
 MAX_NEW_TOKENS = 128
 METRICS: Mapping[str, Metric] = {f.__name__: f for f in (contained, any_contained, token_f1)}
@@ -67,11 +68,11 @@ def read_rows(path: str) -> tuple[Row, ...]:
     """
     text = read_text("--rows", path)
     if text.lstrip().startswith("["):
-        values = _json(text, f"--rows {path}")
+        values = parse_json(text, f"--rows {path}")
     else:
         # Not splitlines: JSON strings may hold other line separators as they are.
         lines = enumerate(text.split("\n"), start=1)
-        values = [_json(line, f"--rows {path} line {n}") for n, line in lines if line.strip()]
+        values = [parse_json(line, f"--rows {path} line {n}") for n, line in lines if line.strip()]
     if not values:
         raise InputError(f"--rows {path} holds no rows; it must have at least one")
     return tuple(row_of(value, f"--rows {path} row {n}") for n, value in enumerate(values, start=1))
@@ -156,13 +157,6 @@ def _metric(name: Any, where: str) -> Metric:
     if not isinstance(name, str) or name not in METRICS:
         raise InputError(f"{where}: metric is {name!r:.40}; it must be one of {', '.join(METRICS)}")
     return METRICS[name]
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from None
 
 
 def evaluate(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxkv.errors import InputError
 from jaxkv.eval.answers import Row
 from jaxkv.eval.metrics import any_contained
 from jaxkv.eval.ruler_text import first_pieces
+from jaxkv.reading import parse_json
 
 # Of a file: a question, its answers, the documents that it needs, and all about the same.
 Found = tuple[str, Sequence[str], Sequence[str], Sequence[str]]
@@ -73,12 +73,9 @@ def read_hotpotqa(path: str) -> Corpus:
 
 
 def _read(flag: str, path: str, name: str, parse: Callable[[Any], Iterable[Found]]) -> Corpus:
-    text = read_text(flag, path)
+    value = parse_json(read_text(flag, path), f"{flag} {path}")
     try:
-        found = tuple(parse(json.loads(text)))
-        corpus = _corpus(found)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{flag} {path} is not JSON: {error}") from None
+        corpus = _corpus(tuple(parse(value)))
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{flag} {path} is not a JSON file of {name}: {reason}") from None

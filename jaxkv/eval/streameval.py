@@ -32,7 +32,8 @@ from jaxkv.eval.streams import (
     once,
 )
 from jaxkv.eval.task import Common, Task
-from jaxkv.generate.api import Session, answer
+from jaxkv.generate.api import answer
+from jaxkv.generate.session import Session
 from jaxkv.policies.base import Policy
 
 HEADER = "Below is a record of lines I want you to remember.\n"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +30,9 @@ from jaxkv.eval.streams import (
     once,
 )
 from jaxkv.eval.task import Common, Task
-from jaxkv.generate.api import Session
+from jaxkv.generate.session import Session
 from jaxkv.policies.base import Policy
+from jaxkv.reading import parse_json
 
 HEADER = "Answer each question with the label of the right choice.\n\n"
 
@@ -105,10 +105,7 @@ def read_questions(path: str) -> tuple[Question, ...]:
 
 def question_of(line: str, where: str) -> Question:
     """A question from a line of either form; `where` begins the messages."""
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from None
+    value = parse_json(line, where)
     try:
         if isinstance(value["question"], Mapping):
             stem = value["question"]["stem"]

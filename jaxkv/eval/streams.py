@@ -17,7 +17,7 @@ from jaxkv.eval.answers import mean
 from jaxkv.eval.journal import key_of
 from jaxkv.eval.result import Result, cache_bytes
 from jaxkv.eval.task import Common
-from jaxkv.generate.api import ROUND, Session, Settings
+from jaxkv.generate.session import ROUND, Session, Settings
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.base import Policy
 from jaxkv.policies.layers import reads_whole_prompt

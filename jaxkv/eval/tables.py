@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxkv import reading
 from jaxkv.arguments import make_parser, parse, read_text
 from jaxkv.cache.accounting import nbytes
 from jaxkv.convert.named import named_config
-from jaxkv.errors import InputError, one_line_errors
+from jaxkv.errors import InputError, as_process, one_line_errors
 from jaxkv.files import whole_file
 from jaxkv.generate.report import summary
 from jaxkv.models.decoder import init_cache
@@ -123,13 +124,11 @@ def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def _report(folder: Path, name: str) -> Any:
     path = folder / name
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"report {path} cannot be read: {error.strerror}") from None
+    where = f"report {path}"
+    text = reading.read_text(path, where)
     if path.suffix == ".jsonl":
-        return {"rows": [json.loads(line) for line in text.splitlines()]}
-    return json.loads(text)
+        return {"rows": [reading.parse_json(line, where) for line in text.splitlines()]}
+    return reading.parse_json(text, where)
 
 
 _MISSING = object()
@@ -230,4 +229,4 @@ def _parser() -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    as_process(main)

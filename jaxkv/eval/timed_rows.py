@@ -28,13 +28,15 @@ from jaxkv.convert.export import export_hf
 from jaxkv.convert.model import Model
 from jaxkv.convert.progress import bars
 from jaxkv.convert.sources import load
-from jaxkv.errors import InputError, one_line_errors
+from jaxkv.errors import InputError, as_process, one_line_errors
 from jaxkv.eval.answers import pieces
 from jaxkv.eval.passkey import make_rows
 from jaxkv.eval.rows import METRICS, read_rows
 from jaxkv.files import write_json
-from jaxkv.generate.api import ROUND, Session, Settings, answer
+from jaxkv.generate.api import answer
 from jaxkv.generate.loop import DISPATCH
+from jaxkv.generate.session import ROUND, Session, Settings
+from jaxkv.interrupts import raises
 from jaxkv.machine import where
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.duo import DuoAttention
@@ -54,10 +56,8 @@ def main(words: Sequence[str] | None = None) -> None:
         source, target = words
         job = json.loads(Path(source).read_text(encoding="utf-8"))
         prepare()
-        try:
+        with raises():
             made = JOBS[job["do"]](job)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
         write_json(target, made)
 
 
@@ -213,4 +213,4 @@ def score_job(job: Mapping[str, Any]) -> dict[str, Any]:
 JOBS = {"make": make_job, "answer": answer_job, "score": score_job}
 
 if __name__ == "__main__":
-    main()
+    as_process(main)

@@ -20,13 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxkv.errors import InputError
-from jaxkv.files import whole_folder
+from jaxkv.checksums import check_sums, sums_of
+from jaxkv.errors import InputError, one_line
+from jaxkv.files import reserve, whole_folder
 from jaxkv.policies.base import Cache, Geometry, Policy
 from jaxkv.policies.layers import init
 from jaxkv.policies.registry import describe, make_policy
+from jaxkv.reading import read_json
 
-_FORMAT = 1
+_FORMAT = 2
+_MOST_LAYERS = 4096  # no model comes near; an empty cache of a billion takes for ever to describe
+_DTYPES = ("float32", "bfloat16")  # of keys and values
 _ARRAYS, _NOTE = "cache.safetensors", "cache.json"
 
 
@@ -47,6 +51,7 @@ def save_cache(
       model: the fingerprint of the model whose keys these are.
       extras: further arrays to keep beside it.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     check_target(path)
@@ -59,7 +64,12 @@ def save_cache(
         "geometry": dataclasses.asdict(cache.geometry),
     }
     with whole_folder(path) as part:
-        save_file(arrays, str(part / _ARRAYS))
+        reserve(part, sum(x.nbytes for x in arrays.values()) + 2**20)
+        try:
+            save_file(arrays, str(part / _ARRAYS))
+        except SafetensorError as error:
+            raise InputError(f"{os.fspath(path)} cannot be written: {error}") from None
+        note["files"] = sums_of(part)
         (part / _NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
@@ -98,24 +108,29 @@ def load_with_extras(
 
     where = os.fspath(path)
     folder = Path(path)
+    if not (folder / _NOTE).exists():
+        raise InputError(f"{where} is not a saved cache: {folder / _NOTE} is missing")
     try:
-        note: Any = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
-        arrays = load_file(str(folder / _ARRAYS))
-        if note["format"] != _FORMAT:
-            raise InputError(f"it has format {note['format']!r}, and this version reads {_FORMAT}")
+        note = read_json(folder / _NOTE)
+    except InputError as error:
+        raise InputError(f"{where} is damaged: {error}") from None
+    try:
+        if note.get("format") != _FORMAT:
+            raise InputError(
+                f"it has format {note.get('format')!r:.60}, and this version reads {_FORMAT}"
+            )
+        check_sums(folder, note.get("files"))
         kept = dict(note["policy"])
         stored = make_policy(kept.pop("name"), kept)
-        shape = {**note["geometry"], "windows": tuple(note["geometry"].get("windows", ()))}
-        geometry = Geometry(**shape)
         mark = str(note["model"])
+        arrays = load_file(str(folder / _ARRAYS))
+        geometry = _geometry(note["geometry"])
         shapes = jax.eval_shape(lambda: init(stored, geometry))
-    except FileNotFoundError as error:
-        raise InputError(f"{where} is not a saved cache: {error.filename} is missing") from None
     except InputError as error:
         raise InputError(f"{where} cannot be used: {error}") from None
     except Exception as error:  # a damaged file shows itself in many ways
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where} is damaged: {type(error).__name__}: {reason}") from None
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{where} is damaged: {reason:.200}") from None
     if policy is not None and policy != stored:
         raise InputError(f"{where} was made for {describe(stored)}, not for {describe(policy)}")
     if model is not None and mark != model:
@@ -127,6 +142,33 @@ def load_with_extras(
         if name.startswith("extra.")
     }
     return cache, stored, extras
+
+
+def _geometry(values: Any) -> Geometry:
+    """The shapes that a cache was made for; each field is what it should be, or it is refused."""
+    if not isinstance(values, dict):
+        raise InputError(f"geometry is {values!r:.60}; it must be an object")
+    fields = {field.name: str(field.type) for field in dataclasses.fields(Geometry)}
+    for name, value in values.items():
+        kind = fields.get(name)
+        if kind == "int":
+            most = _MOST_LAYERS if name == "num_layers" else 2**31 - 1
+            right = type(value) is int and 1 <= value <= most
+        elif name == "windows":
+            right = isinstance(value, list) and all(
+                type(x) is int and 0 <= x < 2**31 for x in value
+            )
+            right = right and len(value) in (0, values.get("num_layers"))
+        elif name == "dtype":
+            right = value in _DTYPES
+        else:
+            right = kind == "str" and isinstance(value, str)
+        if not right:
+            raise InputError(f"{name} in geometry is {value!r:.60}, which no cache can have")
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise InputError(f"{missing[0]} is missing from geometry")
+    return Geometry(**{**values, "windows": tuple(values["windows"])})
 
 
 def _named(cache: Any) -> list[tuple[str, Any]]:

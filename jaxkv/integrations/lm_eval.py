@@ -26,9 +26,10 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
 from jaxkv.convert.progress import bars
 from jaxkv.convert.sources import load
 from jaxkv.errors import InputError, one_line_errors
-from jaxkv.generate.api import Session, Settings, answer
+from jaxkv.generate.api import answer
 from jaxkv.generate.likelihood import continuations
 from jaxkv.generate.sampling import make_sampler
+from jaxkv.generate.session import Session, Settings
 from jaxkv.policies.registry import describe, make_policy
 
 NEW_TOKENS = 256  # where a task does not say, as in the harness's own models

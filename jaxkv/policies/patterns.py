@@ -15,6 +15,7 @@ import numpy as np
 from jaxkv.errors import InputError
 from jaxkv.files import whole_file
 from jaxkv.policies.base import Geometry
+from jaxkv.reading import read_json, read_text
 
 GATES = "jaxkv.duo"
 SCORES = "jaxkv.headkv"
@@ -124,7 +125,7 @@ def _read(path: str | None, kind: str, geometry: Geometry) -> tuple[str, Mapping
     source = Path(path)
     if kind == GATES and source.is_dir():
         return where, {"gates": _read_tsv(source / "full_attention_heads.tsv", where)}
-    content = _read_json(source, where)
+    content = read_json(source, where, _LARGEST)
     if content.get("format") == kind:
         if geometry.model and content.get("model") not in ("", None, geometry.model):
             raise InputError(
@@ -144,7 +145,7 @@ def _shipped(kind: str, geometry: Geometry) -> tuple[str, Mapping[str, Any]]:
     """The file that comes with the package for this model."""
     for folder in _SHIPPED:
         for source in sorted(folder.glob("*.json")):
-            content = _read_json(source, f"shipped {source.name}")
+            content = read_json(source, f"shipped {source.name}", _LARGEST)
             if content.get("format") == kind and content.get("model") == geometry.model:
                 return f"shipped {source.name}", content
     field, command = ("pattern", "duo") if kind == GATES else ("scores", "headkv")
@@ -156,32 +157,11 @@ def _shipped(kind: str, geometry: Geometry) -> tuple[str, Mapping[str, Any]]:
 
 def _read_tsv(source: Path, where: str) -> list[list[Any]]:
     """DuoAttention's gates: a row a layer, a column a KV head."""
-    text = _read_text(source, where)
+    text = read_text(source, where, _LARGEST)
     try:
         return [[float(x) for x in line.split("\t")] for line in text.splitlines() if line.strip()]
     except ValueError as error:
         raise InputError(f"{where}: {source.name} is damaged: {error}") from None
-
-
-def _read_json(source: Path, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(_read_text(source, where))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not one whole JSON object: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{where} is not one whole JSON object")
-    return content
-
-
-def _read_text(source: Path, where: str) -> str:
-    try:
-        if source.stat().st_size > _LARGEST:
-            raise InputError(f"{where} has {source.stat().st_size} bytes; that is no such file")
-        return source.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{where} is not text") from None
-    except OSError as error:
-        raise InputError(f"{where} cannot be read: {error.strerror}") from None
 
 
 def _by_name(content: Mapping[str, Any], geometry: Geometry, where: str) -> list[list[float]]:
@@ -234,4 +214,4 @@ def _stored_mask(
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and bool(np.isfinite(x))
+    return isinstance(x, int | float) and not isinstance(x, bool) and -1e30 < x < 1e30

@@ -72,7 +72,8 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 def _check(name: str, field: dataclasses.Field, value: Any) -> None:
     """Annotations are text such as "int" or "float | None"; a bool is no number here."""
     kinds = [kind.strip() for kind in str(field.type).split("|")]
-    if not any(type(value) in _KINDS.get(kind, ()) for kind in kinds):
+    too_large = type(value) is int and not -(2**31) < value < 2**31
+    if too_large or not any(type(value) in _KINDS.get(kind, ()) for kind in kinds):
         allowed = " or ".join(kinds)
         raise InputError(f"--policy.{field.name} of {name!r} is {value!r}; it must be {allowed}")
 

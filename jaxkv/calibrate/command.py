@@ -1,0 +1,149 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of `python -m jaxkv.calibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxkv.arguments import make_parser, parse
+from jaxkv.calibrate import duo, headkv
+from jaxkv.calibrate.task import Calibration, Common
+from jaxkv.errors import InputError
+from jaxkv.figures import check_picture
+from jaxkv.files import check_target
+from jaxkv.interrupts import raises
+from jaxkv.startup import prepare
+
+COMMAND = "jaxkv.calibrate"
+KINDS: Mapping[str, Calibration] = {
+    calibration.name: calibration for calibration in (duo.CALIBRATION, headkv.CALIBRATION)
+}
+
+_DESCRIPTION = """Find out which heads of a model need the whole context, once for every model.
+
+kinds (python -m jaxkv.calibrate KIND --help has each one's flags):
+{kinds}
+
+The result is one JSON file, and a policy takes it as it is.
+
+examples:
+  python -m jaxkv.calibrate duo --model ./my-model --out gates.json --plot gates.png
+  python -m jaxkv.decode --model ./my-model --policy duo --policy.pattern gates.json --prompt "Hello"
+  python -m jaxkv.calibrate headkv --model ./my-model --out scores.json
+"""  # noqa: E501
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Calibrates what a command line asks for.
+
+    Args:
+      arguments: without the program's name.
+
+    Raises:
+      InputError: in one line, what is wrong and what is allowed.
+    """
+    calibration, common, own = parse_options(arguments)
+    prepare()
+    print(f"{common.out}: {_run(calibration, common, own)}")
+
+
+def parse_options(arguments: Sequence[str]) -> tuple[Calibration, Common, Any]:
+    """Reads the command line, and the config file it names.
+
+    Args:
+      arguments: without the program's name; the kind comes first.
+
+    Returns:
+      The calibration, what every calibration is told, and its own options.
+
+    Raises:
+      InputError: in one line, what is wrong and what is allowed.
+    """
+    allowed = f"choose one of {', '.join(KINDS)}"
+    if not arguments:
+        raise InputError(f"there is nothing to calibrate; {allowed}")
+    name = arguments[0]
+    if name in ("-h", "--help"):
+        _overview().print_help()
+        raise SystemExit(0)
+    if name.startswith("-"):
+        raise InputError(f"the kind comes first, before {name}; {allowed}")
+    if name not in KINDS:
+        raise InputError(f"kind {name!r} is unknown; {allowed}")
+    calibration = KINDS[name]
+    given, _ = parse(_parser(calibration), arguments[1:])
+    command = shlex.join(["python", "-m", COMMAND, *arguments])
+    return calibration, _common(given, command), calibration.check(given)
+
+
+def _run(calibration: Calibration, common: Common, own: Any) -> str:
+    from jaxkv.convert.progress import bars
+    from jaxkv.convert.sources import load
+
+    with raises(), bars() as progress:
+        with _model_named(common.model):
+            model = load(common.model, common.dtype, progress)
+        return calibration.run(model, common, own, progress)
+
+
+@contextlib.contextmanager
+def _model_named(name: str) -> Iterator[None]:
+    """A model that cannot be used is reported with the flag that named it."""
+    try:
+        yield
+    except InputError as error:
+        known = str(error).startswith(("model ", "dtype "))
+        raise InputError(f"{'--' if known else f'--model {name}: '}{error}") from None
+
+
+def _common(given: argparse.Namespace, command: str) -> Common:
+    if given.out is None:
+        raise InputError("--out is missing; it must name the file to write")
+    if given.seed < 0:
+        raise InputError(f"--seed is {given.seed}; it must be at least 0")
+    check_target("--out", given.out)
+    if given.plot is not None:
+        check_picture("--plot", given.plot)
+    return Common(given.model, given.dtype, given.out, given.plot, given.seed, command)
+
+
+def _overview() -> Any:
+    lines = "\n".join(
+        f"  {name:8}{kind.description.splitlines()[0]}" for name, kind in KINDS.items()
+    )
+    parser = make_parser(COMMAND, _DESCRIPTION.format(kinds=lines))
+    parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
+    return parser
+
+
+def _parser(calibration: Calibration) -> Any:
+    parser = make_parser(f"{COMMAND} {calibration.name}", calibration.description)
+    add = parser.add_argument
+    add(
+        "--model",
+        default="smollm2-135m-instruct",
+        metavar="NAME",
+        help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
+    )
+    add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16, of the weights")
+    add("--out", type=str | None, metavar="FILE", help="the JSON file to write; it must be given")
+    calibration.add_arguments(add)
+    add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    add(
+        "--plot",
+        type=str | None,
+        metavar="FILE.png",
+        help="draw layers by heads to a .png, .pdf or .svg file",
+    )
+    add(
+        "--config",
+        metavar="FILE.yaml",
+        type=str | None,
+        help="the same names as keys; the command line wins",
+    )
+    return parser
