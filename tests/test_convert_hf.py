@@ -25,7 +25,7 @@ from jaxkv.convert.families import by_hf_type
 from jaxkv.convert.fields import Fields
 from jaxkv.errors import InputError
 from jaxkv.models.config import parameter_shapes
-from jaxkv.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from jaxkv.rope import LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
 
 FULL = {
     **checkpoints.CONFIG,
@@ -159,7 +159,7 @@ def test_absurd_fields_are_named(key: str, value: object) -> None:
         ({"model_type": "gpt_neox", "hidden_act": "relu"}, "hidden_act"),
         ({"model_type": "falcon", "activation": "relu"}, "activation"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "bidirectional"),
-        ({"model_type": "mpt", "d_model": 64, "n_heads": 3}, "d_model"),
+        ({"model_type": "mpt", "d_model": 64, "n_heads": 3, "num_attention_heads": 3}, "d_model"),
         ({"model_type": "mixtral"}, "'mixtral'; supported are"),
         ({"max_position_embeddings": "absent"}, "max_position_embeddings"),
     ],
@@ -252,7 +252,7 @@ def test_missing_shards_and_indices(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
     _refused(folder, "weight_map")
     (folder / "model.safetensors.index.json").write_text("[" * 100_000)
-    _refused(folder, "not valid JSON")
+    _refused(folder, "is not JSON")
     _refused(tmp_path / "nowhere", "config.json is missing")
 
 
@@ -327,3 +327,44 @@ def test_memory_stays_near_one_copy(tmp_path: Path, dtype: str) -> None:
     largest = 4 * 2048 * 1024
     # The float32 tensor and its cast copy are both there for a moment; 16 MiB are the libraries'.
     assert peak <= 1.3 * model + 2 * largest + 2**24
+
+
+# What transformers 5 takes where a setting is in two places (tried by its own classes).
+SMALL = {
+    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4,
+    "num_hidden_layers": 3, "max_position_embeddings": 400, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}
+MPT = {"vocab_size": 100, "max_seq_len": 64}
+
+
+def _configured(kind: str, **values):
+    return by_hf_type(kind).hf_config(Fields({"model_type": kind, **values}, "config.json"))
+
+
+@pytest.mark.parametrize(("top", "within", "taken"), [(100, 50, 100), (None, 50, 4096)])
+def test_phi3_takes_its_first_context_from_the_top(top, within, taken) -> None:
+    scaling = {**LONG, "original_max_position_embeddings": within}
+    config = _configured(
+        "phi3", **SMALL, rope_scaling=scaling, original_max_position_embeddings=top
+    )
+    assert config.rope is not None and isinstance(config.rope.scaling, LongScaling)
+    assert config.rope.scaling.original_max_positions == taken
+
+
+def test_a_llama_takes_its_first_context_from_the_scaling() -> None:
+    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 50}
+    config = _configured(
+        "llama", **SMALL, rope_scaling=scaling, original_max_position_embeddings=100
+    )
+    assert config.rope is not None and isinstance(config.rope.scaling, YarnScaling)
+    assert config.rope.scaling.original_max_positions == 50
+
+
+def test_mpt_by_its_own_names_and_by_the_usual_ones() -> None:
+    own = _configured("mpt", **MPT, d_model=64, n_heads=4, n_layers=2)
+    usual = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    assert _configured("mpt", **MPT, **usual) == own
+    assert _configured("mpt", **MPT, d_model=64, n_heads=4, n_layers=2, **usual) == own
+    with pytest.raises(InputError, match="hidden_size is 64 .*it must be as d_model, which is 128"):
+        _configured("mpt", **MPT, d_model=128, n_heads=4, n_layers=2, hidden_size=64)

@@ -145,7 +145,7 @@ def test_templates_and_bos_found_elsewhere(tmp_path: Path) -> None:
     assert tokenizer.bos_ids == (1,) and tokenizer.chat_template == "d"
     assert len(tokenizer.encode("Hello")) > 2
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match="tokenizer.json cannot be read"):
+    with pytest.raises(InputError, match="tokenizer.json"):
         hf_tokenizer.load(tmp_path)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxkv.convert.engine import refusing
 from jaxkv.convert.fields import Fields
 from jaxkv.convert.pieces import BYTE_LEVEL_SPLITS, CONTROL, Pieces, byte_level, sentence_pieces
 from jaxkv.convert.tokenizer import Tokenizer, make
@@ -69,7 +70,8 @@ def tokenizer_from_gguf(fields: Fields, vocab_size: int) -> Tokenizer:
     kind = fields.text(_KEY + "model")
     if kind not in backends:
         raise fields.refuse(_KEY + "model", f"one of {', '.join(backends)}")
-    backend = backends[kind](fields, tokens)
+    with refusing("the tokenizer cannot be used"):
+        backend = backends[kind](fields, tokens)
     names = (*_NAMES, "eot", "eom")
     ids = {name: _id(fields, f"{_KEY}{name}_token_id", len(tokens)) for name in names}
     special = {role: tokens[i] for name, role in _NAMES.items() if (i := ids[name]) is not None}

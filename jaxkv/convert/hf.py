@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +17,12 @@ from jaxkv.convert.fields import Fields
 from jaxkv.convert.model import Model, fingerprint
 from jaxkv.convert.table import Progress, Shape, assemble, check_dtype, no_progress
 from jaxkv.errors import InputError
+from jaxkv.reading import check_regular, read_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _READABLE = {"F64", "F32", "F16", "BF16"}
-_MOST_JSON = 64 * 2**20  # bytes; the largest index of a published model has a few megabytes
 
 
 def load(
@@ -68,21 +67,6 @@ def _as_published(
     if tied and head in present and embed not in (*present, *renamed.values()):
         renamed[head] = embed
     return renamed
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    if path.stat().st_size > _MOST_JSON:
-        raise InputError(f"{path} has {path.stat().st_size} bytes; at most {_MOST_JSON} are read")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return value
 
 
 class SafeTensors:
@@ -141,6 +125,7 @@ class _opened:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_regular(self._path.stat().st_mode, self._path)
             self._file = safe_open(self._path, framework="numpy")
             return self._file.__enter__()
         except (SafetensorError, OSError, ValueError, MemoryError) as error:

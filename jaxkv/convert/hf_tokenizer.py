@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxkv.convert import spm
+from jaxkv.convert.engine import MOST_ENGINE, check_added, engine_of, refusing
+from jaxkv.convert.template import MOST_TEMPLATE
 from jaxkv.convert.tokenizer import Tokenizer, make, put_before
 from jaxkv.errors import InputError
+from jaxkv.reading import read_bytes, read_json, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,14 +41,9 @@ def load(folder: Path) -> Tokenizer:
 
 
 def _backend(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    import tokenizers
-
     path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{path} cannot be read: {error}") from None
+    if path.exists():
+        backend = engine_of(read_text(path, str(path), MOST_ENGINE), str(path))
     elif (folder / "tokenizer.model").is_file():
         backend = spm.backend(folder / "tokenizer.model")
     else:
@@ -65,8 +63,10 @@ def _added(folder: Path, config: Mapping[str, Any]) -> dict[int, Any]:
             added[number] = {"content": text}
     table = config.get("added_tokens_decoder")
     for number, entry in table.items() if isinstance(table, dict) else ():
-        if str(number).isdecimal() and _text(entry) is not None:
-            added[int(number)] = entry
+        if re.fullmatch("[0-9]{1,12}", number) and _text(entry) is not None:
+            added[int(number)] = entry if isinstance(entry, dict) else {"content": entry}
+    for number, entry in added.items():
+        check_added(entry["content"], number, str(folder / "tokenizer_config.json"))
     return added
 
 
@@ -78,10 +78,11 @@ def _add(backend: tokenizers.Tokenizer, number: int, entry: Any, known: Containe
         return
     flags = {key: entry.get(key) is True for key in _FLAGS}
     token = AddedToken(text, **flags)
-    if entry.get("special") is True:
-        backend.add_special_tokens([token])
-    else:
-        backend.add_tokens([token])
+    with refusing("the tokenizer's added tokens cannot be used"):
+        if entry.get("special") is True:
+            backend.add_special_tokens([token])
+        else:
+            backend.add_tokens([token])
     if backend.token_to_id(text) != number:
         raise InputError(
             f"the tokenizer's added token {text!r:.80} has id {backend.token_to_id(text)}; "
@@ -118,9 +119,8 @@ def _eos_ids(folder: Path, backend: tokenizers.Tokenizer, special: Mapping[str, 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            return file.read()
+    if path.exists():
+        return read_bytes(path, MOST_TEMPLATE).decode("utf-8", errors="replace")
     value = _json(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
     if isinstance(value, list):  # several, by name
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
@@ -137,12 +137,4 @@ def _text(value: Any) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     """A small file that may be absent."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return value
+    return read_json(path) if path.exists() else {}

@@ -7,9 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxkv.convert.engine import MOST_ENGINE, refusing
 from jaxkv.convert.pieces import Pieces, sentence_pieces
 from jaxkv.convert.tokenizer import Tokenizer, make
 from jaxkv.errors import InputError
+from jaxkv.reading import read_bytes
 
 if TYPE_CHECKING:
     import tokenizers
@@ -37,16 +39,16 @@ def backend(path: Path) -> tokenizers.Tokenizer:
     from tokenizers import Regex, normalizers
 
     proto = messages.ModelProto()  # type: ignore[attr-defined]
-    try:
-        proto.ParseFromString(path.read_bytes())
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as a SentencePiece model: {error}") from None
+    data = read_bytes(path, MOST_ENGINE)
+    with refusing(f"{path} cannot be read as a SentencePiece model"):
+        proto.ParseFromString(data)
     kind, rules = proto.trainer_spec.model_type, proto.normalizer_spec
     if not proto.pieces or kind != _BPE:
         raise InputError(f"{path} is a SentencePiece model of kind {kind}; supported: {_BPE} (bpe)")
     steps: list = []
     if rules.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+        with refusing(f"the normalizer of {path} cannot be used"):
+            steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
     if rules.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     pieces = Pieces(

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from jaxkv.convert.quiet import quiet
+from jaxkv.convert.engine import refusing
+from jaxkv.convert.template import render
 from jaxkv.convert.text_stream import TextStream
 from jaxkv.errors import InputError
 
@@ -67,12 +68,14 @@ class Tokenizer:
             raise InputError(
                 f"the text is not valid Unicode: {error.reason} at {error.start}"
             ) from None
-        engine = self.backend if special else self._plain
-        return engine.encode(text, add_special_tokens=False).ids
+        with refusing("the tokenizer cannot read this text"):
+            engine = self.backend if special else self._plain
+            return engine.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = True) -> str:
         """The text of token ids; ids beyond the vocabulary have none."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        with refusing("the tokenizer has no text for these ids"):
+            return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def stream(self, skip_special: bool = True) -> TextStream:
         """A decoder that takes ids as they come."""
@@ -93,23 +96,14 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise InputError("the model has no chat template: give a raw prompt")
-        render = _renderer()
-        try:
-            with quiet("transformers"):
-                texts, _ = render(
-                    [[dict(message) for message in messages]],
-                    chat_template=self.chat_template,
-                    add_generation_prompt=add_generation_prompt,
-                    **self.special_tokens,
-                )
-        except ImportError:
-            raise  # transformers is there, and what it needs for templates is not
-        except Exception as error:  # the template is a stranger's program: anything can come out
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(
-                f"the model's chat template refuses this conversation: {reason}"
-            ) from None
-        return texts[0] + continue_text
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+            **self.special_tokens,
+        }
+        return render(self.chat_template, variables) + continue_text
 
     def save(self, folder: Path) -> None:
         """Writes the files of a Hugging Face tokenizer; `hf_tokenizer.load` reads them back."""
@@ -174,7 +168,8 @@ class Tokenizer:
 
 def put_before(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
     """Ids that the engine puts before a text where it is asked for special tokens."""
-    encoding = backend.encode("a", add_special_tokens=True)
+    with refusing("the tokenizer cannot read a text"):
+        encoding = backend.encode("a", add_special_tokens=True)
     mask = encoding.special_tokens_mask
     return tuple(encoding.ids[: mask.index(0)]) if 0 in mask else ()
 
@@ -196,7 +191,8 @@ def make(
     turns = [x for x in (*_END_OF_TURN, *_START_OF_TURN) if chat_template and x in chat_template]
     ends += [backend.token_to_id(token) for token in turns if token in _END_OF_TURN]
     roles = {text for role, text in (special_tokens or {}).items() if role in _SPEAKING}
-    marked = (backend.id_to_token(i) for i in ends if i is not None and i >= 0)
+    size = backend.get_vocab_size(with_added_tokens=True)
+    marked = (backend.id_to_token(i) for i in ends if i is not None and 0 <= i < size)
     # An answer may also be made to end at a line feed, which stays text.
     roles |= {text for text in marked if text and text[0] + text[-1] in ("<>", "[]")}
     backend = _with_special(backend, sorted({*roles, *turns}))
@@ -225,15 +221,6 @@ def _with_special(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> tokeni
     new = [x for x in texts if x and x not in known and backend.token_to_id(x) is not None]
     backend.add_special_tokens([tokenizers.AddedToken(text, normalized=False) for text in new])
     return backend
-
-
-@functools.cache
-def _renderer() -> Any:
-    """transformers' own, a sandbox; importing it is slow and says that there is no torch."""
-    with quiet("transformers"):
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-    return render_jinja_template
 
 
 def _write_json(path: Path, value: dict) -> None:

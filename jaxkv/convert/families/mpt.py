@@ -16,8 +16,13 @@ from jaxkv.convert.table import Rule, Tensors
 from jaxkv.models.config import ModelConfig
 from jaxkv.scoring import alibi_slopes
 
+_USUAL = {
+    "d_model": "hidden_size", "n_heads": "num_attention_heads", "n_layers": "num_hidden_layers",
+}  # fmt: skip
+
 
 def _config(fields: Fields) -> ModelConfig:
+    fields = _by_one_name(fields)
     hidden = fields.integer("d_model", high=2**20)
     heads = fields.integer("n_heads", high=2**16)
     if hidden % heads:
@@ -52,6 +57,15 @@ def _config(fields: Fields) -> ModelConfig:
         activation="gelu",
         family="mpt",
     )
+
+
+def _by_one_name(fields: Fields) -> Fields:
+    """transformers knows these three by its usual names too, and takes whichever it reads last."""
+    known = fields.values()
+    for name, usual in _USUAL.items():
+        if usual in known and known.setdefault(name, known[usual]) != known[usual]:
+            raise fields.refuse(usual, f"as {name}, which is {known[name]!r:.40}")
+    return Fields(known, fields.where)
 
 
 def _slopes(fields: Fields, key: str, heads: int) -> tuple[float, ...]:

@@ -20,8 +20,13 @@ _ORIGINAL = 4096  # tokens of the first context, where a file does not name it
 
 def _config(fields: Fields) -> ModelConfig:
     known = {key: fields.raw(key) for key in fields.keys()}
-    if not fields.has("original_max_position_embeddings"):
-        known["original_max_position_embeddings"] = _ORIGINAL
+    key = "original_max_position_embeddings"
+    if not fields.has(key):
+        known[key] = _ORIGINAL
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(known.get(name), dict) and known[name]:
+            # transformers' class puts its own over what is said in there.
+            known[name] = {**known[name], key: known[key]}
     config = hf_shapes(Fields(known, fields.where))
     kinds = [LOCAL] * config.num_layers
     windows = windows_from_hf(fields, kinds, None, config.max_positions)
