@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from jaxkv.errors import InputError
+
 
 def where() -> dict[str, Any]:
     """The device, the versions and the date of a measurement."""
@@ -28,6 +30,34 @@ def where() -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
+
+
+def check_memory(size: int, what: str) -> None:
+    """Refuses what the default device could never hold.
+
+    Args:
+      size: bytes.
+      what: would take them; the message begins with it.
+
+    Raises:
+      InputError: says how many there are.
+    """
+    there = memory()
+    if there is not None and size > there:
+        raise InputError(
+            f"{what} would take {size / 1e9:.1f} GB, and this device has {there / 1e9:.1f} GB"
+        )
+
+
+def memory() -> int | None:
+    """Bytes of the default device's memory, if that is known."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
 
 
 def _version() -> str:

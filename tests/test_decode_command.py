@@ -129,7 +129,7 @@ def test_wrong_flags_are_refused_in_one_line(refused, arguments, told) -> None:
         ("prompt-file", b"\xff\xfe\x00", ["not UTF-8"]),
         ("model", b"GGUF\x03\x00\x00", ["cut off"]),
         ("config", b"a: [1\n b: {", ["not YAML"]),
-        ("config", b"\xff\xfe\xff", ["not YAML"]),
+        ("config", b"\xff\xfe\xff", ["not UTF-8"]),
         ("config", b"- 1", ["names and their values"]),
         ("config", b"", ["names and their values"]),
         ("config", b"modle: x", ["'modle'", "did you mean 'model'?"]),

@@ -34,10 +34,11 @@ from jaxkv import (
 )
 from jaxkv.convert import toy
 from jaxkv.generate import loop
-from jaxkv.generate.api import Session, Settings, answer
+from jaxkv.generate.api import answer
 from jaxkv.generate.loop import compilations, forget_programs
 from jaxkv.generate.prompts import prompt_ids
 from jaxkv.generate.sampling import make_sampler
+from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.text import Row
 from jaxkv.policies.layers import sees_far
 

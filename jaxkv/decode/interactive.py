@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
 
 from jaxkv.convert.model import Model
-from jaxkv.decode.once import keep, resume
+from jaxkv.decode.once import keep, resume, show
 from jaxkv.decode.options import Options
-from jaxkv.errors import InputError
-from jaxkv.generate.api import Session
+from jaxkv.errors import InputError, say
 from jaxkv.generate.chat import next_turn
 from jaxkv.generate.prompts import prompt_ids
+from jaxkv.generate.session import Session
 from jaxkv.generate.text import Row
+from jaxkv.interrupts import unheard
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.layers import reads_whole_prompt
 
@@ -31,8 +33,8 @@ def chat(options: Options, model: Model, load_s: float) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing for input()
 
-    settings, tokenizer = options.settings, model.tokenizer
-    in_chat = tokenizer.chat_template is not None if options.chat is None else options.chat
+    settings = options.settings
+    in_chat = model.tokenizer.chat_template is not None if options.chat is None else options.chat
     # A full cache is as long as the model's context; the others do not grow.
     length = settings.max_length or model.config.max_positions
     settings = dataclasses.replace(settings, max_length=length)
@@ -44,7 +46,18 @@ def chat(options: Options, model: Model, load_s: float) -> None:
         whole = reads_whole_prompt(settings.policy, geometry(model.config, 1, 1))
         longest = max(1, min(LONG_TURN if whole else TURN, length - 1))
         session = Session.begin(model, settings, 1, longest, load_s=load_s)
-    print("Ctrl-C stops an answer, Ctrl-D ends the chat.", file=sys.stderr)
+    say("Ctrl-C stops an answer, Ctrl-D ends the chat.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 ends no chat
+    with unheard():
+        talk(options, session, in_chat)
+    if options.save_cache and session.longest:
+        keep(options.save_cache, session)
+
+
+def talk(options: Options, session: Session, in_chat: bool) -> None:
+    """Turn by turn, until there are no more."""
+    model, tokenizer = session.model, session.model.tokenizer
     first = not options.load_cache
     while (prompt := _ask()) is not None:
         if not prompt.strip():
@@ -67,20 +80,22 @@ def chat(options: Options, model: Model, load_s: float) -> None:
             )
         _turn(session, ids)
         first = False
-    if options.save_cache and not first:
-        keep(options.save_cache, session)
 
 
 def _ask() -> str | None:
     try:
-        return input(PROMPT if sys.stdin.isatty() else "")
+        line = input(PROMPT if sys.stdin.isatty() else "")
     except EOFError:
         return None
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not UTF-8 text: {error.reason}") from None
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return ""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        say("that line is not UTF-8 text; say it again")
+        return ""
+    return line
 
 
 def _turn(session: Session, ids: list[int]) -> None:
@@ -89,10 +104,10 @@ def _turn(session: Session, ids: list[int]) -> None:
     with _interrupt() as interrupted:
         session.feed([ids])
         for new in session.run(session.settings.max_new_tokens):
-            print(row.feed(int(i) for i in new[0] if i >= 0), end="", flush=True)
+            show(row.feed(int(i) for i in new[0] if i >= 0))
             if row.stopped or interrupted():
                 break
-    print(row.finish(), flush=True)
+    show(row.finish() + "\n")
 
 
 @contextlib.contextmanager

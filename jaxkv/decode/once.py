@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 from jaxkv.arguments import flags_named
 from jaxkv.convert.model import Model
 from jaxkv.decode.options import Options
-from jaxkv.errors import InputError
-from jaxkv.generate.api import Generation, Session, answer
+from jaxkv.errors import InputError, visible
+from jaxkv.generate.api import Generation, answer
 from jaxkv.generate.chat import next_turn
-from jaxkv.generate.prompts import prompt_ids
+from jaxkv.generate.prompts import message_ids, prompt_ids
 from jaxkv.generate.saved import load_with_extras, save_cache
+from jaxkv.generate.session import Session
 from jaxkv.generate.state import State, row_keys
 
 
@@ -29,16 +31,11 @@ def answer_once(options: Options, model: Model, load_s: float) -> Generation:
         session = resume(options, model, load_s)
         ids = _next_turns(options, session)
     else:
-        ids = [
-            prompt_ids(
-                model,
-                prompt,
-                chat=options.chat,
-                answer_prefix=options.answer_prefix,
-                system=options.system,
-            )
-            for prompt in options.prompts
-        ]
+        prefix = options.answer_prefix
+        how: dict[str, Any] = {"chat": options.chat, "answer_prefix": prefix}
+        ids = [prompt_ids(model, text, system=options.system, **how) for text in options.prompts]
+        if options.messages:
+            ids = [message_ids(model, options.messages, prefix)]
         longest = max(map(len, ids))
         session = Session.begin(model, options.settings, len(ids), longest, load_s=load_s)
     if any(ids):
@@ -46,20 +43,22 @@ def answer_once(options: Options, model: Model, load_s: float) -> Generation:
             session.feed(ids, progress)
     alone = len(ids) == 1 and not options.json
 
-    def show(row: int, text: str) -> None:
-        del row
-        print(text, end="", flush=True)
-
-    generation = answer(session, [len(row) for row in ids], show if alone else None)
+    shown = (lambda row, text: show(text)) if alone else None
+    generation = answer(session, [len(row) for row in ids], shown)
     if not options.json:
         if alone:
-            print()
+            show("\n")
         else:
             for index, text in enumerate(generation.texts):
-                print(f"--- {index + 1}\n{text}")
+                show(f"--- {index + 1}\n{text}\n")
     if options.save_cache:
         keep(options.save_cache, session)
     return generation
+
+
+def show(text: str) -> None:
+    """A part of an answer on stdout: as it is to a pipe or a file, harmless to a terminal."""
+    print(visible(text, sys.stdout), end="", flush=True)
 
 
 @contextlib.contextmanager

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jaxkv.arguments import flags_named, make_parser, parse
+from jaxkv.arguments import flags_named, make_parser, parse, parse_yaml
 from jaxkv.errors import InputError
-from jaxkv.generate.api import Settings
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.saved import check_target
+from jaxkv.generate.session import Settings
 from jaxkv.policies.base import Policy
 from jaxkv.policies.registry import POLICIES, make_policy
+from jaxkv.reading import MOST_TEXT, parse_json, read_text
 
 COMMAND = "jaxkv.decode"
 # What a message may start with that is a flag, spelt the same.
@@ -59,6 +60,7 @@ class Options:
     chat: bool | None
     answer_prefix: str
     system: str | None
+    messages: tuple[dict[str, Any], ...]
     interactive: bool
     reseed: bool
     save_cache: str | None
@@ -76,9 +78,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     given, fields = parse(parser, sys.argv[1:] if arguments is None else arguments)
     policy = _policy(given.policy, fields)
     prompts = _prompts(given)
-    if given.interactive and (given.json or prompts):
+    messages = _messages(given.messages) if given.messages else ()
+    if given.interactive and (given.json or prompts or messages):
         raise InputError("--interactive asks for its prompts; give no --prompt, file or --json")
-    if not (given.interactive or prompts or given.load_cache):
+    if messages and (prompts or given.raw or given.load_cache or given.system is not None):
+        raise InputError(
+            "--messages are a whole conversation; give no --prompt, --system, --raw or --load-cache"
+        )
+    if not (given.interactive or prompts or messages or given.load_cache):
         raise InputError(
             "there is no prompt; give --prompt TEXT, --prompt-file FILE or --interactive"
         )
@@ -109,6 +116,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         chat=True if given.chat else False if given.raw else None,
         answer_prefix=given.answer_prefix,
         system=given.system,
+        messages=messages,
         interactive=given.interactive,
         reseed=given.seed is not None,
         save_cache=given.save_cache,
@@ -135,14 +143,27 @@ def _prompts(given: argparse.Namespace) -> tuple[str, ...]:
     return tuple(text for _, text in prompts)
 
 
+def _messages(name: str) -> tuple[dict[str, Any], ...]:
+    """The turns of a conversation, from a JSON or YAML file."""
+    where = f"--messages {name}"
+    parse_text = parse_yaml if name.endswith((".yaml", ".yml")) else parse_json
+    turns = parse_text(read_text(name, where), where)
+    if not isinstance(turns, list) or not turns or not all(isinstance(x, dict) for x in turns):
+        raise InputError(f"{where} must hold a list of turns, each with a role and a content")
+    return tuple(turns)
+
+
 def _read(name: str) -> str:
+    where = f"--prompt-file {name}"
+    if name != "-":
+        return read_text(name, where, MOST_TEXT)
+    raw = getattr(sys.stdin, "buffer", io.BytesIO()).read(MOST_TEXT + 1)
+    if len(raw) > MOST_TEXT:
+        raise InputError(f"{where} has more than the {MOST_TEXT} bytes that are read of it")
     try:
-        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"--prompt-file {name} is not UTF-8 text: {error.reason}") from None
-    except OSError as error:
-        raise InputError(f"--prompt-file {name} cannot be read: {error.strerror}") from None
+        raise InputError(f"{where} is not UTF-8 text: {error.reason}") from None
 
 
 def _parser() -> Any:
@@ -207,6 +228,12 @@ def _parser() -> Any:
     )
     form.add_argument("--raw", action="store_true", help="continue the text as it is")
     add("--system", type=str, metavar="TEXT", help="a message before the chat, of how to answer")
+    add(
+        "--messages",
+        type=str,
+        metavar="FILE",
+        help="a conversation to go on with: a JSON or YAML list of turns with role and content",
+    )
     add(
         "--answer-prefix",
         type=str,

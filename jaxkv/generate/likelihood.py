@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 
 from jaxkv.convert.model import Model
-from jaxkv.generate.api import Session, Settings
 from jaxkv.generate.loop import Program, Signature, compile_program
+from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import State
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import forward

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkv import Full, Model, forward, init_cache
-from jaxkv.generate.api import Session, Settings
+from jaxkv.generate.session import Session, Settings
 from jaxkv.models.decoder import embed, geometry, run_layer
 from jaxkv.models.layers import norm
 from jaxkv.policies.layers import layer_policy

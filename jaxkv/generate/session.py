@@ -1,0 +1,304 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A batch of streams from its first token on: what the commands and `generate` are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkv.cache.accounting import kept_tokens, nbytes, steps_taken, tokens_seen
+from jaxkv.cache.slab import LAST_POSITION
+from jaxkv.convert.model import Model
+from jaxkv.errors import InputError
+from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
+from jaxkv.generate.sampling import Sampler, make_sampler
+from jaxkv.generate.state import State, start
+from jaxkv.machine import check_memory
+from jaxkv.models.config import ModelConfig
+from jaxkv.models.decoder import geometry
+from jaxkv.policies.base import Policy
+from jaxkv.policies.full import Full
+from jaxkv.policies.layers import (
+    init,
+    most_kept,
+    nominal_bytes,
+    reads_whole_prompt,
+    sees_far,
+    sized_by_length,
+)
+from jaxkv.policies.registry import describe
+
+MARGIN = 2**24  # positions that are left over: a prompt's last call may be padded
+ROUND = 128  # capacities are rounded up to this, so that similar prompts share their programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to generate; see `generate`."""
+
+    policy: Policy = dataclasses.field(default_factory=Full)
+    sampler: Sampler = dataclasses.field(default_factory=make_sampler)
+    max_new_tokens: int = 128
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    prefill_chunk: int | None = None
+    max_length: int | None = None
+    kv_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "prefill_chunk", "max_length"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= LAST_POSITION:
+                raise InputError(
+                    f"{name.replace('_', '-')} is {value}; it must be at least 1 and at most "
+                    f"{LAST_POSITION}"
+                )
+        if self.kv_dtype not in (None, "float32", "bfloat16"):
+            raise InputError(f"kv-dtype is {self.kv_dtype!r}; it must be float32 or bfloat16")
+        if any(not text for text in self.stop):
+            raise InputError("a stop string is empty; it must have at least one character")
+
+
+@dataclasses.dataclass
+class Timing:
+    """Seconds, as they were spent."""
+
+    load_s: float = 0.0
+    compile_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    first_token_s: float = 0.0
+
+
+def default_chunk(longest: int, whole: bool = False) -> int:
+    """Tokens per prefill call: large ones run faster, a short prompt should not pay for them.
+
+    `whole` is for policies that choose after the prompt, which must come in one call.
+    """
+    chunk = 64
+    while chunk < min(longest, 512):
+        chunk *= 2
+    return -(-longest // chunk) * chunk if whole else chunk
+
+
+def capacity(settings: Settings, longest: int, new_tokens: int, fills: bool) -> int:
+    """Tokens that a cache which keeps everything must hold, if this one `fills`.
+
+    Raises:
+      InputError: `max_length` was set and is too small for the prompt.
+    """
+    if settings.max_length is None:
+        return -(-(longest + new_tokens) // ROUND) * ROUND
+    if fills and longest >= settings.max_length:
+        raise InputError(
+            f"the prompt has {longest} tokens; with max-length {settings.max_length} a full cache "
+            f"holds at most {settings.max_length - 1} and the answer; raise --max-length or choose "
+            "a policy that evicts"
+        )
+    return settings.max_length
+
+
+def check_room(
+    config: ModelConfig, settings: Settings, batch_size: int, length: int, dtype: str, chunk: int
+) -> None:
+    """Refuses what could not fit before any of it is allocated.
+
+    Raises:
+      InputError: says what would take how many bytes.
+    """
+    shapes = geometry(config, batch_size, length, dtype)
+    cache = nbytes(jax.eval_shape(lambda: init(settings.policy, shapes)))
+    check_memory(
+        cache, f"a cache of {describe(settings.policy)['name']} for {batch_size} x {length} tokens"
+    )
+    # Of a chunk: the residual stream and its norm, queries, keys and values, and the MLP.
+    width = 4 * config.hidden_size + 2 * config.intermediate_size
+    check_memory(4 * batch_size * chunk * width, f"prefill in chunks of {chunk} tokens")
+
+
+@dataclasses.dataclass
+class Session:
+    """A batch of streams, with the programs that move it and the time they take."""
+
+    model: Model
+    settings: Settings
+    state: State
+    made: Programs
+    timing: Timing
+    began: float
+    compiled: dict[str, int]
+    eos: jax.Array
+    fills: bool  # the cache holds `geometry.max_length` tokens and no more
+    far: bool  # a query may see keys at any distance
+    longest: int = 0  # tokens that a row has taken in, at most
+    cut: set[int] = dataclasses.field(default_factory=set)  # rows that were ended from outside
+
+    @classmethod
+    def begin(
+        cls, model: Model, settings: Settings, batch_size: int, longest: int,
+        state: State | None = None, load_s: float = 0.0,
+    ) -> Session:  # fmt: skip
+        """Allocates the caches and compiles the two programs."""
+        began, before = time.perf_counter(), compilations()
+        shapes = geometry(model.config, 1, 1)
+        fills = most_kept(settings.policy, shapes) is None
+        length = ROUND
+        # Most caches that never fill up are the same for every prompt, and so are their programs.
+        if fills or sized_by_length(settings.policy, shapes):
+            length = capacity(settings, longest, settings.max_new_tokens, fills)
+        dtype = settings.kv_dtype or str(model.params["embed"].dtype)
+        longest_so_far = 0
+        if state is not None and state.cache.layers:
+            longest_so_far = int(tokens_seen(state.cache.layers).max())
+        whole = reads_whole_prompt(settings.policy, shapes)
+        chunk = settings.prefill_chunk or default_chunk(longest, whole)
+        check_room(model.config, settings, batch_size, length, dtype, chunk)
+        if state is None:
+            state = start(model.config, settings.policy, batch_size, length, dtype, settings.seed)
+        eos = jnp.asarray(model.tokenizer.eos_ids or (-2,), jnp.int32)
+        made = programs(
+            model.params, model.config, settings.policy, settings.sampler, state, eos, chunk
+        )
+        timing = Timing(load_s=load_s, compile_s=time.perf_counter() - began)
+        new = {name: count - before[name] for name, count in compilations().items()}
+        far = model.config.rope is not None and sees_far(settings.policy, shapes)
+        return cls(
+            model, settings, state, made, timing, began, new, eos, fills, far, longest_so_far
+        )
+
+    @property
+    def rooms(self) -> np.ndarray | None:
+        """Tokens that still fit in each row [B]; None if the policy never fills up."""
+        if not self.fills:
+            return None
+        return self.state.cache.geometry.max_length - tokens_seen(self.state.cache.layers)
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that still fit in every row; None if the policy never fills up."""
+        rooms = self.rooms
+        return None if rooms is None else int(rooms.min())
+
+    @property
+    def closed(self) -> np.ndarray:
+        """Rows [B] whose answer ended by itself: its end-of-sequence token is in the cache."""
+        closed = np.array(self.state.done)
+        closed[list(self.cut)] = False
+        return closed
+
+    def feed(
+        self, prompts: list[list[int]], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Takes prompts in, and wakes rows that had ended."""
+        rooms = self.rooms
+        for row, prompt in enumerate(prompts):
+            self.model.check_ids(prompt, "a prompt's")
+            if rooms is not None and len(prompt) >= rooms[row]:
+                raise InputError(
+                    f"the prompt has {len(prompt)} tokens and the full cache has room for "
+                    f"{rooms[row]} and the answer; raise --max-length or choose a policy that "
+                    "evicts"
+                )
+        self._take(max(map(len, prompts)))
+        self.cut.clear()
+        made = self._fit(max(map(len, prompts)))
+        began = time.perf_counter()
+        state = dataclasses.replace(self.state, done=jnp.zeros_like(self.state.done))
+        self.state = feed(made, self.model.params, state, prompts, progress)
+        jax.block_until_ready(self.state.logits)
+        self.timing.prefill_s += time.perf_counter() - began
+
+    def _fit(self, longest: int) -> Programs:
+        """The programs for prompts of so many tokens; a chunk that was asked for is kept to."""
+        if self.settings.prefill_chunk is not None:
+            return self.made
+        began, before = time.perf_counter(), compilations()
+        made = self.made.fit(longest)
+        self.timing.compile_s += time.perf_counter() - began
+        for name, count in compilations().items():
+            self.compiled[name] += count - before[name]
+        return made
+
+    def run(self, max_new_tokens: int) -> Iterator[np.ndarray]:
+        """Yields new ids [B, n], -1 where a row has ended."""
+        made = 0
+        while made < max_new_tokens:
+            # The first dispatch is of one token, so that it is shown at once; a stop string may
+            # come with any.
+            most = 1 if made == 0 or self.settings.stop else DISPATCH
+            limit = min(most, max_new_tokens - made, self._end_full_rows())
+            if np.asarray(self.state.done).all():
+                return
+            self._take(limit)
+            began = time.perf_counter()
+            self.state, ids = dispatch(self.made, self.model.params, self.state, self.eos, limit)
+            now = time.perf_counter()
+            self.timing.decode_s += now - began
+            if not self.timing.first_token_s:
+                self.timing.first_token_s = self.timing.load_s + now - self.began
+            made += limit
+            yield ids
+
+    def _take(self, count: int) -> None:
+        """Counts tokens, and says once where a stream grows beyond what the model has learnt."""
+        trained, before = self.model.config.max_positions, self.longest
+        if before + count > LAST_POSITION - MARGIN:
+            raise InputError(
+                f"the stream has {before} tokens, and positions end at {LAST_POSITION}; begin a "
+                "new one"
+            )
+        self.longest += count
+        if self.far and before <= trained < self.longest:
+            name = describe(self.settings.policy)["name"]
+            warnings.warn(
+                f"a stream of {self.longest} tokens is longer than the {trained} that the model "
+                f"was trained on, and {name} keeps all distances: answers may be nonsense; "
+                "streaming and window stay within it",
+                stacklevel=2,
+            )
+
+    def _end_full_rows(self) -> int:
+        """Ends rows whose cache is full, and gives how many tokens fit in all others."""
+        rooms = self.rooms
+        if rooms is None:
+            return DISPATCH
+        active = ~np.asarray(self.state.done)
+        for row in np.flatnonzero(active & (rooms <= 0)):
+            self.end_row(int(row))
+        return int(min(rooms[active & (rooms > 0)], default=0))
+
+    def end_row(self, row: int) -> None:
+        """Ends a row from outside: a stop string, an interrupt, or a full cache."""
+        self.cut.add(row)
+        self.state = dataclasses.replace(self.state, done=self.state.done.at[row].set(True))
+
+    def stats(self, new_tokens: int) -> dict[str, Any]:
+        """The report of DESIGN: what was run, how long it took, what is held."""
+        policy, cache = self.settings.policy, self.state.cache
+        timing = dataclasses.asdict(self.timing)
+        spent = self.timing.decode_s
+        timing["tokens_per_s"] = new_tokens / spent if spent else 0.0
+        total = sum(timing[name] for name in ("compile_s", "prefill_s", "decode_s"))
+        timing["tokens_per_s_with_compile"] = new_tokens / total if total else 0.0
+        rows = range(cache.geometry.batch_size)
+        steps = [found for row in rows if (found := steps_taken(cache.layers, row))]
+        return {
+            "policy": describe(policy),
+            "timing": timing,
+            "cache": {
+                "nominal_bytes": nominal_bytes(policy, cache.geometry),
+                "physical_bytes": nbytes(cache),
+                "peak_bytes": max(self.made.prefill.peak_bytes, self.made.decode.peak_bytes),
+                "kept_tokens": [kept_tokens(cache.layers, row) for row in rows],
+                **({"steps": steps} if steps else {}),
+            },
+            "compilations": self.compiled,
+        }
