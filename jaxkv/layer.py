@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
+from jaxkv.cache.slab import spent
 from jaxkv.errors import InputError
 from jaxkv.policies.base import LayerCache, LayerPolicy
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
@@ -31,13 +34,13 @@ def prefill(
       lengths: int32 [B], valid tokens in each row, padding on the right; None if all are.
 
     Returns:
-      The cache after the tokens, and out [B, T, N, H].
+      The cache after the tokens, and out [B, T, N, H]; NaN in rows past the last int32 position.
 
     Raises:
       InputError: shapes that do not fit together.
     """
     _check(q, k, v)
-    return policy.prefill(cache, q, k, v, rope, lengths)
+    return _within(cache, *policy.prefill(cache, q, k, v, rope, lengths))
 
 
 def step(
@@ -54,7 +57,13 @@ def step(
     _check(q, k, v)
     if q.shape[1] != 1:
         raise InputError(f"a step takes 1 token per row, not {q.shape[1]}; use prefill")
-    return policy.step(cache, q, k, v, rope, lengths)
+    return _within(cache, *policy.step(cache, q, k, v, rope, lengths))
+
+
+def _within(before: LayerCache, after: LayerCache, out: Queries) -> tuple[LayerCache, Queries]:
+    """NaN where positions have come to the end of int32: nothing is right there any more."""
+    over = spent(before, out.shape[1])[:, None, None, None]
+    return after, jnp.where(over, jnp.asarray(jnp.nan, out.dtype), out)
 
 
 def _check(q: Queries, k: NewKeys, v: NewKeys) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -76,7 +77,10 @@ def dispatch(table: Mapping[str, Callable[..., Any]], implementation: Implementa
     errors: list[Exception] = []
     for name in names:
         try:
-            return table[name](*args, **kw)
+            # Mosaic takes Python's numbers for integers of 64 bits where the process asked for
+            # those; its kernels have none.
+            with contextlib.nullcontext() if name == "xla" else jax.enable_x64(False):
+                return table[name](*args, **kw)
         except NotImplementedError as error:
             if len(names) == 1:
                 raise

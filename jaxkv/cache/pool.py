@@ -47,7 +47,7 @@ def empty_pool(batch: int, heads: int, blocks: int, size: int, head_dim: int, dt
 def owned_positions(pool: Pool) -> Array:
     """Positions as each head sees the pool: int32 [B, K, S], -1 in blocks of other heads."""
     owner = jnp.repeat(pool.owner, pool.pos.shape[1] // pool.owner.shape[1], axis=1)
-    mine = owner[:, None] == jnp.arange(pool.heads)[None, :, None]
+    mine = owner[:, None] == jnp.arange(pool.heads, dtype=jnp.int32)[None, :, None]
     return jnp.where(mine, pool.pos[:, None], -1)
 
 
@@ -73,12 +73,13 @@ def fill(k: Array, v: Array, pos: Array, order: Array, caps: Array, blocks: int,
       size: C.
     """
     batch, heads, slots, head_dim = k.shape
-    ends = jnp.cumsum(-(-caps // size), axis=1)  # blocks up to and with each head
-    block = jnp.arange(blocks)
-    owner = jnp.sum(block[None, None] >= ends[:, :, None], axis=1)  # [B, M]; K where none
+    ends = jnp.cumsum(-(-caps // size), axis=1, dtype=jnp.int32)  # blocks up to and with each head
+    block = jnp.arange(blocks, dtype=jnp.int32)
+    # [B, M]; K where none
+    owner = jnp.sum(block[None, None] >= ends[:, :, None], axis=1, dtype=jnp.int32)
     begins = jnp.pad(ends, ((0, 0), (1, 0)))
     first = jnp.take_along_axis(begins, owner, axis=1)
-    rank = (block[None] - first)[..., None] * size + jnp.arange(size)[None, None]
+    rank = (block[None] - first)[..., None] * size + jnp.arange(size, dtype=jnp.int32)[None, None]
     owner, used = jnp.minimum(owner, heads - 1), owner < heads
     held = used[..., None] & (rank < jnp.take_along_axis(caps, owner, axis=1)[..., None])
     # Which slot of which head each slot of the pool takes, among all slots of all heads.

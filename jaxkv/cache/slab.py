@@ -9,14 +9,18 @@ is valid, causal or in reach.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool
 
 from jaxkv.typing import Lengths, NewKeys, Positions
 from pallas_kernels.order import SUBLANES, in_stored_order
 
+LAST_POSITION = 2**31 - 1
 UNROLLED = 4  # rows whose writes are spelled out
 Arrays = tuple[Array, ...]
 
@@ -54,6 +58,20 @@ def empty(
         pos=jnp.full((batch, pos_heads, slots), -1, jnp.int32),
         seen=jnp.zeros((batch,), jnp.int32),
     )
+
+
+def spent(cache: Any, count: int) -> Bool[Array, "B"]:
+    """Rows whose positions would pass the last int32 with so many more tokens, bool [B].
+
+    A position must tell distances to keys that were rotated long ago, so it cannot begin anew.
+
+    Args:
+      cache: any pytree that holds a slab.
+      count: tokens.
+    """
+    parts = jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, Slab))
+    seen = next(part.seen for part in parts if isinstance(part, Slab))
+    return (seen < 0) | (seen > LAST_POSITION - count)
 
 
 def new_positions(slab: Slab, count: int, lengths: Lengths | None) -> Positions:
@@ -106,7 +124,7 @@ def _scatter(old: Arrays, new: Arrays, slots: Positions) -> Arrays:
         # always dropped keeps it a scatter in place.
         new = tuple(jnp.repeat(x, 2, axis=1) for x in new)
         slots = jnp.concatenate([slots, jnp.full_like(slots, old[0].shape[2])], axis=1)
-    row = jnp.arange(slots.shape[0])[:, None]
+    row = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
     return tuple(x.at[row, :, slots].set(y, mode="drop") for x, y in zip(old, new, strict=True))
 
 
@@ -130,21 +148,21 @@ def _write_run(old: Array, new: Array, first: Array, count: Array) -> Array:
     hold = in_stored_order if old.ndim == 4 else lambda x: x
 
     def write(row: int | Array, old: Array) -> Array:
-        begin = first[row] if size > 1 else lax.div(first[row], SUBLANES) * SUBLANES
+        begin = first[row] if size > 1 else lax.div(first[row], jnp.int32(SUBLANES)) * SUBLANES
         begin = jnp.minimum(begin, slots - width)
-        here = begin + jnp.arange(width)
+        here = begin + jnp.arange(width, dtype=jnp.int32)
         taken = (here >= first[row]) & (here < first[row] + count[row])
         taken = taken.reshape(1, 1, width, *[1] * (old.ndim - 3))
         offset = width + begin - first[row]
         mine = lax.dynamic_slice_in_dim(fresh, row, 1, 0)
         moved = lax.dynamic_slice_in_dim(mine, offset, width, 2)
-        at = (row, 0, begin, *[0] * (old.ndim - 3))
+        at = tuple(jnp.int32(x) for x in (row, 0, begin, *[0] * (old.ndim - 3)))
         there = lax.dynamic_slice(old, at, (1, old.shape[1], width, *old.shape[3:]))
         return hold(lax.dynamic_update_slice(old, jnp.where(taken, moved, there), at))
 
     old = hold(old)
     if old.shape[0] > UNROLLED:
-        return lax.fori_loop(0, old.shape[0], write, old)
+        return lax.fori_loop(jnp.int32(0), jnp.int32(old.shape[0]), write, old)
     for row in range(old.shape[0]):
         old = write(row, old)
     return old
@@ -162,7 +180,10 @@ def append_per_head(slab: Slab, k: NewKeys, v: NewKeys, at: Positions, slots: Ar
     """
     heads = slab.k.shape[1]
     slots = jnp.where(at >= 0, slots, slab.slots)
-    row, head = jnp.arange(k.shape[0])[:, None], jnp.arange(heads)[None]
+    row, head = (
+        jnp.arange(k.shape[0], dtype=jnp.int32)[:, None],
+        jnp.arange(heads, dtype=jnp.int32)[None],
+    )
     return dataclasses.replace(
         slab,
         k=slab.k.at[row, head, slots].set(k[:, 0].astype(slab.k.dtype), mode="drop"),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.cache.slab import spent
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.layers import mlp, norm, project, soft_capped
 from jaxkv.policies.base import (
@@ -94,7 +95,8 @@ def forward(
         are. A row of length 0 leaves its cache as it was.
 
     Returns:
-      logits [B, T, V] float32, undefined where padded, and the new cache.
+      logits [B, T, V] float32, undefined where padded, and the new cache. They are NaN in rows
+      whose positions have come to the end of int32, after 2,147,483,647 tokens.
     """
     if isinstance(policy, TokenPolicy):
 
@@ -158,7 +160,9 @@ def run_layers(
         with jax.named_scope(f"layer_{index}"):
             x, cache = run(layer, config, mine, rope, x, cache, lengths, ends)
         caches.append(cache)
-    return x, tuple(caches)
+    # Past the last position nothing is right any more, and no program can say so otherwise.
+    over = spent(layers[0], tokens.shape[1])[:, None, None]
+    return jnp.where(over, jnp.asarray(jnp.nan, x.dtype), x), tuple(caches)
 
 
 def embed(params: Params, config: ModelConfig, tokens: Tokens) -> Hidden:
@@ -234,12 +238,12 @@ def _whole_prompt(
 
     def whole(_: Array, carry: tuple[Hidden, LayerCache]) -> tuple[Residual, LayerCache]:
         x, cache = carry
-        x, draft = jax.lax.fori_loop(0, chunks, body, (x, policy.open(cache, padded)))
+        x, draft = jax.lax.fori_loop(jnp.int32(0), chunks, body, (x, policy.open(cache, padded)))
         return x, policy.close(draft, cache, rope)
 
     # A loop of one turn. No layer needs what the one before chooses, so the compiler would put that
     # off and hold the drafts of all layers until the end; what is within a loop it keeps together.
-    x, cache = jax.lax.fori_loop(0, jnp.minimum(chunks, 1), whole, (x, cache))
+    x, cache = jax.lax.fori_loop(jnp.int32(0), jnp.minimum(chunks, 1), whole, (x, cache))
     return last_valid(x, lengths) if only_last else x[:, :count], cache
 
 

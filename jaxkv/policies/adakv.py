@@ -204,7 +204,9 @@ class PooledLayer:
         found = jnp.logical_not(jnp.isneginf(best))
         owner = index // slots
         won = jnp.sum(
-            (owner[:, None] == jnp.arange(heads)[None, :, None]) & found[:, None], axis=-1
+            (owner[:, None] == jnp.arange(heads, dtype=jnp.int32)[None, :, None]) & found[:, None],
+            axis=-1,
+            dtype=jnp.int32,
         )
         sure = int(self.floor * self.cap)
         return jnp.round(won.astype(jnp.float32) * (1 - self.floor) + sure).astype(jnp.int32)

@@ -80,7 +80,7 @@ def open_draft(parts: Sequence[Slab], count: int, num_heads: int, window: int) -
         began=seen,
         q=jnp.zeros((batch, window, num_heads, head_dim), k.dtype),
         q_pos=jnp.full((batch, window), -1, jnp.int32),
-        lse=jnp.full((batch, window, num_heads), -jnp.inf),
+        lse=jnp.full((batch, window, num_heads), -jnp.inf, jnp.float32),
     )
 
 
@@ -143,7 +143,7 @@ def newest(slab: Slab, window: int) -> tuple[Array, Array, Array]:
     Returns:
       k, v [B, W, K, H] and their positions int32 [B, W], -1 where there are fewer.
     """
-    index = jnp.argsort(slab.pos, axis=-1)[..., -window:]
+    index = jnp.argsort(slab.pos, axis=-1)[..., -window:].astype(jnp.int32)
     k, v, pos = gather(slab, index, jnp.ones(index.shape, bool))
     return k.swapaxes(1, 2), v.swapaxes(1, 2), pos[:, 0]
 
@@ -151,7 +151,10 @@ def newest(slab: Slab, window: int) -> tuple[Array, Array, Array]:
 def _remember(draft: Draft, q: Queries, at: Array, lse: Array) -> Draft:
     """The last W valid queries of those remembered and these; valid ones come first in `at`."""
     window = draft.q_pos.shape[1]
-    index = jnp.sum(at >= 0, axis=1)[:, None] + jnp.arange(window)[None]
+    index = (
+        jnp.sum(at >= 0, axis=1, dtype=jnp.int32)[:, None]
+        + jnp.arange(window, dtype=jnp.int32)[None]
+    )
 
     def last(old: Array, new: Array) -> Array:
         both = jnp.concatenate([old, new.astype(old.dtype)], axis=1)

@@ -108,16 +108,19 @@ class H2OLayer:
     ) -> tuple[Scored, Queries]:
         """Writes the token into the free slot of each head, attends, then frees the next."""
         at = new_positions(cache.slab, 1, lengths)
-        free = jnp.argmin(cache.slab.pos, axis=-1)
+        free = jnp.argmin(cache.slab.pos, axis=-1).astype(jnp.int32)
         slab = append_per_head(cache.slab, rotate(rope, k, at), v, at, free)
         out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos, rope)
-        came = (jnp.arange(slab.slots)[None, None] == free[..., None]) & (at >= 0)[..., None]
+        came = (jnp.arange(slab.slots, dtype=jnp.int32)[None, None] == free[..., None]) & (at >= 0)[
+            ..., None
+        ]
         score = jnp.where(came, 0.0, cache.score) + self._of_kv_heads(mass)
         held = slab.pos >= 0
         old = held & (slab.pos <= (at - self.recent)[..., None])
         worst = jnp.argmin(jnp.where(old, score, jnp.inf), axis=-1, keepdims=True)
-        over = jnp.sum(held, axis=-1, keepdims=True) > self.budget
-        gone = over & (jnp.arange(slab.slots)[None, None] == worst)
+        worst = worst.astype(jnp.int32)
+        over = jnp.sum(held, axis=-1, keepdims=True, dtype=jnp.int32) > self.budget
+        gone = over & (jnp.arange(slab.slots, dtype=jnp.int32)[None, None] == worst)
         slab = dataclasses.replace(slab, pos=jnp.where(gone, -1, slab.pos))
         return Scored(slab, score), out
 

@@ -66,12 +66,12 @@ class SlidingRecompute:
         count = tokens.shape[1]
         if lengths is None:
             lengths = jnp.full(tokens.shape[:1], count, jnp.int32)
-        offset = jnp.arange(count)[None]
+        offset = jnp.arange(count, dtype=jnp.int32)[None]
         ring = self.window + 1
         # Of a chunk longer than the ring only the end is written.
         stays = (offset < lengths[:, None]) & (offset >= lengths[:, None] - ring)
         slots = jnp.where(stays, (memory.seen[:, None] + offset) % ring, ring)
-        row = jnp.arange(tokens.shape[0])[:, None]
+        row = jnp.arange(tokens.shape[0], dtype=jnp.int32)[:, None]
         ids = memory.ids.at[row, slots].set(tokens, mode="drop")
         return TokenRing(ids, memory.seen + lengths)
 
@@ -80,5 +80,5 @@ class SlidingRecompute:
         ring = self.window + 1
         lengths = jnp.minimum(memory.seen, ring)
         first = memory.seen - lengths
-        slots = (first[:, None] + jnp.arange(ring)[None]) % ring
+        slots = (first[:, None] + jnp.arange(ring, dtype=jnp.int32)[None]) % ring
         return jnp.take_along_axis(memory.ids, slots, axis=1), lengths

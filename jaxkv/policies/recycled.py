@@ -194,7 +194,7 @@ class RecycledLayer:
             k, v = keep_order(copies.k), keep_order(copies.v)
             return dataclasses.replace(copies, k=k, v=v), index + 1
 
-        part, _ = lax.fori_loop(0, refresh.astype(jnp.int32), refreshed, (part, index))
+        part, _ = lax.fori_loop(jnp.int32(0), refresh.astype(jnp.int32), refreshed, (part, index))
         now = refresh & active
         after = dataclasses.replace(
             cache,

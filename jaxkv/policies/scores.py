@@ -52,13 +52,12 @@ def pooled_scores(mass: Array, pos: SlotPositions, chosen_from: Array, kernel: i
 
 def max_pool(x: Array, kernel: int) -> Array:
     """Maximum over `kernel` neighbours of the last axis, centred; nothing lies beyond the ends."""
-    reach = kernel // 2
-    padding = [(0, 0)] * (x.ndim - 1) + [(reach, reach)]
-    wide = jnp.pad(x, padding, constant_values=-jnp.inf)
-    out = x
-    for shift in range(kernel):
-        out = jnp.maximum(out, lax.slice_in_dim(wide, shift, shift + x.shape[-1], axis=-1))
-    return out
+    reach = min(kernel // 2, x.shape[-1] - 1)
+    ones = (1,) * (x.ndim - 1)
+    around = [(0, 0)] * (x.ndim - 1) + [(reach, reach)]
+    return lax.reduce_window(
+        x, jnp.asarray(-jnp.inf, x.dtype), lax.max, (*ones, 2 * reach + 1), (*ones, 1), around
+    )
 
 
 def best_slots(scores: Array, count: int) -> tuple[Array, Array]:

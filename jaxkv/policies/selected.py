@@ -180,7 +180,10 @@ class SelectedLayer:
     def _fill(self, group: PrefixRing, slab: Slab, scores: Array, recent, heads: slice) -> Slab:
         """The cache of a group from its heads of the draft."""
         index, valid = best_slots(scores, group.prefix)
-        valid &= jnp.arange(group.prefix)[None, None] < jnp.asarray(group.caps)[None, :, None]
+        valid &= (
+            jnp.arange(group.prefix, dtype=jnp.int32)[None, None]
+            < jnp.asarray(group.caps, jnp.int32)[None, :, None]
+        )
         chosen = drafts.gather(slab, index, valid)
         ring = [(0, 0), (0, 0), (0, group.ring + 1)]
         k, v, pos = (

@@ -72,14 +72,14 @@ class TOVALayer:
     ) -> tuple[Slab, Queries]:
         """Writes the token into the free slot, attends, then frees the least attended."""
         at = new_positions(cache, 1, lengths)
-        free = jnp.argmin(cache.pos[:, 0], axis=-1, keepdims=True)
+        free = jnp.argmin(cache.pos[:, 0], axis=-1, keepdims=True).astype(jnp.int32)
         slab = append(cache, rotate(rope, k, at), v, at, free)
         out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos, rope)
         held = slab.pos[:, 0] >= 0
         mean = jnp.where(held, jnp.mean(mass, axis=1), jnp.inf)
-        over = (jnp.sum(held, axis=-1) > self.budget) & (at[:, 0] >= 0)
-        worst = jnp.argmin(mean, axis=-1)
-        gone = over[:, None] & (jnp.arange(slab.slots)[None] == worst[:, None])
+        over = (jnp.sum(held, axis=-1, dtype=jnp.int32) > self.budget) & (at[:, 0] >= 0)
+        worst = jnp.argmin(mean, axis=-1).astype(jnp.int32)
+        gone = over[:, None] & (jnp.arange(slab.slots, dtype=jnp.int32)[None] == worst[:, None])
         return dataclasses.replace(slab, pos=jnp.where(gone[:, None], -1, slab.pos)), out
 
     def prefill(

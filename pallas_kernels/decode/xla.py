@@ -40,7 +40,7 @@ def decode_attention(
         distance = q_pos[:, None, None] - k_pos
         if q_sink is not None and window is not None:
             near = jnp.minimum(q_pos, sinks + window)[:, None, None] - k_pos
-            distance = jnp.where(jnp.arange(k.shape[2]) < sinks, near, distance)
+            distance = jnp.where(jnp.arange(k.shape[2], dtype=jnp.int32) < sinks, near, distance)
         steep = None if slopes is None else slopes.reshape(1, heads, -1, 1)
         scores = bend(scores, distance[:, :, None], steep, soft_cap)
     seen = visible(q_pos[:, None, None], k_pos, sinks, window)[:, :, None]

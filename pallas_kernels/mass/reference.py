@@ -29,7 +29,7 @@ def attention_mass(
     scores = bend(scores, distance[:, :, None], steep, soft_cap)
     seen = visible(q_pos[:, None, :, None], k_pos[:, :, None, :], 0, None)
     if num_slots is not None:
-        seen &= jnp.arange(slots)[None, None, None] < num_slots
+        seen &= jnp.arange(slots, dtype=jnp.int32)[None, None, None] < num_slots
     lse = jnp.moveaxis(lse.reshape(b, t, heads, n // heads), 1, 3)
     weights = jnp.where(seen[:, :, None], jnp.exp(scores - lse[..., None]), 0.0)
     return jnp.sum(weights, axis=3).reshape(b, n, slots)

@@ -41,14 +41,15 @@ def attention_mass(
     def of_block(column: int | Array, row: int | Array, mass: Array) -> Array:
         """Adds what queries [row, row + tall) give to slots [column, column + wide)."""
         # The last blocks start early enough to be whole; what they had before counts once.
+        column, row = (lax.convert_element_type(x, jnp.int32) for x in (column, row))
         first, top = jnp.minimum(column, slots - wide), jnp.minimum(row, t - tall)
         keys = lax.dynamic_slice_in_dim(k, first, wide, 2)
         at = lax.dynamic_slice_in_dim(k_pos, first, wide, 2)
         queries = lax.dynamic_slice_in_dim(rows, top, tall, 3)
         level = lax.dynamic_slice_in_dim(lse, top, tall, 3)
         asked = lax.dynamic_slice_in_dim(q_pos, top, tall, 1)
-        asked = jnp.where((top + jnp.arange(tall) >= row)[None], asked, -1)
-        at = jnp.where((first + jnp.arange(wide) >= column)[None, None], at, -1)
+        asked = jnp.where((top + jnp.arange(tall, dtype=jnp.int32) >= row)[None], asked, -1)
+        at = jnp.where((first + jnp.arange(wide, dtype=jnp.int32) >= column)[None, None], at, -1)
         seen = visible(asked[:, None, :, None], at[:, :, None, :], 0, None)
 
         def add(mass: Array) -> Array:
@@ -71,4 +72,5 @@ def attention_mass(
         return lax.fori_loop(0, -(-t // tall), of_queries, mass)
 
     mass = jnp.zeros((b, heads, group, slots), jnp.float32)
-    return lax.fori_loop(0, (used + wide - 1) // wide, of_slots, mass).reshape(b, n, slots)
+    blocks = lax.convert_element_type((used + wide - 1) // wide, jnp.int32)
+    return lax.fori_loop(jnp.int32(0), blocks, of_slots, mass).reshape(b, n, slots)

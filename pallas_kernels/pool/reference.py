@@ -25,7 +25,10 @@ def pool_attention(
     distance = (q_pos[:, None] - k_pos)[:, None]
     steep = None if slopes is None else slopes[None, :, None]
     scores = bend(scores, distance, steep, soft_cap)
-    mine = owner[:, None] == (jnp.arange(q.shape[1]) * num_kv_heads // q.shape[1])[None, :, None]
+    mine = (
+        owner[:, None]
+        == (jnp.arange(q.shape[1], dtype=jnp.int32) * num_kv_heads // q.shape[1])[None, :, None]
+    )
     seen = mine & visible(q_pos[:, None], k_pos, 0, None)[:, None]
     scores = jnp.where(seen, scores, -jnp.inf)
     top = jnp.max(scores, axis=2, keepdims=True)

@@ -37,7 +37,9 @@ def pool_attention(
     seen = visible(q_pos[:, None, None], k_pos, 0, None)[:, :, None]
     scores = jnp.where(seen, scores, -jnp.inf)
     top = jnp.max(scores, axis=-1)
-    mine = (owner[:, None] == jnp.arange(num_kv_heads)[None, :, None])[..., None]  # [B, K, M, 1]
+    mine = (owner[:, None] == jnp.arange(num_kv_heads, dtype=jnp.int32)[None, :, None])[
+        ..., None
+    ]  # [B, K, M, 1]
     level = jnp.max(jnp.where(mine, top[:, None], -jnp.inf), axis=2)  # [B, K, G]
     level = jnp.where(jnp.isneginf(level), 0.0, level)
     weights = jnp.exp(scores - jnp.take_along_axis(level, owner[:, :, None], axis=1)[..., None])

@@ -29,7 +29,7 @@ def prefill_attention(
     scores = bend(scores, distance[:, :, None], steep, soft_cap)
     seen = visible(q_pos[:, None, :, None], k_pos[:, :, None, :], sinks, window)
     if num_slots is not None:
-        seen &= jnp.arange(k.shape[2])[None, None, None] < num_slots
+        seen &= jnp.arange(k.shape[2], dtype=jnp.int32)[None, None, None] < num_slots
     scores = jnp.where(seen[:, :, None], scores, -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True)
     top = jnp.where(jnp.isneginf(top), 0.0, top)

@@ -85,12 +85,13 @@ def _visit_blocks(
     t, slots = q_pos.shape[1], k_pos.shape[2]
 
     def visit(index: int | Array, running: list[Running], masked: bool) -> list[Running]:
+        index = lax.convert_element_type(index, jnp.int32)
         # The last block starts early enough to be whole, and hides the slots already seen.
         start = jnp.minimum(index * block, slots - block)
         at = lax.dynamic_slice_in_dim(k_pos, start, block, 2)
         if not masked:
             return fold(start, at, None, running)
-        fresh = start + jnp.arange(block) >= index * block
+        fresh = start + jnp.arange(block, dtype=jnp.int32) >= index * block
         at = jnp.where(fresh[None, None], at, -1)
         seen = visible(q_pos[:, None, :, None], at[:, :, None, :], sinks, window)
         # In a ring that is not full yet, or beyond a window, there are blocks that nothing sees.
@@ -122,16 +123,19 @@ def _visit_blocks(
     lead = () if split else (b, heads)
     empty = (
         jnp.zeros((*lead, count, h), jnp.float32),
-        jnp.full((*lead, count, 1), -jnp.inf),
+        jnp.full((*lead, count, 1), -jnp.inf, jnp.float32),
         jnp.zeros((*lead, count, 1), jnp.float32),
     )
     running = [empty] * (b * heads if split else 1)
     if not isinstance(whole, int):
-        running = lax.fori_loop(0, whole, functools.partial(visit, masked=False), running)
+        running = lax.fori_loop(
+            jnp.int32(0), whole, functools.partial(visit, masked=False), running
+        )
         # Padding saw keys that it should not have seen.
         valid = jnp.repeat(q_pos >= 0, count // t, axis=1)[..., None]
         running = [_forget(r, valid[i // heads] if split else valid[:, None])
                    for i, r in enumerate(running)]  # fmt: skip
+        blocks = jnp.int32(blocks)
     running = lax.fori_loop(whole, blocks, functools.partial(visit, masked=True), running)
     if not split:
         return running[0]
@@ -149,7 +153,8 @@ def _seen_whole(q_pos: Array, k_pos: Array, block: int, window: int | None) -> i
     at = k_pos[..., : blocks * block].reshape(*k_pos.shape[:2], blocks, block)
     earliest = jnp.min(jnp.where(q_pos >= 0, q_pos, jnp.iinfo(jnp.int32).max), axis=1)
     seen = (at.min(axis=-1) >= 0) & (at.max(axis=-1) <= earliest[:, None, None])
-    return jnp.sum(jnp.cumprod(jnp.all(seen, axis=(0, 1)).astype(jnp.int32)))
+    alike = jnp.all(seen, axis=(0, 1)).astype(jnp.int32)
+    return jnp.sum(jnp.cumprod(alike, dtype=jnp.int32), dtype=jnp.int32)
 
 
 def _forget(running: Running, valid: Array) -> Running:

@@ -14,6 +14,7 @@ import pytest
 from tpu import moves
 
 from pallas_kernels.decode import mosaic_gpu
+from pallas_kernels.dispatch import dispatch
 from pallas_kernels.mass import mosaic_gpu as mass_gpu
 from pallas_kernels.prefill import mosaic_gpu as prefill_gpu
 
@@ -91,6 +92,16 @@ def check(model: str, slots: int, rows: int = 1, **options: Any) -> None:
 def test_lowers_for_cuda(model: str, slots: int, rows: int) -> None:
     attend, args, _ = program(model, slots, rows)
     assert KERNEL in gpu.lower_for(attend, *args)
+
+
+def test_lowers_where_the_process_asked_for_64_bits() -> None:
+    attend, args, _ = program("llama-3.2-1b", 1029, 4)
+
+    def dispatched(*args):
+        return dispatch({"mosaic_gpu": attend}, "mosaic_gpu", *args)
+
+    with jax.enable_x64(True):
+        assert KERNEL in gpu.lower_for(dispatched, *args)
 
 
 def test_lowers_with_everything() -> None:

@@ -10,6 +10,7 @@ import pytest
 import tpu
 
 from pallas_kernels.decode import mosaic_tpu
+from pallas_kernels.dispatch import dispatch
 
 pytestmark = [pytest.mark.aot, tpu.needs_libtpu]
 
@@ -62,6 +63,22 @@ def test_float32(chip: str) -> None:
 @pytest.mark.parametrize("slots", [1029, 8192])
 def test_sinks_a_window_rows_and_heads_of_their_own(slots: int) -> None:
     check("v5e", "llama-3.1-8b and qwen3-8b", slots, rows=4, places=8, sinks=4, window=1000)
+
+
+def test_a_process_that_asked_for_64_bits() -> None:
+    q = jax.ShapeDtypeStruct((1, 32, 64), jnp.bfloat16)
+    slab = jax.ShapeDtypeStruct((1, 8, 1024, 64), jnp.bfloat16)
+    at = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, 1, 1024), jnp.int32)
+
+    def attend(*args):
+        table = {"mosaic_tpu": mosaic_tpu.decode_attention}
+        return dispatch(
+            table, "mosaic_tpu", *args, scale=0.1, sinks=0, window=None, q_sink=None,
+            with_mass=False,
+        )  # fmt: skip
+
+    with jax.enable_x64(True):
+        assert "tpu_custom_call" in tpu.compile_for("v5e", attend, q, slab, slab, *at).as_text()
 
 
 def test_mass() -> None:
