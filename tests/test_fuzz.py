@@ -1,0 +1,447 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Malformed input of every kind ends as accepted, or as one line; soon, and in little memory.
+
+A few hundred examples of a kind, the same in every run; JAXKV_FUZZ=5000 tries so many of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import io
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+import toys
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxkv.calibrate.command import parse_options as calibrate_options
+from jaxkv.convert import gguf, hf, hf_tokenizer, orbax, toy
+from jaxkv.convert.template import render
+from jaxkv.decode.options import parse_options as decode_options
+from jaxkv.errors import InputError
+from jaxkv.eval.loogle import read as read_loogle
+from jaxkv.eval.options import parse_options as eval_options
+from jaxkv.eval.rows import read_rows
+from jaxkv.generate.saved import load_cache, save_cache
+from jaxkv.models.decoder import init_cache
+from jaxkv.policies.patterns import full_heads, head_scores
+from jaxkv.policies.streaming import StreamingLLM
+
+EXAMPLES = int(os.environ.get("JAXKV_FUZZ", "200"))
+SECONDS = 10.0
+MEMORY = 2**30  # bytes that all examples of a kind may add to the most that the process has held
+
+# What stands where something else was expected. Text in RAW is put in as JSON has it.
+RAW = {
+    "@digits@": "9" * 5000,
+    "@minus@": "-" + "9" * 5000,
+    "@deep@": "[" * 5000 + "]" * 5000,
+    "@deeper@": '{"a":' * 3000 + "1" + "}" * 3000,
+    "@nan@": "NaN",
+    "@inf@": "-Infinity",
+    "@half@": '"\\ud800"',
+    "@long@": json.dumps("x" * 100_000),
+    "@exponent@": "1e999",
+}
+values = st.one_of(
+    st.sampled_from(
+        [
+            None, True, False, 0, 1, -1, 2, 3, 7, 2**31, 2**31 - 1, 2**63, -(2**63), 10**30,
+            0.0, -0.5, 1e-30, 1e308, 1.5, "", " ", "a\0b", "\x1b[2J", "☃" * 50, "../x", "/dev/zero",
+            [], {}, [[]], [None], {"a": None}, [1, 2, 3], ["a", 1], [[1, 2], [3]], {"type": "x"},
+            *RAW,
+        ]
+    ),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+).map(copy.deepcopy)  # fmt: skip
+
+
+class Right:
+    """What is bent; a failing example does not print it."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def paths_of(value: Any, at: tuple = ()) -> list[tuple]:
+    """Every place in plain data, few of each long list."""
+    found = [at]
+    if isinstance(value, dict):
+        keys = list(value)
+        for key in keys[:40] + keys[-3:]:
+            found += paths_of(value[key], (*at, key))
+    elif isinstance(value, list):
+        for index in [*range(min(len(value), 3)), *range(max(len(value) - 1, 3), len(value))]:
+            found += paths_of(value[index], (*at, index))
+    return found
+
+
+@st.composite
+def bent_json(draw: Any, right: Right) -> bytes:
+    """A JSON text with one to three things wrong with it."""
+    value = copy.deepcopy(right.value)
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(paths_of(value)))
+        if not path:
+            if draw(st.integers(0, 9)) == 0:
+                value = draw(values)
+            continue
+        holder = value
+        for key in path[:-1]:
+            holder = holder[key]
+        what = draw(st.sampled_from(["replace", "replace", "delete", "add", "rename"]))
+        if what == "delete":
+            del holder[path[-1]]
+        elif what == "replace" or isinstance(holder, list):
+            holder[path[-1]] = draw(values)
+        elif what == "add":
+            holder[draw(st.text(max_size=5))] = draw(values)
+        else:
+            holder[draw(st.text(max_size=5))] = holder.pop(path[-1])
+    text = json.dumps(value)
+    for mark, raw in RAW.items():
+        text = text.replace(json.dumps(mark), raw)
+    return draw(bent_bytes(Right(text.encode()), often=False))
+
+
+@st.composite
+def bent_bytes(draw: Any, right: Right, often: bool = True, begin: int = 4096) -> bytes:
+    """A file that is cut short, overwritten, or filled with more; mostly near its beginning."""
+    data = right.value
+    kinds = ["flip", "cut", "insert", "zero", "ones", "repeat"]
+    for _ in range(draw(st.integers(1, 4)) if often else draw(st.integers(-8, 1))):
+        kind = draw(st.sampled_from(kinds))
+        near = draw(st.booleans())
+        at = draw(st.integers(0, max(len(data) - 1, 0) if not near else min(len(data), begin)))
+        size = draw(st.sampled_from([1, 1, 2, 4, 8, 64]))
+        if kind == "cut":
+            data = data[:at]
+        elif kind == "insert":
+            data = data[:at] + draw(st.binary(max_size=9)) + data[at:]
+        elif kind == "repeat":
+            data = data[:at] + data[at : at + size] * 3 + data[at + size :]
+        elif at < len(data):
+            new = {"zero": bytes(size), "ones": b"\xff" * size}.get(kind)
+            new = new or bytes([data[at] ^ (1 << draw(st.integers(0, 7)))])
+            data = data[:at] + new + data[at + len(new) :]
+    return data
+
+
+class Kind:
+    """Files that are right, which one of them is bent, and what reads them."""
+
+    def __init__(self, make: Callable[[Path], None], file: str, read: Callable[[Path], Any]):
+        self.make, self.file, self.read = make, file, read
+
+
+def _hf(folder: Path) -> None:
+    checkpoints.write_hf(folder)
+    config = {
+        **checkpoints.CONFIG, "hidden_act": "silu", "head_dim": 16, "attention_bias": False,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        "eos_token_id": [2], "bos_token_id": 1, "torch_dtype": "float32",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _gemma(folder: Path) -> None:
+    _hf(folder)
+    config = {
+        **checkpoints.CONFIG, "model_type": "gemma3_text", "head_dim": 16, "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 16,
+        "rope_local_base_freq": 10000.0, "hidden_activation": "gelu_pytorch_tanh",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _sharded(folder: Path) -> None:
+    checkpoints.write_hf(folder, shards=2)
+
+
+def _tokenizer(folder: Path) -> None:
+    toy.tokenizer().save(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"] = {"511": {"content": "<|new|>", "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
+    (folder / "added_tokens.json").write_text('{"<|other|>": 512}')
+
+
+def _read_tokenizer(folder: Path) -> None:
+    tokenizer = hf_tokenizer.load(folder)
+    tokenizer.decode(tokenizer.encode("Hello world<|im_end|>", special=True))
+    tokenizer.decode([0, 5, 511, 10**6])
+
+
+def _cache(folder: Path) -> None:
+    policy = StreamingLLM(2, 7)
+    save_cache(folder / "kept", init_cache(toys.CONFIG, policy, 1, 64), policy)
+
+
+def _gates(folder: Path) -> None:
+    values = {"format": "jaxkv.duo", "model": "", "gates": [[0.5, 1.0], [0.1, 0.3]]}
+    values |= {"sparsity": 0.5, "full_heads": [[True, False], [False, True]]}
+    (folder / "gates.json").write_text(json.dumps(values))
+
+
+def _scores(folder: Path) -> None:
+    table = {f"{layer}-{head}": [0.1 * head, 1.0] for layer in range(2) for head in range(4)}
+    (folder / "scores.json").write_text(json.dumps(table))
+
+
+def _rows(folder: Path) -> None:
+    row = {"context": "c", "question": "q", "answer": ["a"], "max_new_tokens": 3, "length": 5}
+    row |= {"depth": 0.5, "task": "t", "metric": "token_f1", "chat": True, "answer_prefix": "p"}
+    (folder / "rows.json").write_text(json.dumps([row, row]))
+
+
+def _loogle(folder: Path) -> None:
+    pairs = [{"Q": "q", "A": "a", "type": "computation"}]
+    record = {"input": "text", "qa_pairs": str(pairs)}
+    (folder / "longdep_qa.jsonl").write_text(json.dumps(record))
+
+
+def _yaml(folder: Path) -> None:
+    (folder / "c.yaml").write_text(
+        "prompt: [one, two]\nmax-new-tokens: 3\npolicy: {name: streaming, sinks: 2, window: 9}\n"
+        "temperature: 0.5\nstop: ['a', \"b\"]\njson: true\nmodel: tiny-random\nseed: 2026-01-01\n"
+        "x: &a [1, 2]\ny: *a\n"
+    )
+
+
+def _messages(folder: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (folder / "m.json").write_text(json.dumps(turns))
+
+
+SHAPE = toys.geometry()
+KINDS = {
+    "config.json": Kind(_hf, "config.json", hf.load),
+    "config.json of Gemma": Kind(_gemma, "config.json", hf.load),
+    "safetensors": Kind(_hf, "model.safetensors", hf.load),
+    "an index": Kind(_sharded, "model.safetensors.index.json", hf.load),
+    "generation_config.json": Kind(_hf, "generation_config.json", hf.load),
+    "GGUF": Kind(
+        lambda folder: checkpoints.write_gguf(folder / "m.gguf"), "m.gguf",
+        lambda folder: gguf.load(folder / "m.gguf"),
+    ),
+    "tokenizer.json": Kind(_tokenizer, "tokenizer.json", _read_tokenizer),
+    "tokenizer_config.json": Kind(_tokenizer, "tokenizer_config.json", _read_tokenizer),
+    "special_tokens_map.json": Kind(_tokenizer, "special_tokens_map.json", _read_tokenizer),
+    "added_tokens.json": Kind(_tokenizer, "added_tokens.json", _read_tokenizer),
+    "our note": Kind(
+        lambda folder: orbax.save(folder / "m", toy.load()), "m/jaxkv.json",
+        lambda folder: orbax.load(folder / "m"),
+    ),
+    "our config.json": Kind(
+        lambda folder: orbax.save(folder / "m", toy.load()), "m/config.json",
+        lambda folder: orbax.load(folder / "m"),
+    ),
+    "a saved cache's note": Kind(_cache, "kept/cache.json", lambda f: load_cache(f / "kept")),
+    "a saved cache's arrays": Kind(
+        _cache, "kept/cache.safetensors", lambda f: load_cache(f / "kept")
+    ),
+    "gates": Kind(
+        _gates, "gates.json",
+        lambda f: full_heads.__wrapped__(str(f / "gates.json"), 0.5, SHAPE),  # not the kept one
+    ),
+    "scores": Kind(
+        _scores, "scores.json", lambda f: head_scores.__wrapped__(str(f / "scores.json"), SHAPE)
+    ),
+    "rows": Kind(_rows, "rows.json", lambda f: read_rows(str(f / "rows.json"))),
+    "LooGLE": Kind(
+        _loogle, "longdep_qa.jsonl", lambda f: list(read_loogle(f / "longdep_qa.jsonl"))
+    ),
+    "YAML": Kind(_yaml, "c.yaml", lambda f: decode_options(["--config", str(f / "c.yaml")])),
+    "messages": Kind(
+        _messages, "m.json", lambda f: decode_options(["--messages", str(f / "m.json")])
+    ),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def bounded(what: str, counts: dict[str, int]):
+    """An example: accepted or refused, in time."""
+    began = time.monotonic()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+        counts["accepted"] += 1
+    except (InputError, OSError) as error:
+        counts["refused"] += 1
+        str(error).encode("utf-8", "backslashreplace")
+    except SystemExit as end:  # --help
+        assert end.code in (0, 2), what
+    took = time.monotonic() - began
+    assert took < SECONDS, f"{what} took {took:.1f} s"
+
+
+@contextlib.contextmanager
+def counted(what: str):
+    """Counts of a kind, and the memory that all its examples took."""
+    counts = {"accepted": 0, "refused": 0}
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield counts
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(f"fuzz: {what}: {counts}, {grown / 1e6:.0f} MB more at most")
+    assert grown < MEMORY, f"{what} took {grown / 1e9:.1f} GB"
+    assert counts["refused"] > 0, "nothing was bent"
+
+
+quick = settings(
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_bent_file(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    right = tmp_path / "right"
+    right.mkdir()
+    kind.make(right)
+    data = (right / kind.file).read_bytes()
+    try:
+        bent = st.one_of(bent_json(Right(json.loads(data))), bent_bytes(Right(data)))
+    except ValueError:
+        bent = bent_bytes(Right(data))
+    with counted(name) as counts:
+
+        @quick
+        @given(data=bent)
+        def check(data: bytes) -> None:
+            (right / kind.file).write_bytes(data)
+            with bounded(f"{name}: {data[:2000]!r}", counts):
+                kind.read(right)
+
+        check()
+
+
+def test_a_bent_data_file_of_ours(tmp_path: Path) -> None:
+    """Of orbax: whatever is changed in any of its files is found by their sums."""
+    orbax.save(tmp_path / "m", toy.load())
+    names = [p for p in (tmp_path / "m" / "params").rglob("*") if p.is_file() and p.stat().st_size]
+    assert names
+    with counted("orbax") as counts:
+
+        @quick
+        @given(data=st.data())
+        def check(data: Any) -> None:
+            path = data.draw(st.sampled_from(names))
+            before = path.read_bytes()
+            after = data.draw(bent_bytes(Right(before)))
+            path.write_bytes(after)
+            with bounded(f"{path.name}", counts):
+                if after != before:
+                    with pytest.raises(InputError, match="damaged or incomplete"):
+                        orbax.load(tmp_path / "m")
+                    raise InputError("as it should be")
+            path.write_bytes(before)
+
+        check()
+
+
+_PARTS = [
+    "{{ ", " }}", "{% for m in messages %}", "{% endfor %}", "{% if ", " %}", "{% endif %}",
+    "m['content']", "messages", "bos_token", "loop.index", " * 10**8", " ~ ", " + 'a'", "'a' * ",
+    "10**5", "range(", "99999", ")", " | tojson", " | join", " | replace('', 'aa')", "{% set x = ",
+    "x", ".__class__", "raise_exception('no')", "namespace(", "{% macro f() %}", "f()", "dict(",
+    "{% endmacro %}", " | center(10**8)", "[0]", "[::-1]", "strftime_now('%Y')", "\x00", "é", "\n",
+]  # fmt: skip
+
+
+def test_a_bent_template() -> None:
+    parts = st.lists(st.sampled_from(_PARTS) | st.text(max_size=3), max_size=12).map("".join)
+    said = {"messages": [{"role": "user", "content": "hello"}] * 2, "bos_token": "<s>"}
+    with counted("templates") as counts:
+
+        @quick
+        @given(
+            template=parts
+            | bent_bytes(Right(toy._TEMPLATE.encode())).map(lambda b: b.decode("latin1"))
+        )
+        def check(template: str) -> None:
+            with bounded(f"the template {template!r}", counts):
+                render(template, said)
+
+        check()
+
+
+_WORDS = {
+    "decode": (
+        decode_options,
+        "--model --dtype --kv-dtype --policy --policy.window --policy.sinks --policy.nonsense "
+        "--policy.budget --policy.kernel --config --prompt --prompt-file --chat --raw --system "
+        "--messages --answer-prefix --interactive --max-new-tokens --temperature --top-k --top-p "
+        "--seed --stop --prefill-chunk --max-length --save-cache --load-cache --json --help --",
+    ),
+    "eval": (
+        eval_options,
+        "ppl passkey ruler rows streameval loogle niah --model --policy --policy.window --budgets "
+        "--lengths --depths --rows --tokens --text-file --out --plot --json --seed --help --data "
+        "--prefill-chunk --max-length --kv-dtype --config --rows-per-cell",
+    ),
+    "calibrate": (
+        calibrate_options,
+        "duo headkv --model --out --plot --seed --steps --lr --policy.nonsense --policy --lengths "
+        "--config --sinks --recent --text-file --batch --restart --help",
+    ),
+}
+_VALUES = [
+    "full", "streaming", "snapkv", "headkv", "full,window:window=3", "1", "0", "-1", "1e9", "10**9",
+    "9" * 5000, "nan", "inf", "", " ", "/dev/zero", "/dev/null", "/", ".", "none.yaml",
+    "tiny-random", "a=b", "[", "{a: 1", "[[[[", "2026-13-45", "&a [*a]", "true",
+    "!!python/object:os.system x", "\udc80", "a\0b", "x" * 10_000, "float32", "int3",
+    "512,1024", "1,,2", "0x10", "1_000", "٣",
+    "1000000000", "100001", "12.0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", _WORDS)
+def test_a_bent_command_line(command: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    parse, words = _WORDS[command]
+    word = st.sampled_from([*words.split(), *_VALUES]) | st.text(max_size=8)
+    flag, value = st.sampled_from(words.split()), st.sampled_from(_VALUES) | st.text(max_size=8)
+    pair = st.tuples(flag, value).map(list) | st.tuples(flag, value).map(lambda p: ["=".join(p)])
+    lines = st.lists(pair | word.map(lambda x: [x]), max_size=4).map(lambda x: sum(x, []))
+    begins = st.sampled_from(
+        {
+            "decode": [["--prompt", "a"], ["--model", "tiny-random", "--prompt", "a"]],
+            "eval": [["passkey"], ["ppl"], ["rows"], ["streameval", "--out", "a.json"]],
+            "calibrate": [["duo", "--out", "a.json"], ["headkv", "--out", "a.json"], ["duo"]],
+        }[command]
+    )
+    lines = st.tuples(begins, lines).map(lambda x: [*x[0], *x[1]]) | lines
+    with counted(f"command lines of {command}") as counts:
+
+        @quick
+        @given(line=lines)
+        def check(line: list[str]) -> None:
+            with (
+                bounded(f"{command} {line!r:.2000}", counts),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                parse(line)
+
+        check()
+    shutil.rmtree(tmp_path, ignore_errors=True)
