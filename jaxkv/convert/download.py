@@ -49,9 +49,14 @@ def cached_hub(repository: str) -> Path | None:
     if not (folder / "config.json").is_file():
         return None
     known = note.get("files")
-    if not isinstance(known, dict) or known != _marks(folder, known):
+    if not isinstance(known, dict) or _sums(known) != _sums(_marks(folder, known)):
         return None  # it is taken anew, and the hub's own cache finds what has to be
     return folder
+
+
+def _sums(marks: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the times of change."""
+    return {name: mark[2:] if isinstance(mark, list) else mark for name, mark in marks.items()}
 
 
 def from_hub(repository: str) -> Path:
@@ -99,8 +104,10 @@ def _marks(folder: Path, known: Mapping[str, Any]) -> dict[str, list]:
         if path.is_file():
             stat = path.stat()
             mark, before = [stat.st_size, stat.st_mtime_ns], known.get(path.name)
-            same = isinstance(before, list) and before[:2] == mark and len(before) == 3
-            marks[path.name] = before if same else [*mark, file_sum(path)]
+            if isinstance(before, list) and before[:2] == mark and len(before) == 3:
+                marks[path.name] = before
+            else:
+                marks[path.name] = [*mark, file_sum(path)]
     return marks
 
 
