@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxkv.cache.slab import spent
 from jaxkv.errors import InputError
-from jaxkv.policies.base import LayerCache, LayerPolicy
+from jaxkv.policies.base import Chunk, LayerCache, LayerPolicy
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
 
 
@@ -40,7 +40,8 @@ def prefill(
       InputError: shapes that do not fit together.
     """
     _check(q, k, v)
-    return _within(cache, *policy.prefill(cache, q, k, v, rope, lengths))
+    chunk = Chunk(q, k, v, lengths, rope, decoding=False)
+    return _within(cache, *policy.take(cache, chunk))
 
 
 def step(
@@ -57,7 +58,8 @@ def step(
     _check(q, k, v)
     if q.shape[1] != 1:
         raise InputError(f"a step takes 1 token per row, not {q.shape[1]}; use prefill")
-    return _within(cache, *policy.step(cache, q, k, v, rope, lengths))
+    chunk = Chunk(q, k, v, lengths, rope, decoding=True)
+    return _within(cache, *policy.take(cache, chunk))
 
 
 def _within(before: LayerCache, after: LayerCache, out: Queries) -> tuple[LayerCache, Queries]:

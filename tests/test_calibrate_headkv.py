@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import toys
 
+import jaxkv
 from jaxkv import InputError, Rope
 from jaxkv.arguments import make_parser, parse
 from jaxkv.calibrate import headkv, needles
@@ -32,8 +34,8 @@ ROPE = Rope(8)
 NEEDLE, ANSWER = (3, 11), (7, 10)  # of the prompts below
 PROMPTS, STEPS = (17, 13), 5
 FORWARD = jax.jit(forward, static_argnums=(1, 2))
-PREFILL = jax.jit(lambda layer, *rest: layer.prefill(*rest), static_argnums=(0, 5))
-STEP = jax.jit(lambda layer, *rest: layer.step(*rest), static_argnums=(0, 5))
+PREFILL = jax.jit(functools.partial(jaxkv.prefill, rope=ROPE), static_argnums=0)
+STEP = jax.jit(functools.partial(jaxkv.step, rope=ROPE), static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +109,14 @@ def probed(request):
     for index, layer in enumerate(layers):
         lengths = jnp.asarray(PROMPTS, jnp.int32) - 1
         prompt = [x[:, : longest - 1] for x in (q, k, v)]
-        caches[index], out = PREFILL(layer, caches[index], *prompt, ROPE, lengths)
+        caches[index], out = PREFILL(layer, caches[index], *prompt, lengths=lengths)
         parts = [out]
         for t in range(STEPS):
             # Each row takes its own next token; the second row sits the fourth step out.
             at = jnp.asarray(PROMPTS) - 1 + t - jnp.asarray([0, int(t > 3)])
             new = [jnp.take_along_axis(x, at[:, None, None, None], axis=1) for x in (q, k, v)]
             active = jnp.asarray([1, int(t != 3)], jnp.int32)
-            caches[index], out = STEP(layer, caches[index], *new, ROPE, active)
+            caches[index], out = STEP(layer, caches[index], *new, lengths=active)
             parts.append(out)
         outs.append(parts)
     at = jnp.broadcast_to(jnp.arange(total, dtype=jnp.int32), (2, total))
@@ -164,7 +166,7 @@ class TestProbe:
         caches = [layer.init()]
         q, k, v = toys.qkv(1, 4)
         for t in range(4):
-            cache, _ = STEP(layer, caches[-1], *(x[:, t : t + 1] for x in (q, k, v)), ROPE)
+            cache, _ = STEP(layer, caches[-1], *(x[:, t : t + 1] for x in (q, k, v)))
             caches.append(cache)
         assert caches[4].steps.tolist() == [4]
         np.testing.assert_array_equal(caches[4].top, caches[2].top)

@@ -15,6 +15,7 @@ import toys
 from jaxkv import Full, InputError, Rope, StreamingLLM
 from jaxkv.cache.accounting import kept_tokens, nbytes
 from jaxkv.layer import prefill, step
+from jaxkv.policies.base import Chunk
 from jaxkv.policies.full import FullLayer
 from jaxkv.policies.grouped import HeadGroups, part
 from jaxkv.policies.streaming import RingLayer
@@ -83,10 +84,11 @@ def test_heads_in_order_are_not_moved() -> None:
 
     def takes(groups) -> int:
         layer = HeadGroups(GEOMETRY, groups, tuple(ring(heads) for heads in groups))
-        ungrouped = str(jax.make_jaxpr(ring((0, 1)).step)(
-            ring((0, 1)).init(), q[:, :, :4], k[:, :, :2], v[:, :, :2], None
-        )).count(" gather[")  # fmt: skip
-        text = str(jax.make_jaxpr(layer.step)(layer.init(), q, k, v, None))
+        half = Chunk(q[:, :, :4], k[:, :, :2], v[:, :, :2], None, None, decoding=True)
+        ungrouped = str(jax.make_jaxpr(ring((0, 1)).take)(ring((0, 1)).init(), half))
+        ungrouped = ungrouped.count(" gather[")
+        whole = Chunk(q, k, v, None, None, decoding=True)
+        text = str(jax.make_jaxpr(layer.take)(layer.init(), whole))
         return text.count(" gather[") - 2 * ungrouped
 
     assert takes(((0, 1), (2, 3))) == 0

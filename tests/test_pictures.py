@@ -27,6 +27,7 @@ from jaxkv.eval import attention_maps, heads
 from jaxkv.eval.__main__ import main
 from jaxkv.eval.attention_maps import MapLayer, Options, drawn_layers, pieces, probabilities
 from jaxkv.eval.result import Result
+from jaxkv.policies.base import Chunk
 from jaxkv.policies.patterns import GATES, SCORES, save_pattern
 from jaxkv.rope import Rope
 from jaxkv.scoring import Scoring
@@ -120,7 +121,8 @@ class TestAttention:
         rope = None if slopes else Rope(8)
         q, k, v = toys.qkv(2, length)
         scoring = Scoring(rope, slopes, cap)
-        found, out = jax.jit(lambda *x: MapLayer(window).prefill(None, *x, scoring))(q, k, v)
+        chunk = Chunk(q, k, v, None, scoring, decoding=False)
+        found, out = jax.jit(lambda chunk: MapLayer(window).take(None, chunk))(chunk)
         expected = []
         for row in range(2):
             mine, keys = np.float64(q[row]), np.float64(k[row])

@@ -16,7 +16,18 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkv import AdaKV, Full, HeadKV, PyramidKV, Rope, SnapKV, forward, init_cache
+from jaxkv import (
+    AdaKV,
+    Full,
+    HeadKV,
+    PyramidKV,
+    RecycledAttention,
+    Rope,
+    SnapKV,
+    StreamingLLM,
+    forward,
+    init_cache,
+)
 from jaxkv.cache.accounting import kept_tokens
 from jaxkv.layer import prefill, step
 from jaxkv.models import decoder
@@ -183,6 +194,23 @@ def test_a_second_turn_sees_what_was_kept_and_itself(policy) -> None:
         visible = np.array([[j in h or j >= 23 for j in range(t + 1)] for h in held])
         np.testing.assert_allclose(np.asarray(out)[0, t - 23], oracle.attend(t, visible), atol=2e-5)
     assert all(set(range(37 - policy.window, 37)) <= of_head for of_head in positions_held(cache))
+
+
+@pytest.mark.parametrize(
+    "policy", [SNAPKV, RecycledAttention(5, 3), StreamingLLM(2, 7)], ids=lambda p: type(p).__name__
+)
+def test_a_prompt_of_one_token_is_a_prompt(policy) -> None:
+    """However wide the chunk that it comes in; what follows it is chosen or counted anew."""
+    params, ends = toys.params(), []
+    read = jax.jit(decoder.advance, static_argnums=(1, 2))
+    _, cache = run_model(params, policy, toys.tokens(2, 20))
+    for width in (1, 4):
+        token = np.pad(toys.tokens(2, 1), ((0, 0), (0, width - 1)))
+        ends.append(read(params, toys.CONFIG, policy, token, cache, jnp.asarray([1, 1], jnp.int32)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *ends)
+    (_, after), _ = ends
+    if isinstance(policy, RecycledAttention):
+        assert after.layers[0].steps.tolist() == [0, 0]
 
 
 def test_uniform_scores_make_headkv_snapkv(tmp_path) -> None:

@@ -22,10 +22,10 @@ from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import embed, geometry, run_layer
 from jaxkv.models.layers import norm
-from jaxkv.policies.base import Geometry, LayerCache, LayerPolicy
+from jaxkv.policies.base import Chunk, Geometry, LayerCache, LayerPolicy
 from jaxkv.policies.full import FullLayer
 from jaxkv.policies.streaming import RingLayer
-from jaxkv.typing import Hidden, Lengths, NewKeys, Params, Queries, Rotation, Tokens
+from jaxkv.typing import Hidden, Lengths, Params, Queries, Tokens
 
 
 @flax.struct.dataclass
@@ -57,20 +57,10 @@ class TeacherLayer:
         """An empty cache."""
         return self.full.init()
 
-    def prefill(
-        self,
-        cache: LayerCache,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Queries, Queries]:
+    def take(self, cache: LayerCache, chunk: Chunk) -> tuple[Queries, Queries]:
         """Attends to everything; gives the output twice."""
-        out = _in_chunks(self.full, self.chunk, cache, q, k, v, rope, lengths)
+        out = _in_chunks(self.full, self.chunk, cache, chunk)
         return out, out
-
-    step = prefill
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """All of them."""
@@ -115,22 +105,12 @@ class GatedLayer:
         shape = g.batch_size, g.max_length, g.num_heads, g.head_dim
         return Blend(jnp.ones(g.num_kv_heads, jnp.float32), jnp.zeros(shape, g.dtype))
 
-    def prefill(
-        self,
-        cache: Blend,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Blend, Queries]:
+    def take(self, cache: Blend, chunk: Chunk) -> tuple[Blend, Queries]:
         """The streaming half attends to this stream's own keys, to sinks and a window of them."""
-        own = _in_chunks(self.ring, self.chunk, self.ring.init(), q, k, v, rope, lengths)
-        gate = jnp.repeat(cache.gate, q.shape[2] // k.shape[2])[None, None, :, None]
+        own = _in_chunks(self.ring, self.chunk, self.ring.init(), chunk)
+        gate = jnp.repeat(cache.gate, chunk.q.shape[2] // chunk.k.shape[2])[None, None, :, None]
         taught, streamed = cache.taught.astype(jnp.float32), own.astype(jnp.float32)
-        return cache, (gate * taught + (1 - gate) * streamed).astype(q.dtype)
-
-    step = prefill
+        return cache, (gate * taught + (1 - gate) * streamed).astype(chunk.q.dtype)
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """Of the streaming half."""
@@ -210,23 +190,14 @@ def losses(
     return distill, jnp.mean(jnp.abs(gates))
 
 
-def _in_chunks(
-    layer: LayerPolicy,
-    size: int,
-    cache: LayerCache,
-    q: Queries,
-    k: NewKeys,
-    v: NewKeys,
-    rope: Rotation | None,
-    lengths: Lengths | None,
-) -> Queries:
-    """A whole prompt through `layer.prefill`, `size` tokens at a time: out [B, T, N, H].
+def _in_chunks(layer: LayerPolicy, size: int, cache: LayerCache, prompt: Chunk) -> Queries:
+    """A whole prompt through a layer, `size` tokens at a time: out [B, T, N, H].
 
     A ring then compares T x (size + sinks + recent) keys instead of T x T. On the way back every
     chunk is computed again from its q, k and v, so that no scores are kept.
     """
-    batch, total = q.shape[:2]
-    count = total // size
+    batch, total = prompt.q.shape[:2]
+    count, lengths = total // size, prompt.lengths
     if lengths is None:
         lengths = jnp.full(batch, total, jnp.int32)
     starts = jnp.arange(count, dtype=jnp.int32)[:, None] * size
@@ -236,9 +207,10 @@ def _in_chunks(
         return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # within a scan there is none
-    def one(cache: LayerCache, part: tuple[Array, ...]) -> tuple[LayerCache, Queries]:
-        new_q, new_k, new_v, new_lengths = part
-        return layer.prefill(cache, new_q, new_k, new_v, rope, new_lengths)
+    def one(cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        return layer.take(cache, chunk)
 
-    _, outs = jax.lax.scan(one, cache, (split(q), split(k), split(v), valid))
-    return jnp.moveaxis(outs, 0, 1).reshape(q.shape)
+    q, k, v = (split(x) for x in (prompt.q, prompt.k, prompt.v))
+    parts = Chunk(q, k, v, valid, prompt.rope, decoding=False)
+    _, outs = jax.lax.scan(one, cache, parts)
+    return jnp.moveaxis(outs, 0, 1).reshape(prompt.q.shape)

@@ -12,10 +12,10 @@ import numpy as np
 from jax import Array, lax
 
 from jaxkv.attention import attend_one_mass
-from jaxkv.cache.slab import Slab, new_positions
-from jaxkv.policies.base import Cache, Geometry, rotate
+from jaxkv.cache.slab import Slab
+from jaxkv.policies.base import Cache, Chunk, Geometry, rotate
 from jaxkv.policies.full import FullLayer
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.typing import Queries
 
 
 @flax.struct.dataclass
@@ -61,7 +61,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeLayer:
-    """One layer of `Probe`. It attends as `FullLayer` does, and only `step` takes notes."""
+    """One layer of `Probe`. It attends as `FullLayer` does, and notes decoded tokens alone."""
 
     geometry: Geometry
     steps: int
@@ -79,34 +79,17 @@ class ProbeLayer:
             top=jnp.zeros(notes, jnp.int32),
         )
 
-    def prefill(
-        self,
-        cache: Probed,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Probed, Queries]:
-        """As `FullLayer`."""
-        slab, out = FullLayer(self.geometry).prefill(cache.slab, q, k, v, rope, lengths)
-        return dataclasses.replace(cache, slab=slab), out
-
-    def step(
-        self,
-        cache: Probed,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Probed, Queries]:
-        """As `FullLayer`; then notes where the query looked."""
-        at = new_positions(cache.slab, 1, lengths)
-        slab, out = FullLayer(self.geometry).step(cache.slab, q, k, v, rope, lengths)
+    def take(self, cache: Probed, chunk: Chunk) -> tuple[Probed, Queries]:
+        """As `FullLayer`; then notes where the query of a decoded token looked."""
+        at = chunk.positions(cache.slab)
+        slab, out = FullLayer(self.geometry).take(cache.slab, chunk)
+        cache = dataclasses.replace(cache, slab=slab)
+        if not chunk.decoding:
+            return cache, out
+        q = rotate(chunk.rope, chunk.q, at)
         # `FullLayer` keeps the weights [B, N, S] to itself.
-        _, weights = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos, rope)
-        return self._note(dataclasses.replace(cache, slab=slab), weights, at[:, 0] >= 0), out
+        _, weights = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
+        return self._note(cache, weights, at[:, 0] >= 0), out
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """All of them."""

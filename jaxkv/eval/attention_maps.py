@@ -24,11 +24,11 @@ from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import embed, run_layer
-from jaxkv.policies.base import rotate
+from jaxkv.policies.base import Chunk
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import describe
 from jaxkv.policies.streaming import StreamingLLM
-from jaxkv.typing import Lengths, NewKeys, Params, Queries, Rotation, Tokens
+from jaxkv.typing import Params, Queries, Tokens
 
 FIRST = 4  # first tokens whose share is told; queries count from there on
 MOST_TOKENS = 512  # of a sample: a map has as many rows
@@ -84,20 +84,13 @@ class MapLayer:
     def init(self) -> None:
         """Nothing."""
 
-    def prefill(
-        self,
-        cache: Any,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Array, Queries]:
+    def take(self, cache: Any, chunk: Chunk) -> tuple[Array, Queries]:
         """Takes whole prompts, all of one length: probabilities [N, T, T] and out [B, T, N, H]."""
-        del cache, lengths
-        batch, count, _, dim = k.shape
+        del cache
+        v, rope = chunk.v, chunk.rope
+        batch, count, _, dim = v.shape
         at = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None], (batch, count))
-        q, k = rotate(rope, q, at), rotate(rope, k, at)
+        q, k = chunk.rotated(at)
         out, _ = attend_chunk(q, k, v, at, at, rope, window=self.window)
         wide_q, wide_k = q.astype(jnp.float32), k.astype(jnp.float32)
 
@@ -113,8 +106,6 @@ class MapLayer:
         found = lax.map(looked_at, jnp.arange(0, count, dim, dtype=jnp.int32))
         found = jnp.moveaxis(found, (2, 1), (0, 1))  # [N, T, pieces, H]
         return found.reshape(*found.shape[:2], -1)[:, :, :count], out
-
-    step = prefill
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """No keys."""

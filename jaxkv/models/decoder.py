@@ -18,6 +18,7 @@ from jaxkv.models.config import ModelConfig
 from jaxkv.models.layers import mlp, norm, project, soft_capped
 from jaxkv.policies.base import (
     Cache,
+    Chunk,
     Geometry,
     LayerCache,
     LayerPolicy,
@@ -110,7 +111,10 @@ def forward(
         valid = jnp.arange(tokens.shape[1], dtype=jnp.int32)[:, None] < lengths[None]
         cache, logits = jax.lax.scan(one, cache, (tokens.T, valid.astype(jnp.int32)))
         return logits.swapaxes(0, 1), cache
-    x, layers = run_layers(params, config, policy, tokens, cache.layers, cache.geometry, lengths)
+    x, layers = run_layers(
+        params, config, policy, tokens, cache.layers, cache.geometry, lengths,
+        decoding=tokens.shape[1] == 1,
+    )  # fmt: skip
     return head(params, config, x), dataclasses.replace(cache, layers=layers)
 
 
@@ -122,7 +126,7 @@ def advance(
     cache: Cache,
     lengths: Lengths,
 ) -> tuple[Array, Cache]:
-    """As `forward`, but the logits of each row's last valid token only: [B, V].
+    """Reads (a part of) a prompt, of any T, as `forward`: logits of each row's last token, [B, V].
 
     The output head is a fifth of a small model; a prompt needs it once.
     """
@@ -144,10 +148,12 @@ def run_layers(
     geometry: Geometry,
     lengths: Lengths | None,
     only_last: bool = False,
+    decoding: bool = False,
 ) -> tuple[Residual, tuple[LayerCache, ...]]:
     """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the layers' caches.
 
-    With `only_last`, of each row's last valid token alone: [B, 1, D].
+    With `only_last`, of each row's last valid token alone: [B, 1, D]. With `decoding` the tokens
+    are one decoded token a row, else a prompt; see `Chunk`.
     """
     x = embed(params, config, tokens)
     caches = []
@@ -155,10 +161,13 @@ def run_layers(
         mine, rope = layer_policy(policy, index, geometry), config.scoring(index)
         if tokens.shape[1] > CHUNK and geometry.windows and geometry.windows[index]:
             mine = InChunks(mine)
-        run = _whole_prompt if tokens.shape[1] > 1 and isinstance(mine, WholePrompt) else run_layer
         ends = only_last and index == len(layers) - 1
+        args = layer, config, mine, rope, x, cache, lengths, ends
         with jax.named_scope(f"layer_{index}"):
-            x, cache = run(layer, config, mine, rope, x, cache, lengths, ends)
+            if isinstance(mine, WholePrompt) and not decoding:
+                x, cache = _whole_prompt(*args)
+            else:
+                x, cache = run_layer(*args, decoding)
         caches.append(cache)
     # Past the last position nothing is right any more, and no program can say so otherwise.
     over = spent(layers[0], tokens.shape[1])[:, None, None]
@@ -186,7 +195,7 @@ def last_valid(x: Array, lengths: Lengths) -> Array:
 
 # Layers of one kind are traced once and called many times: tracing each of them anew would take
 # longer than reading the compiled program from disk. XLA inlines the calls.
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 7))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 7, 8))
 def run_layer(
     layer: Params,
     config: ModelConfig,
@@ -196,11 +205,14 @@ def run_layer(
     cache: LayerCache,
     lengths: Lengths | None,
     only_last: bool = False,
+    decoding: bool = False,
 ) -> tuple[Residual, LayerCache]:
     """A layer over a decoded token, or over a chunk of a prompt."""
-    attend = policy.step if x.shape[1] == 1 else policy.prefill
-    read = lengths if only_last and x.shape[1] > 1 else None
-    return _block(layer, config, x, lambda q, k, v: attend(cache, q, k, v, rope, lengths), read)
+
+    def attend(q: Queries, k: NewKeys, v: NewKeys) -> tuple[LayerCache, Queries]:
+        return policy.take(cache, Chunk(q, k, v, lengths, rope, decoding))
+
+    return _block(layer, config, x, attend, lengths if only_last else None)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 7))
@@ -216,25 +228,26 @@ def _whole_prompt(
 ) -> tuple[Residual, LayerCache]:
     """A layer over a whole prompt, chunk by chunk, and only as many as the longest row has."""
     batch, count, width = x.shape
-    chunk = min(CHUNK, count)
+    size = min(CHUNK, count)
     if lengths is None:
         lengths = jnp.full((batch,), count, jnp.int32)
-    padded = -(-count // chunk) * chunk
+    padded = -(-count // size) * size
     x = jnp.pad(x, ((0, 0), (0, padded - count), (0, 0)))
 
     def body(index: Array, carry: tuple[Hidden, Any]) -> tuple[Residual, Any]:
         x, draft = carry
-        start = index * chunk
-        valid = jnp.clip(lengths - start, 0, chunk)
-        some, draft = _block(
-            layer,
-            config,
-            jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1),
-            lambda q, k, v: policy.take(draft, start, padded, q, k, v, rope, valid),
-        )
+        start = index * size
+        valid = jnp.clip(lengths - start, 0, size)
+
+        def attend(q: Queries, k: NewKeys, v: NewKeys) -> tuple[Any, Queries]:
+            chunk = Chunk(q, k, v, valid, rope, decoding=False)
+            return policy.feed(draft, start, padded, chunk)
+
+        mine = jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+        some, draft = _block(layer, config, mine, attend)
         return jax.lax.dynamic_update_slice_in_dim(x, some, start, axis=1), draft
 
-    chunks = (jnp.max(lengths) + chunk - 1) // chunk
+    chunks = (jnp.max(lengths) + size - 1) // size
 
     def whole(_: Array, carry: tuple[Hidden, LayerCache]) -> tuple[Residual, LayerCache]:
         x, cache = carry

@@ -12,16 +12,16 @@ from jax import Array, lax
 
 from jaxkv.attention import attend_one, attend_pool
 from jaxkv.cache.pool import Pool, as_slab, empty_pool, fill
-from jaxkv.cache.slab import Slab, append, empty, new_positions
+from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.base import Chunk, Geometry, WholePrompt
 from jaxkv.policies.budgets import check_budget, in_tokens
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.scores import best_slots, pooled_scores
-from jaxkv.policies.selected import keep_rows, take_whole
+from jaxkv.policies.selected import keep_rows
 from jaxkv.softmax import merge
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.typing import Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Pooled:
 
 
 @dataclasses.dataclass(frozen=True)
-class PooledLayer:
+class PooledLayer(WholePrompt):
     """Chooses from a whole prompt, as `SelectedLayer` does, but with budgets that are traced.
 
     Attributes:
@@ -119,31 +119,11 @@ class PooledLayer:
             empty(g.batch_size, g.num_kv_heads, self.recent + 1, *shape),
         )
 
-    def prefill(
-        self,
-        cache: Pooled,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Pooled, Queries]:
-        """A whole prompt at once."""
-        return take_whole(self, cache, q, k, v, rope, lengths)
-
-    def step(
-        self,
-        cache: Pooled,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Pooled, Queries]:
+    def step(self, cache: Pooled, chunk: Chunk) -> tuple[Pooled, Queries]:
         """Writes the token into the ring, over the oldest if it is full, then attends to both."""
-        at = new_positions(cache.ring, 1, lengths)
-        ring = append(cache.ring, rotate(rope, k, at), v, at, at % (self.recent + 1))
-        q = rotate(rope, q, at)
+        at, rope = chunk.positions(cache.ring), chunk.rope
+        q, k = chunk.rotated(at)
+        ring = append(cache.ring, k, chunk.v, at, at % (self.recent + 1))
         pool, heads = cache.pool, self.geometry.num_kv_heads
         out, _ = merge(
             attend_one(q, ring.k, ring.v, at, ring.pos, rope),
@@ -163,12 +143,9 @@ class PooledLayer:
         slab = Slab(*both, seen=ring.seen)
         return drafts.open_draft([slab], count, self.geometry.num_heads, self.window)
 
-    def take(
-        self, draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
-        rope: Rotation | None, lengths: Lengths | None,
-    ) -> tuple[Draft, Queries]:  # fmt: skip
+    def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
-        draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
+        draft, out, _ = drafts.feed(draft, start, count, chunk)
         return draft, out
 
     def close(self, draft: Draft, cache: Pooled, rope: Rotation | None) -> Pooled:

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy is: a frozen dataclass whose layers turn (cache, q, k, v) into (cache, out).
+"""What a policy is: a frozen dataclass whose layers turn (cache, chunk) into (cache, out).
 
 A policy has no state. It is hashable, so that it can be a static argument of `jax.jit`; the cache
 is data. `policy.at(layer, geometry)` gives a layer's policy, and models call nothing else, but
@@ -12,13 +12,18 @@ evicted. What a step evicts, that step still saw.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.struct
+import jax.numpy as jnp
 from jax import Array
 
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation, Tokens
+from jaxkv.cache.slab import Slab, new_positions
+from jaxkv.scoring import of_heads
+from jaxkv.typing import Lengths, NewKeys, Positions, Queries, Rotation, Tokens
 
 LayerCache = Any  # a pytree of arrays with a static shape
 
@@ -60,8 +65,6 @@ class Geometry:
 
     def bytes_per_token(self) -> int:
         """Of one KV head of one layer: key and value."""
-        import jax.numpy as jnp
-
         return 2 * self.head_dim * jnp.dtype(self.dtype).itemsize
 
 
@@ -80,24 +83,66 @@ def as_compiled(policy: Policy) -> Policy:
     return dataclasses.replace(policy, **ones)
 
 
+@flax.struct.dataclass
+class Chunk:
+    """New tokens on their way into a layer: (a part of) a prompt, or one decoded token a row.
+
+    Attributes:
+      q: [B, T, N, H], un-rotated.
+      k: [B, T, K, H], un-rotated.
+      v: [B, T, K, H].
+      lengths: int32 [B], valid tokens in each row, the rest is padding on the right; None if all
+        are. A row of length 0 leaves its cache as it was.
+      rope: rotates (x [B, T, N, H], positions [B, T]); None for a model without. A `Scoring` also
+        bends scores.
+      decoding: whether these are decoded tokens, and T is 1. A prompt of one token is a prompt.
+    """
+
+    q: Queries
+    k: NewKeys
+    v: NewKeys
+    lengths: Lengths | None
+    rope: Rotation | None = flax.struct.field(pytree_node=False)
+    decoding: bool = flax.struct.field(pytree_node=False)
+
+    @property
+    def count(self) -> int:
+        """T."""
+        return self.q.shape[1]
+
+    def positions(self, slab: Slab) -> Positions:
+        """Where the tokens stand that come next in a slab, int32 [B, T]; -1 where padded."""
+        return new_positions(slab, self.count, self.lengths)
+
+    def rotated(self, at: Positions) -> tuple[Queries, NewKeys]:
+        """q and k at positions [B, T]."""
+        return rotate(self.rope, self.q, at), rotate(self.rope, self.k, at)
+
+    def heads(self, queries: Sequence[int], keys: Sequence[int]) -> Chunk:
+        """The chunk of some heads: those of q, and the KV heads that they read."""
+        return dataclasses.replace(
+            self,
+            q=take_heads(self.q, queries),
+            k=take_heads(self.k, keys),
+            v=take_heads(self.v, keys),
+            rope=of_heads(self.rope, queries),
+        )
+
+
 @runtime_checkable
-class StepPolicy(Protocol):
-    """How heads keep and read their keys while decoding. Frozen and hashable."""
+class LayerPolicy(Protocol):
+    """How one layer keeps and reads its keys. Frozen and hashable."""
 
     def init(self) -> LayerCache:
         """An empty cache."""
         ...
 
-    def step(
-        self,
-        cache: LayerCache,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[LayerCache, Queries]:
-        """Takes one decoded token: as a prompt of one. A length of 0 leaves a row alone."""
+    def take(self, cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        """Takes in a chunk of a prompt, or a decoded token: which of them, `chunk.decoding` says.
+
+        Returns:
+          The cache after the chunk, and out [B, T, N, H], undefined where padded.
+        """
         ...
 
     def kept(self, seen: int) -> tuple[int, ...]:
@@ -105,78 +150,55 @@ class StepPolicy(Protocol):
         ...
 
 
-@runtime_checkable
-class LayerPolicy(StepPolicy, Protocol):
-    """How one layer keeps and reads its keys, of prompts too."""
-
-    def prefill(
-        self,
-        cache: LayerCache,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[LayerCache, Queries]:
-        """Takes a chunk of a prompt.
-
-        Args:
-          cache: the layer's cache.
-          q: [B, T, N, H], un-rotated.
-          k: [B, T, K, H], un-rotated.
-          v: [B, T, K, H].
-          rope: rotates (x [B, T, N, H], positions [B, T]); None for a model without. A `Scoring`
-            also bends scores.
-          lengths: int32 [B], valid tokens of this chunk in each row, the rest is padding on the
-            right; None if all are valid.
-
-        Returns:
-          The cache after the chunk, and out [B, T, N, H], undefined where padded.
-        """
-        ...
-
-
-@runtime_checkable
-class WholePrompt(Protocol):
+class WholePrompt(abc.ABC):
     """A layer policy that chooses what to keep when it has seen the whole prompt.
 
     A model runs the prompt through such a layer chunk by chunk, before it goes on to the next
-    layer, so that only one layer's keys are there in full. All else is as for `LayerPolicy`, whose
-    `prefill` does the same with the prompt as one chunk.
+    layer, so that only one layer's keys are there in full: it calls `open`, `feed` for every chunk,
+    and `close`. `take` does the same with the prompt as one chunk.
     """
 
+    @abc.abstractmethod
+    def init(self) -> LayerCache:
+        """An empty cache."""
+
+    @abc.abstractmethod
+    def step(self, cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        """Takes one decoded token a row."""
+
+    @abc.abstractmethod
     def open(self, cache: LayerCache, count: int) -> Any:
         """A draft for a prompt of up to `count` tokens, on top of what is kept."""
-        ...
 
-    def take(
-        self,
-        draft: Any,
-        start: Array,
-        count: int,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Any, Queries]:
-        """Takes the chunk that begins at token `start` (a traced scalar) of the prompt.
+    @abc.abstractmethod
+    def feed(self, draft: Any, start: Array, count: int, chunk: Chunk) -> tuple[Any, Queries]:
+        """Takes the chunk that begins at token `start` of the prompt.
 
         Args:
           draft: from `open`.
-          start: int32 scalar.
+          start: int32 scalar, traced; the same in every row.
           count: what the draft was opened for.
-          q: [B, T, N, H], un-rotated.
-          k: [B, T, K, H], un-rotated.
-          v: [B, T, K, H].
-          rope: as for `LayerPolicy.prefill`.
-          lengths: int32 [B], valid tokens of this chunk in each row; None if all are.
-        """
-        ...
+          chunk: the next T tokens.
 
+        Returns:
+          The draft, and out [B, T, N, H], undefined where padded.
+        """
+
+    @abc.abstractmethod
     def close(self, draft: Any, cache: LayerCache, rope: Rotation | None) -> LayerCache:
         """The cache after the prompt; `cache` is the one that the draft was opened on."""
-        ...
+
+    @abc.abstractmethod
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """See `LayerPolicy`."""
+
+    def take(self, cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        """A decoded token, or a whole prompt at once."""
+        if chunk.decoding:
+            return self.step(cache, chunk)
+        draft = self.open(cache, chunk.count)
+        draft, out = self.feed(draft, jnp.int32(0), chunk.count, chunk)
+        return self.close(draft, cache, chunk.rope), out
 
 
 @runtime_checkable
@@ -229,3 +251,11 @@ class Cache:
 def rotate(rope: Rotation | None, x: Array, positions: Array) -> Array:
     """Rotates heads [B, T, N, H] to positions [B, T], where the model rotates at all."""
     return x if rope is None else rope(x, positions)
+
+
+def take_heads(x: Array, order: Sequence[int]) -> Array:
+    """Heads [B, T, N, H] in an order; a slice of them, or all as they are, where that does."""
+    begin, count = (order[0] if order else 0), len(order)
+    if list(order) != list(range(begin, begin + count)):
+        return jnp.take(x, jnp.asarray(order, jnp.int32), axis=2, mode="clip")
+    return x if count == x.shape[2] else x[:, :, begin : begin + count]

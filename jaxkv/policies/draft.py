@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.attention import attend_slots
-from jaxkv.cache.slab import Slab, new_positions
-from jaxkv.policies.base import rotate
+from jaxkv.cache.slab import Slab
+from jaxkv.policies.base import Chunk
 from jaxkv.policies.scores import mass_of
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.typing import Queries, Rotation
 
 
 @flax.struct.dataclass
@@ -84,28 +84,21 @@ def open_draft(parts: Sequence[Slab], count: int, num_heads: int, window: int) -
     )
 
 
-def take(
-    draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
-    rope: Rotation | None, lengths: Lengths | None,
-) -> tuple[Draft, Queries, Array]:  # fmt: skip
+def feed(draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries, Array]:
     """The prompt's tokens [start, start + T) go in, and attend to all before them.
 
     Args:
       draft: the draft.
       start: int32 scalar, traced; the same in every row.
       count: tokens that the draft was opened for.
-      q: [B, T, N, H], un-rotated.
-      k: [B, T, K, H], un-rotated.
-      v: [B, T, K, H].
-      rope: see `LayerPolicy.prefill`.
-      lengths: int32 [B], valid tokens of this chunk.
+      chunk: T tokens.
 
     Returns:
       The draft, out [B, T, N, H], and lse [B, T, N].
     """
     slab = draft.slab
-    at = new_positions(slab, q.shape[1], lengths)
-    q, k = rotate(rope, q, at), rotate(rope, k, at)
+    at = chunk.positions(slab)
+    q, k = chunk.rotated(at)
     heads = slab.k.shape[1]
 
     def written(old: Array, new: Array) -> Array:
@@ -113,12 +106,12 @@ def take(
 
     slab = Slab(
         k=written(slab.k, k.swapaxes(1, 2)),
-        v=written(slab.v, v.swapaxes(1, 2)),
+        v=written(slab.v, chunk.v.swapaxes(1, 2)),
         pos=written(slab.pos, jnp.broadcast_to(at[:, None], (at.shape[0], heads, at.shape[1]))),
         seen=slab.seen + jnp.sum(at >= 0, axis=1, dtype=jnp.int32),
     )
-    used = draft.used(start + q.shape[1], count)
-    out, lse = attend_slots(q, slab.k, slab.v, at, slab.pos, rope, num_slots=used)
+    used = draft.used(start + chunk.count, count)
+    out, lse = attend_slots(q, slab.k, slab.v, at, slab.pos, chunk.rope, num_slots=used)
     return _remember(dataclasses.replace(draft, slab=slab), q, at, lse), out, lse
 
 

@@ -9,9 +9,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxkv.attention import attend_one, attend_slots
-from jaxkv.cache.slab import Slab, append, empty, new_positions
-from jaxkv.policies.base import Geometry, rotate
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.cache.slab import Slab, append, empty
+from jaxkv.policies.base import Chunk, Geometry
+from jaxkv.typing import Queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,44 +39,21 @@ class FullLayer:
         g = self.geometry
         return empty(g.batch_size, g.num_kv_heads, g.max_length, g.head_dim, g.dtype)
 
-    def prefill(
-        self,
-        cache: Slab,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Slab, Queries]:
-        """Writes the chunk, then attends over all slots in use."""
-        cache, q, at = _write(cache, q, k, v, rope, lengths)
-        used = jnp.max(cache.seen)
-        out, _ = attend_slots(q, cache.k, cache.v, at, cache.pos, rope, num_slots=used)
-        return cache, poison(out, at, cache.slots)
-
-    def step(
-        self,
-        cache: Slab,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Slab, Queries]:
-        """Writes the token, then attends over all slots."""
-        cache, q, at = _write(cache, q, k, v, rope, lengths)
-        out, _ = attend_one(q, cache.k, cache.v, at, cache.pos, rope)
+    def take(self, cache: Slab, chunk: Chunk) -> tuple[Slab, Queries]:
+        """Writes the chunk, then attends: of a prompt over the slots in use, else over all."""
+        at = chunk.positions(cache)
+        q, k = chunk.rotated(at)
+        cache = append(cache, k, chunk.v, at, at, consecutive=True)
+        keys = cache.k, cache.v, at, cache.pos, chunk.rope
+        if chunk.decoding:
+            out, _ = attend_one(q, *keys)
+        else:
+            out, _ = attend_slots(q, *keys, num_slots=jnp.max(cache.seen))
         return cache, poison(out, at, cache.slots)
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """All of them."""
         return (min(seen, self.geometry.max_length),) * self.geometry.num_kv_heads
-
-
-def _write(cache, q, k, v, rope, lengths):
-    at = new_positions(cache, q.shape[1], lengths)
-    cache = append(cache, rotate(rope, k, at), v, at, at, consecutive=True)
-    return cache, rotate(rope, q, at), at
 
 
 def poison(out, at, slots):

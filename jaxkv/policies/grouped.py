@@ -8,13 +8,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jax import Array
 
 from jaxkv.cache.grouped import Grouped
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, StepPolicy
-from jaxkv.scoring import of_heads
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.policies.base import Chunk, Geometry, LayerPolicy, take_heads
+from jaxkv.typing import Queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +26,11 @@ class HeadGroups:
       geometry: of the whole layer.
       groups: KV heads of each group, a partition; a group may be empty.
       layers: the policy of each, made for `part(geometry, heads)`; an empty group's is not used.
-        If the groups are to take prompts, each is a `LayerPolicy`.
     """
 
     geometry: Geometry
     groups: tuple[tuple[int, ...], ...]
-    layers: tuple[StepPolicy, ...]
+    layers: tuple[LayerPolicy, ...]
 
     def __post_init__(self) -> None:
         if sorted(head for heads in self.groups for head in heads) != list(
@@ -56,29 +53,21 @@ class HeadGroups:
             tuple(layer.init() for _, layer in parts), tuple(heads for heads, _ in parts)
         )
 
-    def prefill(
-        self,
-        cache: Grouped,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Grouped, Queries]:
+    def take(self, cache: Grouped, chunk: Chunk) -> tuple[Grouped, Queries]:
         """Each group takes its heads of the chunk."""
-        return self._each("prefill", cache, q, k, v, rope, lengths)
-
-    def step(
-        self,
-        cache: Grouped,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Grouped, Queries]:
-        """Each group takes its heads of the token."""
-        return self._each("step", cache, q, k, v, rope, lengths)
+        order = head_order(self.groups, self.geometry)
+        size = self.geometry.num_heads // self.geometry.num_kv_heads
+        chunk = chunk.heads(order.queries, order.keys)
+        slabs, outs, begin = [], [], 0
+        for (heads, layer), slab in zip(self._parts(), cache.slabs, strict=True):
+            end = begin + len(heads)
+            mine = chunk.heads(range(begin * size, end * size), range(begin, end))
+            slab, out = layer.take(slab, mine)
+            slabs.append(slab)
+            outs.append(out)
+            begin = end
+        out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
+        return Grouped(tuple(slabs), cache.heads), take_heads(out, order.undo)
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """What each group keeps, in the model's order of heads."""
@@ -88,28 +77,9 @@ class HeadGroups:
                 kept[head] = count
         return tuple(kept)
 
-    def _parts(self) -> list[tuple[tuple[int, ...], StepPolicy]]:
+    def _parts(self) -> list[tuple[tuple[int, ...], LayerPolicy]]:
         """The groups that have heads."""
         return [(h, layer) for h, layer in zip(self.groups, self.layers, strict=True) if h]
-
-    def _each(self, call: str, cache, q, k, v, rope, lengths) -> tuple[Grouped, Queries]:
-        order = head_order(self.groups, self.geometry)
-        size = self.geometry.num_heads // self.geometry.num_kv_heads
-        q = take_heads(q, order.queries)
-        k, v = take_heads(k, order.keys), take_heads(v, order.keys)
-        slabs, outs, begin = [], [], 0
-        for (heads, layer), slab in zip(self._parts(), cache.slabs, strict=True):
-            end = begin + len(heads)
-            mine = of_heads(rope, order.queries[begin * size : end * size])
-            slab, out = getattr(layer, call)(
-                slab, q[:, :, begin * size : end * size], k[:, :, begin:end], v[:, :, begin:end],
-                mine, lengths,
-            )  # fmt: skip
-            slabs.append(slab)
-            outs.append(out)
-            begin = end
-        out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
-        return Grouped(tuple(slabs), cache.heads), take_heads(out, order.undo)
 
 
 def part(geometry: Geometry, heads: Sequence[int]) -> Geometry:
@@ -140,10 +110,3 @@ def head_order(groups: Sequence[Sequence[int]], geometry: Geometry) -> HeadOrder
     queries = tuple(head * size + i for head in keys for i in range(size))
     undo = tuple(sorted(range(len(queries)), key=queries.__getitem__))
     return HeadOrder(keys, queries, undo)
-
-
-def take_heads(x: Array, order: Sequence[int]) -> Array:
-    """Heads [B, T, N, H] in an order; as they are if that is their own."""
-    if list(order) == list(range(x.shape[2])):
-        return x
-    return jnp.take(x, jnp.asarray(order, jnp.int32), axis=2, mode="clip")

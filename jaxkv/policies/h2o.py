@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.attention import attend_one_mass
-from jaxkv.cache.slab import Slab, append_per_head, empty, new_positions
+from jaxkv.cache.slab import Slab, append_per_head, empty
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.base import Chunk, Geometry, WholePrompt, rotate
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.scores import best_slots, mass_of
-from jaxkv.policies.selected import keep_rows, take_whole
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.policies.selected import keep_rows
+from jaxkv.typing import Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ScoredDraft:
 
 
 @dataclasses.dataclass(frozen=True)
-class H2OLayer:
+class H2OLayer(WholePrompt):
     """One layer: `budget` tokens, of which `recent` are the newest.
 
     Attributes:
@@ -97,20 +97,13 @@ class H2OLayer:
         slab = empty(g.batch_size, heads, self.budget + 1, g.head_dim, g.dtype, pos_heads=heads)
         return Scored(slab, jnp.zeros(slab.pos.shape, jnp.float32))
 
-    def step(
-        self,
-        cache: Scored,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Scored, Queries]:
+    def step(self, cache: Scored, chunk: Chunk) -> tuple[Scored, Queries]:
         """Writes the token into the free slot of each head, attends, then frees the next."""
-        at = new_positions(cache.slab, 1, lengths)
+        at = chunk.positions(cache.slab)
+        q, k = chunk.rotated(at)
         free = jnp.argmin(cache.slab.pos, axis=-1).astype(jnp.int32)
-        slab = append_per_head(cache.slab, rotate(rope, k, at), v, at, free)
-        out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos, rope)
+        slab = append_per_head(cache.slab, k, chunk.v, at, free)
+        out, mass = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
         came = (jnp.arange(slab.slots, dtype=jnp.int32)[None, None] == free[..., None]) & (at >= 0)[
             ..., None
         ]
@@ -124,35 +117,20 @@ class H2OLayer:
         slab = dataclasses.replace(slab, pos=jnp.where(gone, -1, slab.pos))
         return Scored(slab, score), out
 
-    def prefill(
-        self,
-        cache: Scored,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Scored, Queries]:
-        """A whole prompt at once."""
-        return take_whole(self, cache, q, k, v, rope, lengths)
-
     def open(self, cache: Scored, count: int) -> ScoredDraft:
         """See `WholePrompt`."""
         draft = drafts.open_draft([cache.slab], count, self.geometry.num_heads, 1)
         return ScoredDraft(draft, jnp.pad(cache.score, ((0, 0), (0, 0), (count, 0))))
 
-    def take(
-        self, draft: ScoredDraft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
-        rope: Rotation | None, lengths: Lengths | None,
-    ) -> tuple[ScoredDraft, Queries]:  # fmt: skip
+    def feed(
+        self, draft: ScoredDraft, start: Array, count: int, chunk: Chunk
+    ) -> tuple[ScoredDraft, Queries]:
         """See `WholePrompt`. The chunk's queries add to the scores of all that they saw."""
-        at = new_positions(draft.draft.slab, q.shape[1], lengths)
-        inner, out, lse = drafts.take(draft.draft, start, count, q, k, v, rope, lengths)
-        slab = inner.slab
-        mass = mass_of(
-            rotate(rope, q, at), lse, slab.k, at, slab.pos, rope,
-            inner.used(start + q.shape[1], count),
-        )  # fmt: skip
+        at = chunk.positions(draft.draft.slab)
+        inner, out, lse = drafts.feed(draft.draft, start, count, chunk)
+        slab, used = inner.slab, inner.used(start + chunk.count, count)
+        q = rotate(chunk.rope, chunk.q, at)
+        mass = mass_of(q, lse, slab.k, at, slab.pos, chunk.rope, used)
         return ScoredDraft(inner, draft.score + self._of_kv_heads(mass)), out
 
     def close(self, draft: ScoredDraft, cache: Scored, rope: Rotation | None) -> Scored:

@@ -12,12 +12,12 @@ import numpy as np
 from jax import Array
 
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry
+from jaxkv.policies.base import Chunk, Geometry, WholePrompt
 from jaxkv.policies.budgets import check_budget, headkv, in_tokens, redistribute
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.patterns import head_scores
-from jaxkv.policies.selected import SelectedLayer, take_whole
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.policies.selected import SelectedLayer
+from jaxkv.typing import Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _caps(policy: HeadKV, geometry: Geometry) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class PerQueryHead:
+class PerQueryHead(WholePrompt):
     """A layer that keeps keys for every query head: KV heads are repeated before they are cached.
 
     Attributes:
@@ -98,31 +98,17 @@ class PerQueryHead:
         """An empty cache, of every query head."""
         return self.layer.init()
 
-    def prefill(
-        self, cache, q: Queries, k: NewKeys, v: NewKeys, rope: Rotation | None,
-        lengths: Lengths | None,
-    ):  # fmt: skip
-        """A whole prompt at once."""
-        return take_whole(self, cache, q, k, v, rope, lengths)
-
-    def step(
-        self, cache, q: Queries, k: NewKeys, v: NewKeys, rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ):  # fmt: skip
+    def step(self, cache, chunk: Chunk):
         """Each query head takes the token."""
-        return self.layer.step(cache, q, self._repeat(k), self._repeat(v), rope, lengths)
+        return self.layer.step(cache, self._repeat(chunk))
 
     def open(self, cache, count: int) -> Draft:
         """See `WholePrompt`."""
         return self.layer.open(cache, count)
 
-    def take(
-        self, draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
-        rope: Rotation | None, lengths: Lengths | None,
-    ) -> tuple[Draft, Queries]:  # fmt: skip
+    def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
-        k, v = self._repeat(k), self._repeat(v)
-        return self.layer.take(draft, start, count, q, k, v, rope, lengths)
+        return self.layer.feed(draft, start, count, self._repeat(chunk))
 
     def close(self, draft: Draft, cache, rope: Rotation | None):
         """See `WholePrompt`."""
@@ -132,5 +118,8 @@ class PerQueryHead:
         """Of every query head."""
         return self.layer.kept(seen)
 
-    def _repeat(self, x: NewKeys) -> Array:
-        return jnp.repeat(x, self.geometry.num_heads // self.geometry.num_kv_heads, axis=2)
+    def _repeat(self, chunk: Chunk) -> Chunk:
+        """With a KV head for every query head."""
+        group = self.geometry.num_heads // self.geometry.num_kv_heads
+        k, v = (jnp.repeat(x, group, axis=2) for x in (chunk.k, chunk.v))
+        return dataclasses.replace(chunk, k=k, v=v)

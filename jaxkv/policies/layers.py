@@ -11,6 +11,7 @@ from jax import Array
 from jaxkv.errors import InputError
 from jaxkv.policies.base import (
     Cache,
+    Chunk,
     Geometry,
     LayerCache,
     LayerPolicy,
@@ -20,7 +21,7 @@ from jaxkv.policies.base import (
 )
 from jaxkv.policies.full import Full
 from jaxkv.policies.streaming import RingLayer
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.typing import Queries, Rotation
 
 
 def layer_policy(policy: Policy, layer: int, geometry: Geometry) -> LayerPolicy:
@@ -43,7 +44,7 @@ def layer_policy(policy: Policy, layer: int, geometry: Geometry) -> LayerPolicy:
 
 
 @dataclasses.dataclass(frozen=True)
-class InChunks:
+class InChunks(WholePrompt):
     """Lets a layer take a whole prompt as those do that choose after it: chunk by chunk.
 
     Where some layers of a model need a prompt in one call, all get it so; a ring would then compare
@@ -52,23 +53,34 @@ class InChunks:
 
     layer: LayerPolicy
 
+    def init(self) -> LayerCache:
+        """That of the layer."""
+        return self.layer.init()
+
+    def step(self, cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        """As the layer."""
+        return self.layer.take(cache, chunk)
+
     def open(self, cache: LayerCache, count: int) -> LayerCache:
         """The cache itself."""
         del count
         return cache
 
-    def take(
-        self, draft: LayerCache, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
-        rope: Rotation | None, lengths: Lengths | None,
-    ) -> tuple[LayerCache, Queries]:  # fmt: skip
+    def feed(
+        self, draft: LayerCache, start: Array, count: int, chunk: Chunk
+    ) -> tuple[LayerCache, Queries]:
         """A chunk goes in."""
         del start, count
-        return self.layer.prefill(draft, q, k, v, rope, lengths)
+        return self.layer.take(draft, chunk)
 
     def close(self, draft: LayerCache, cache: LayerCache, rope: Rotation | None) -> LayerCache:
         """What the chunks left."""
         del cache, rope
         return draft
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """As the layer."""
+        return self.layer.kept(seen)
 
 
 def init_layers(policy: Policy, geometry: Geometry) -> tuple[LayerCache, ...]:

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.attention import attend_one, attend_one_mass
-from jaxkv.cache.slab import Slab, append, empty, new_positions
+from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, in_caches, rotate
+from jaxkv.policies.base import Chunk, Geometry, in_caches, rotate
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.full import FullLayer, poison
 from jaxkv.policies.scores import best_slots, max_pool
 from jaxkv.policies.selected import keep_rows
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.typing import Queries
 from pallas_kernels.order import keep_order
 
 
@@ -125,21 +125,18 @@ class RecycledLayer:
             threshold=None if self.threshold is None else rows(self.threshold, "float32"),
         )
 
-    def prefill(
-        self,
-        cache: Recycled,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Recycled, Queries]:
+    def take(self, cache: Recycled, chunk: Chunk) -> tuple[Recycled, Queries]:
+        """Writes the chunk into both caches; a decoded token attends to the one or the other."""
+        return (self._step if chunk.decoding else self._prefill)(cache, chunk)
+
+    def _prefill(self, cache: Recycled, chunk: Chunk) -> tuple[Recycled, Queries]:
         """Full attention over the chunk; its last query fills the small cache."""
-        full, out = self._everything.prefill(cache.full, q, k, v, rope, lengths)
+        full, out = self._everything.take(cache.full, chunk)
+        lengths, rope = chunk.lengths, chunk.rope
         if lengths is None:
-            lengths = jnp.full((q.shape[0],), q.shape[1], jnp.int32)
+            lengths = jnp.full((chunk.q.shape[0],), chunk.count, jnp.int32)
         index = jnp.maximum(lengths - 1, 0)[:, None, None, None]
-        last = jnp.take_along_axis(q, index, axis=1)
+        last = jnp.take_along_axis(chunk.q, index, axis=1)
         at = jnp.where(lengths > 0, full.seen - 1, -1)[:, None]
         _, mass = attend_one_mass(rotate(rope, last, at), full.k, full.v, at, full.pos, rope)
         none = jnp.zeros_like(full.seen)
@@ -151,36 +148,27 @@ class RecycledLayer:
         after = keep_rows(lengths > 0, *(dataclasses.replace(x, full=none) for x in (fed, cache)))
         return dataclasses.replace(after, full=full), out
 
-    def step(
-        self,
-        cache: Recycled,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Recycled, Queries]:
-        """Writes the token into both caches, and attends to the one or the other."""
-        at = new_positions(cache.full, 1, lengths)
+    def _step(self, cache: Recycled, chunk: Chunk) -> tuple[Recycled, Queries]:
+        at, rope = chunk.positions(cache.full), chunk.rope
         active = at[:, 0] >= 0
-        turned, k = rotate(rope, q, at), rotate(rope, k, at)
-        full = append(cache.full, k, v, at, at)
+        q, k = chunk.rotated(at)
+        full = append(cache.full, k, chunk.v, at, at)
         steps = cache.steps + active.astype(jnp.int32)
         asks = active & (steps % cache.stride == 0)
         if cache.threshold is not None:
-            asks &= _cosine(_mean_query(q), cache.query) <= cache.threshold
+            asks &= _cosine(_mean_query(chunk.q), cache.query) <= cache.threshold
 
         slot = (self.k + cache.since) % (self.k + 1)
-        part = append(cache.part, k, v, at, slot[:, None])
+        part = append(cache.part, k, chunk.v, at, slot[:, None])
 
         # No cache passes through a branch, or XLA would copy it in each: what the branches give is
         # small, and a loop of no turn or one writes the small cache in place.
         def at_all() -> tuple[Queries, Array, Array]:
-            out, mass = attend_one_mass(turned, full.k, full.v, at, full.pos, rope)
+            out, mass = attend_one_mass(q, full.k, full.v, at, full.pos, rope)
             return out, *self._best(full, mass)
 
         def at_some() -> tuple[Queries, Array, Array]:
-            out, _ = attend_one(turned, part.k, part.v, at, part.pos, rope)
+            out, _ = attend_one(q, part.k, part.v, at, part.pos, rope)
             none = jnp.zeros((*part.pos.shape[:2], self.k), jnp.int32)
             return out, none, none.astype(bool)
 
@@ -200,7 +188,7 @@ class RecycledLayer:
             cache,
             full=full,
             part=part,
-            query=jnp.where(now[:, None], _mean_query(q), cache.query),
+            query=jnp.where(now[:, None], _mean_query(chunk.q), cache.query),
             since=jnp.where(now, 0, cache.since + active.astype(jnp.int32)),
             steps=steps,
             full_steps=cache.full_steps + now.astype(jnp.int32),

@@ -12,15 +12,15 @@ from jax import Array
 
 from jaxkv.attention import attend_one
 from jaxkv.cache.grouped import Grouped
-from jaxkv.cache.slab import Slab, append, empty, new_positions
+from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Geometry, WholePrompt, rotate
+from jaxkv.policies.base import Chunk, Geometry, WholePrompt, take_heads
 from jaxkv.policies.budgets import round_up, split_heads
 from jaxkv.policies.draft import Draft
-from jaxkv.policies.grouped import HeadGroups, head_order, part, take_heads
+from jaxkv.policies.grouped import HeadGroups, head_order, part
 from jaxkv.policies.scores import best_slots, pooled_scores
 from jaxkv.scoring import of_heads
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.typing import Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +53,13 @@ class PrefixRing:
         heads = g.num_kv_heads
         return empty(g.batch_size, heads, slots, g.head_dim, g.dtype, pos_heads=heads)
 
-    def step(
-        self,
-        cache: Slab,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Slab, Queries]:
+    def take(self, cache: Slab, chunk: Chunk) -> tuple[Slab, Queries]:
         """Writes the token into the ring, over the oldest if it is full, then attends."""
-        at = new_positions(cache, 1, lengths)
-        cache = append(cache, rotate(rope, k, at), v, at, self.slots(at))
-        out, _ = attend_one(rotate(rope, q, at), cache.k, cache.v, at, cache.pos, rope)
+        assert chunk.decoding, "a prompt is for the layer whose heads these are"
+        at = chunk.positions(cache)
+        q, k = chunk.rotated(at)
+        cache = append(cache, k, chunk.v, at, self.slots(at))
+        out, _ = attend_one(q, cache.k, cache.v, at, cache.pos, chunk.rope)
         return cache, out
 
     def slots(self, at: Array) -> Array:
@@ -78,7 +72,7 @@ class PrefixRing:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectedLayer:
+class SelectedLayer(WholePrompt):
     """Keeps, of each KV head, the `caps[head]` best tokens of the prompt and its last `window`.
 
     Scores are SnapKV's, from the last `window` queries of the prompt. A later prompt (the next turn
@@ -102,43 +96,19 @@ class SelectedLayer:
         """An empty cache."""
         return self._groups.init()
 
-    def step(
-        self,
-        cache: Grouped,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Grouped, Queries]:
+    def step(self, cache: Grouped, chunk: Chunk) -> tuple[Grouped, Queries]:
         """Each group of heads takes the token."""
-        return self._groups.step(cache, q, k, v, rope, lengths)
-
-    def prefill(
-        self,
-        cache: Grouped,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Grouped, Queries]:
-        """A whole prompt at once."""
-        return take_whole(self, cache, q, k, v, rope, lengths)
+        return self._groups.take(cache, chunk)
 
     def open(self, cache: Grouped, count: int) -> Draft:
         """See `WholePrompt`."""
         return drafts.open_draft(cache.slabs, count, self.geometry.num_heads, self.window)
 
-    def take(
-        self, draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
-        rope: Rotation | None, lengths: Lengths | None,
-    ) -> tuple[Draft, Queries]:  # fmt: skip
+    def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
         order = head_order(self._groups.groups, self.geometry)
-        q, rope = take_heads(q, order.queries), of_heads(rope, order.queries)
-        k, v = take_heads(k, order.keys), take_heads(v, order.keys)
-        draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
+        chunk = chunk.heads(order.queries, order.keys)
+        draft, out, _ = drafts.feed(draft, start, count, chunk)
         return draft, take_heads(out, order.undo)
 
     def close(self, draft: Draft, cache: Grouped, rope: Rotation | None) -> Grouped:
@@ -195,17 +165,6 @@ class SelectedLayer:
             Slab(k, v, pos, slab.seen), k_new[:, :, heads], v_new[:, :, heads], at, group.slots(at)
         )
         return dataclasses.replace(new, seen=slab.seen)
-
-
-def take_whole(
-    layer: WholePrompt, cache, q: Queries, k: NewKeys, v: NewKeys, rope: Rotation | None,
-    lengths: Lengths | None,
-):  # fmt: skip
-    """A whole prompt in one call: what `prefill` is for a layer that chooses after it."""
-    count = q.shape[1]
-    draft = layer.open(cache, count)
-    draft, out = layer.take(draft, jnp.int32(0), count, q, k, v, rope, lengths)
-    return layer.close(draft, cache, rope), out
 
 
 def keep_rows(active: Array, new, old):

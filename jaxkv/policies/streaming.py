@@ -9,11 +9,11 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxkv.attention import attend_chunk, attend_one, attend_slots
-from jaxkv.cache.slab import Slab, append, empty, new_positions
+from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.base import Chunk, Geometry, rotate
 from jaxkv.softmax import merge
-from jaxkv.typing import Lengths, NewKeys, Positions, Queries, Rotation
+from jaxkv.typing import NewKeys, Positions, Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,23 +81,23 @@ class RingLayer:
         slots = self.sinks + self.window + 1
         return empty(g.batch_size, g.num_kv_heads, slots, g.head_dim, g.dtype)
 
-    def prefill(
-        self,
-        cache: Slab,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Slab, Queries]:
+    def take(self, cache: Slab, chunk: Chunk) -> tuple[Slab, Queries]:
+        """Writes a decoded token over the one that leaves the window, then attends."""
+        if not chunk.decoding:
+            return self._prefill(cache, chunk)
+        at = chunk.positions(cache)
+        cache = self.write(cache, rotate(chunk.rope, chunk.k, at), chunk.v, at)
+        return cache, self.read(cache, chunk.q, chunk.rope, at)
+
+    def _prefill(self, cache: Slab, chunk: Chunk) -> tuple[Slab, Queries]:
         """Attends over the ring as it was, the chunk, and the sinks; then the chunk goes in.
 
         Writing first would overwrite what the chunk's early queries still see. A sink is never
         overwritten, so those of this chunk are written before, and read in their slots.
         """
-        at = new_positions(cache, q.shape[1], lengths)
-        k = rotate(rope, k, at)
-        window_q, sink_q = self._rotate_query(rope, q, at)
+        at, rope, v = chunk.positions(cache), chunk.rope, chunk.v
+        k = rotate(rope, chunk.k, at)
+        window_q, sink_q = self._rotate_query(rope, chunk.q, at)
         after = self.write(cache, k, v, at)
         ring = cache.k[:, :, self.sinks :], cache.v[:, :, self.sinks :]
         held, reach = cache.pos[:, :, self.sinks :], self.window
@@ -116,20 +116,6 @@ class RingLayer:
             parts.append(attend_slots(sink_q, *first, sink_at, after.pos[:, :, : self.sinks], rope))
         out, _ = merge(*parts)
         return after, out
-
-    def step(
-        self,
-        cache: Slab,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Slab, Queries]:
-        """Writes the token over the one that leaves the window, then attends."""
-        at = new_positions(cache, 1, lengths)
-        cache = self.write(cache, rotate(rope, k, at), v, at)
-        return cache, self.read(cache, q, rope, at)
 
     def write(self, cache: Slab, k: NewKeys, v: NewKeys, at: Positions) -> Slab:
         """Puts rotated keys and their values where they go; of a long chunk only its end."""

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.attention import attend_one
-from jaxkv.cache.slab import Slab, append, new_positions
+from jaxkv.cache.slab import Slab, append
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, in_caches, rotate
+from jaxkv.policies.base import Chunk, Geometry, in_caches, rotate
 from jaxkv.policies.full import FullLayer, poison
 from jaxkv.policies.streaming import RingLayer, StreamingLLM
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.typing import Queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,44 +93,31 @@ class StreamingPlusLayer:
         )
         return Visited(self.everything.init(), self.ring.init(), *rows)
 
-    def prefill(
-        self,
-        cache: Visited,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Visited, Queries]:
+    def take(self, cache: Visited, chunk: Chunk) -> tuple[Visited, Queries]:
+        """Writes the chunk into both caches; a decoded token attends to the one or the other."""
+        return (self._step if chunk.decoding else self._prefill)(cache, chunk)
+
+    def _prefill(self, cache: Visited, chunk: Chunk) -> tuple[Visited, Queries]:
         """Full attention over the chunk; the ring takes its end."""
-        at = new_positions(cache.full, q.shape[1], lengths)
-        part = self.ring.write(cache.part, rotate(rope, k, at), v, at)
-        full, out = self.everything.prefill(cache.full, q, k, v, rope, lengths)
+        at = chunk.positions(cache.full)
+        part = self.ring.write(cache.part, rotate(chunk.rope, chunk.k, at), chunk.v, at)
+        full, out = self.everything.take(cache.full, chunk)
         fed = at[:, 0] >= 0
         steps, full_steps = (jnp.where(fed, 0, x) for x in (cache.steps, cache.full_steps))
         return Visited(full, part, steps, full_steps, cache.stride), out
 
-    def step(
-        self,
-        cache: Visited,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Visited, Queries]:
-        """Writes the token into both caches, and attends to the one or the other."""
-        at = new_positions(cache.full, 1, lengths)
+    def _step(self, cache: Visited, chunk: Chunk) -> tuple[Visited, Queries]:
+        at, rope = chunk.positions(cache.full), chunk.rope
         active = (at[:, 0] >= 0).astype(jnp.int32)
-        k = rotate(rope, k, at)
-        full = append(cache.full, k, v, at, at)
-        part = self.ring.write(cache.part, k, v, at)
+        k = rotate(rope, chunk.k, at)
+        full = append(cache.full, k, chunk.v, at, at)
+        part = self.ring.write(cache.part, k, chunk.v, at)
         steps = cache.steps + active
         refresh = jnp.any((active > 0) & (steps % cache.stride == 0))
         out = lax.cond(
             refresh,
-            lambda: attend_one(rotate(rope, q, at), full.k, full.v, at, full.pos, rope)[0],
-            lambda: self.ring.read(part, q, rope, at),
+            lambda: attend_one(rotate(rope, chunk.q, at), full.k, full.v, at, full.pos, rope)[0],
+            lambda: self.ring.read(part, chunk.q, rope, at),
         )
         full_steps = cache.full_steps + active * refresh.astype(jnp.int32)
         after = Visited(full, part, steps, full_steps, cache.stride)

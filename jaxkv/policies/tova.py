@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.attention import attend_one_mass
-from jaxkv.cache.slab import Slab, append, empty, new_positions
+from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Geometry, rotate
+from jaxkv.policies.base import Chunk, Geometry, WholePrompt
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.scores import best_slots
-from jaxkv.policies.selected import keep_rows, take_whole
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.policies.selected import keep_rows
+from jaxkv.typing import Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TOVA:
 
 
 @dataclasses.dataclass(frozen=True)
-class TOVALayer:
+class TOVALayer(WholePrompt):
     """One layer: `budget` tokens, and one slot that is free before every step."""
 
     geometry: Geometry
@@ -61,20 +61,13 @@ class TOVALayer:
         g = self.geometry
         return empty(g.batch_size, g.num_kv_heads, self.budget + 1, g.head_dim, g.dtype)
 
-    def step(
-        self,
-        cache: Slab,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Slab, Queries]:
+    def step(self, cache: Slab, chunk: Chunk) -> tuple[Slab, Queries]:
         """Writes the token into the free slot, attends, then frees the least attended."""
-        at = new_positions(cache, 1, lengths)
+        at = chunk.positions(cache)
+        q, k = chunk.rotated(at)
         free = jnp.argmin(cache.pos[:, 0], axis=-1, keepdims=True).astype(jnp.int32)
-        slab = append(cache, rotate(rope, k, at), v, at, free)
-        out, mass = attend_one_mass(rotate(rope, q, at), slab.k, slab.v, at, slab.pos, rope)
+        slab = append(cache, k, chunk.v, at, free)
+        out, mass = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
         held = slab.pos[:, 0] >= 0
         mean = jnp.where(held, jnp.mean(mass, axis=1), jnp.inf)
         over = (jnp.sum(held, axis=-1, dtype=jnp.int32) > self.budget) & (at[:, 0] >= 0)
@@ -82,30 +75,15 @@ class TOVALayer:
         gone = over[:, None] & (jnp.arange(slab.slots, dtype=jnp.int32)[None] == worst[:, None])
         return dataclasses.replace(slab, pos=jnp.where(gone[:, None], -1, slab.pos)), out
 
-    def prefill(
-        self,
-        cache: Slab,
-        q: Queries,
-        k: NewKeys,
-        v: NewKeys,
-        rope: Rotation | None,
-        lengths: Lengths | None,
-    ) -> tuple[Slab, Queries]:
-        """A whole prompt at once."""
-        return take_whole(self, cache, q, k, v, rope, lengths)
-
     def open(self, cache: Slab, count: int) -> Draft:
         """See `WholePrompt`."""
         g = self.geometry
         pos = jnp.broadcast_to(cache.pos, (g.batch_size, g.num_kv_heads, cache.slots))
         return drafts.open_draft([dataclasses.replace(cache, pos=pos)], count, g.num_heads, 1)
 
-    def take(
-        self, draft: Draft, start: Array, count: int, q: Queries, k: NewKeys, v: NewKeys,
-        rope: Rotation | None, lengths: Lengths | None,
-    ) -> tuple[Draft, Queries]:  # fmt: skip
+    def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
-        draft, out, _ = drafts.take(draft, start, count, q, k, v, rope, lengths)
+        draft, out, _ = drafts.feed(draft, start, count, chunk)
         return draft, out
 
     def close(self, draft: Draft, cache: Slab, rope: Rotation | None) -> Slab:
