@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention over a slab: the calls into `pallas_kernels` that every policy is made of.
 
-Queries and keys are rotated; `rope` is what they were rotated with, which may also bend scores.
+Keys and values are stores. Queries and keys are rotated; `rope` is what they were rotated with,
+which may also bend scores.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import math
 
 from jax import Array
 
+from jaxkv.cache.store import Packed, Store, as_slots
 from jaxkv.scoring import bent
 from jaxkv.softmax import Partial
-from jaxkv.typing import NewKeys, Positions, Queries, Rotation, SlotKeys, SlotPositions
+from jaxkv.typing import NewKeys, Positions, Queries, Rotation, SlotPositions
 from pallas_kernels import decode_attention, pool_attention, prefill_attention
 
 
 def attend_one(
     q: Queries,
-    k: SlotKeys,
-    v: SlotKeys,
+    k: Store,
+    v: Store,
     q_pos: Positions,
     k_pos: SlotPositions,
     rope: Rotation | None,
@@ -36,34 +38,34 @@ def attend_one(
     first = None if q_sink is None else q_sink[:, 0]
     scale = 1 / math.sqrt(q.shape[-1])
     out, lse = decode_attention(
-        q[:, 0], k, v, q_pos[:, 0], k_pos,
+        q[:, 0], as_slots(k), as_slots(v), q_pos[:, 0], k_pos,
         scale=scale, window=window, sinks=sinks, q_sink=first, **bent(rope),
     )  # fmt: skip
     return out[:, None], lse[:, None]
 
 
 def attend_one_mass(
-    q: Queries, k: SlotKeys, v: SlotKeys, q_pos: Positions, k_pos: SlotPositions,
+    q: Queries, k: Store, v: Store, q_pos: Positions, k_pos: SlotPositions,
     rope: Rotation | None,
 ) -> tuple[Queries, Array]:  # fmt: skip
     """As `attend_one`, with the attention of each slot: out [B, 1, N, H], mass [B, N, S]."""
     out, _, mass = decode_attention(
-        q[:, 0], k, v, q_pos[:, 0], k_pos,
+        q[:, 0], as_slots(k), as_slots(v), q_pos[:, 0], k_pos,
         scale=1 / math.sqrt(q.shape[-1]), with_mass=True, **bent(rope),
     )  # fmt: skip
     return out[:, None], mass
 
 
 def attend_pool(
-    q: Queries, k: Array, v: Array, q_pos: Positions, k_pos: Array, owner: Array,
-    num_kv_heads: int, rope: Rotation | None,
+    q: Queries, k: Array | Packed, v: Array | Packed, q_pos: Positions, k_pos: Array,
+    owner: Array, num_kv_heads: int, rope: Rotation | None,
 ) -> Partial:  # fmt: skip
     """One decoded token per row over the blocks of each head: out [B, 1, N, H], lse [B, 1, N].
 
     For the arguments see `pallas_kernels.pool_attention`.
     """
     out, lse = pool_attention(
-        q[:, 0], k, v, q_pos[:, 0], k_pos, owner,
+        q[:, 0], as_slots(k), as_slots(v), q_pos[:, 0], k_pos, owner,
         num_kv_heads=num_kv_heads, scale=1 / math.sqrt(q.shape[-1]), **bent(rope),
     )  # fmt: skip
     return out[:, None], lse[:, None]
@@ -71,8 +73,8 @@ def attend_pool(
 
 def attend_slots(
     q: Queries,
-    k: SlotKeys,
-    v: SlotKeys,
+    k: Store,
+    v: Store,
     q_pos: Positions,
     k_pos: SlotPositions,
     rope: Rotation | None,
@@ -82,7 +84,7 @@ def attend_slots(
 ) -> Partial:
     """A chunk over slots: out [B, T, N, H] and lse [B, T, N]."""
     return prefill_attention(
-        q, k, v, q_pos, k_pos,
+        q, as_slots(k), as_slots(v), q_pos, k_pos,
         scale=1 / math.sqrt(q.shape[-1]), window=window, num_slots=num_slots, **bent(rope),
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 RING = "jaxkv/policies/streaming.py"
 FULL = "jaxkv/policies/full.py"
 SLAB = "jaxkv/cache/slab.py"
+STORE = "jaxkv/cache/store.py"
 KEPT = "min(seen, self.sinks + self.window),"
 SLOTS = "slots = self.sinks + self.window + 1\n"
 RING_SLOTS = "jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)"
@@ -118,6 +119,19 @@ MUTATIONS = [
                 "        recent = drafts.newest(slab, self.window)\n        slabs, begin",
                 "        recent = drafts.newest(slab, self.window)\n"
                 "        scores = jnp.broadcast_to(scores[:1], scores.shape)\n        slabs, begin",
+            ),
+        ),
+    ),
+    Mutation(
+        "the scales of packed keys stay behind where their slots move",
+        "tests/test_store.py::test_what_int8_holds_exactly_is_as_in_plain_arrays[snapkv]",
+        (
+            (
+                STORE,
+                "        found = jnp.take_along_axis(",
+                "        if x.ndim == 3 and x.dtype == jnp.float32:\n"
+                "            return x[:, :, : index.shape[-1]]\n"
+                "        found = jnp.take_along_axis(",
             ),
         ),
     ),

@@ -32,8 +32,8 @@ FLOORS = {
         ],
         1,
     ),
-    "jaxkv.attention": 2,
-    "jaxkv.cache": 3,
+    "jaxkv.cache": 2,
+    "jaxkv.attention": 3,
     "jaxkv.policies": 4,
     "jaxkv.models": 5,
     "jaxkv.layer": 5,
@@ -104,6 +104,16 @@ def test_models_know_policies_by_their_protocol_only() -> None:
         if module.startswith("jaxkv.models"):
             known = {name for name in imports(path) if name.startswith("jaxkv.policies")}
             assert known <= {"jaxkv.policies.base", "jaxkv.policies.layers"}, module
+
+
+# What a policy does to slots it does through `jaxkv.cache`, whatever the form of keys and values.
+STORES = re.compile(r"(?<!chunk)\.[kv](?:\[|\.\w)")
+
+
+def test_policies_do_not_look_into_keys_and_values() -> None:
+    for module, path in MODULES.items():
+        if module.startswith("jaxkv.policies"):
+            assert not STORES.findall(path.read_text(encoding="utf-8")), module
 
 
 # Where programs are made. A jit elsewhere is a program that nobody counts, times or lets go of.

@@ -10,10 +10,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkv.cache import slab as slabs
+from jaxkv.cache import store
 
-RUNS = jax.jit(slabs._write_runs)
-SCATTER = jax.jit(slabs._scatter)
+RUNS = jax.jit(store._write_runs)
+SCATTER = jax.jit(store._scatter)
 
 
 @settings(max_examples=60, deadline=None)

@@ -69,14 +69,21 @@ def bytes_read(layers: tuple[Any, ...], row: int = 0) -> int:
         leaves = jax.tree.leaves(layer, is_leaf=lambda x: isinstance(x, Slab | Pool))
         parts = [part for part in leaves if isinstance(part, Slab | Pool)]
         if parts:
-            of_token = 2 * parts[0].k.shape[-1] * parts[0].k.dtype.itemsize
-            total += sum(_of_layer(layer, row)) * of_token
+            total += sum(_of_layer(layer, row)) * _token_bytes(parts[0])
     return total
+
+
+def _token_bytes(part: Slab | Pool) -> int:
+    """Of the key and the value in a slot of one head."""
+    slots = (
+        part.pos.size if isinstance(part, Pool) else part.seen.shape[0] * part.heads * part.slots
+    )
+    return nbytes((part.k, part.v)) // slots
 
 
 def _row_bytes(slab: Slab) -> int:
     """Of keys and values, of one row."""
-    return nbytes((slab.k, slab.v)) // slab.k.shape[0]
+    return nbytes((slab.k, slab.v)) // slab.seen.shape[0]
 
 
 def _of_layer(layer: Any, row: int) -> list[int]:
@@ -99,4 +106,4 @@ def _per_head(part: Slab | Pool, row: int) -> list[int]:
     if isinstance(part, Pool):
         return [int(n) for n in (np.asarray(owned_positions(part)[row]) >= 0).sum(axis=-1)]
     counts = (np.asarray(part.pos[row]) >= 0).sum(axis=-1)
-    return [int(n) for n in np.broadcast_to(counts, (part.k.shape[1],))]
+    return [int(n) for n in np.broadcast_to(counts, (part.heads,))]

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.cache.slab import Slab
+from jaxkv.cache.store import Packed
 
 
 @flax.struct.dataclass
@@ -18,15 +20,15 @@ class Pool:
     The slots lie in one row: few of them a block would leave a TPU's tiles half empty.
 
     Attributes:
-      k: [B, S, H], rotated at write.
-      v: [B, S, H].
+      k: [B, S, H], rotated at write; or `Packed`, its arrays without the axis of heads.
+      v: [B, S, H], as `k`.
       pos: int32 [B, S], absolute position of the token in each slot, -1 for an empty one.
       owner: int32 [B, M], the KV head of each block.
       heads: K.
     """
 
-    k: Array
-    v: Array
+    k: Array | Packed
+    v: Array | Packed
     pos: Array
     owner: Array
     heads: int = flax.struct.field(pytree_node=False)
@@ -57,22 +59,21 @@ def as_slab(pool: Pool, seen: Array) -> Slab:
     def spread(x: Array) -> Array:
         return jnp.broadcast_to(x[:, None], (x.shape[0], pool.heads, *x.shape[1:]))
 
-    return Slab(spread(pool.k), spread(pool.v), owned_positions(pool), seen)
+    k, v = jax.tree.map(spread, (pool.k, pool.v))
+    return Slab(k, v, owned_positions(pool), seen)
 
 
-def fill(k: Array, v: Array, pos: Array, order: Array, caps: Array, blocks: int, size: int) -> Pool:
-    """Packs the first `caps` slots of each head, by `order`, into blocks.
+def fill(slab: Slab, order: Array, caps: Array, blocks: int, size: int) -> Pool:
+    """Moves the first `caps` slots of each head, by `order`, into blocks.
 
     Args:
-      k: [B, K, S, H].
-      v: [B, K, S, H].
-      pos: int32 [B, K, S].
+      slab: S slots, P = K.
       order: int32 [B, K, R], slots, best first.
       caps: int32 [B, K], how many of them each head keeps, at most R; their blocks must fit.
       blocks: M.
       size: C.
     """
-    batch, heads, slots, head_dim = k.shape
+    batch, heads, slots = slab.pos.shape
     ends = jnp.cumsum(-(-caps // size), axis=1, dtype=jnp.int32)  # blocks up to and with each head
     block = jnp.arange(blocks, dtype=jnp.int32)
     # [B, M]; K where none
@@ -87,10 +88,13 @@ def fill(k: Array, v: Array, pos: Array, order: Array, caps: Array, blocks: int,
     index = jnp.take_along_axis(order.reshape(batch, -1), rank.reshape(batch, -1), axis=1)
     index = index + jnp.repeat(owner, size, axis=1) * slots
 
-    def packed(x: Array) -> Array:
-        taken = jnp.take_along_axis(x.reshape(batch, -1, head_dim), index[..., None], axis=1)
-        return jnp.where(held[..., None], taken, 0)
-
     held = held.reshape(batch, -1)
-    at = jnp.take_along_axis(pos.reshape(batch, -1), index, axis=1)
-    return Pool(packed(k), packed(v), jnp.where(held, at, -1), owner.astype(jnp.int32), heads)
+
+    def moved(x: Array) -> Array:
+        flat, lead = x.reshape(batch, -1, *x.shape[3:]), (*index.shape, *[1] * (x.ndim - 3))
+        taken = jnp.take_along_axis(flat, index.reshape(lead), axis=1)
+        return jnp.where(held.reshape(lead), taken, 0)
+
+    k, v = jax.tree.map(moved, (slab.k, slab.v))
+    at = jnp.take_along_axis(slab.pos.reshape(batch, -1), index, axis=1)
+    return Pool(k, v, jnp.where(held, at, -1), owner.astype(jnp.int32), heads)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of KV heads that share one capacity: plain arrays, and pure functions on them.
+"""Keys and values of KV heads that share one capacity: two stores, and pure functions on them.
 
 `pos` is the one source of truth: which token is in a slot, or -1 for none. Nothing else says what
 is valid, causal or in reach.
@@ -9,20 +9,20 @@ is valid, causal or in reach.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool
 
+from jaxkv.cache import store as stores
+from jaxkv.cache.store import Store
 from jaxkv.typing import Lengths, NewKeys, Positions
-from pallas_kernels.order import SUBLANES, in_stored_order
 
 LAST_POSITION = 2**31 - 1
-UNROLLED = 4  # rows whose writes are spelled out
-Arrays = tuple[Array, ...]
 
 
 @flax.struct.dataclass
@@ -30,22 +30,27 @@ class Slab:
     """KV heads of one layer that share one capacity of S slots.
 
     Attributes:
-      k: [B, K, S, H], rotated at write.
-      v: [B, K, S, H].
+      k: a store of [B, K, S, H], rotated at write.
+      v: a store of [B, K, S, H].
       pos: int32 [B, P, S], absolute position of the token in each slot, -1 for an empty one; P is
         K, or 1 where all heads keep the same tokens.
       seen: int32 [B], tokens ever appended.
     """
 
-    k: Array
-    v: Array
+    k: Store
+    v: Store
     pos: Array
     seen: Array
 
     @property
     def slots(self) -> int:
         """S."""
-        return self.k.shape[2]
+        return self.pos.shape[2]
+
+    @property
+    def heads(self) -> int:
+        """K."""
+        return stores.num_heads(self.k)
 
 
 def empty(
@@ -105,67 +110,44 @@ def append(
     Returns:
       The slab after the writes.
     """
+    return _put(slab, stores.pack(slab.k, k), stores.pack(slab.v, v), positions, slots, consecutive)
+
+
+def _put(slab: Slab, k: Any, v: Any, positions: Positions, slots: Positions, consecutive: bool):
+    """As `append`, of tokens [B, T, K, ..] that are packed."""
     count = jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
     slots = jnp.where(positions >= 0, slots, slab.slots)
-    old = slab.k, slab.v, slab.pos
-    new = k.astype(slab.k.dtype), v.astype(slab.v.dtype), positions[:, :, None]
-    if consecutive or slots.shape[1] == 1:
-        written = lax.platform_dependent(old, new, slots, tpu=_write_runs, default=_scatter)
-    else:
-        written = _scatter(old, new, slots)
-    return Slab(*written, seen=slab.seen + count)
+    old, new = (slab.k, slab.v, slab.pos), (k, v, positions[:, :, None])
+    return Slab(*stores.write(old, new, slots, consecutive), seen=slab.seen + count)
 
 
-def _scatter(old: Arrays, new: Arrays, slots: Positions) -> Arrays:
-    """New [B, T, K, ..] into old [B, K, S, ..], each token into its slot."""
-    if slots.size == 1:
-        # XLA turns a scatter of one update into a dynamic-update-slice, and at batch 1 its CPU
-        # compiler then fuses that twice and copies the whole cache. A second update that is
-        # always dropped keeps it a scatter in place.
-        new = tuple(jnp.repeat(x, 2, axis=1) for x in new)
-        slots = jnp.concatenate([slots, jnp.full_like(slots, old[0].shape[2])], axis=1)
-    row = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
-    return tuple(x.at[row, :, slots].set(y, mode="drop") for x, y in zip(old, new, strict=True))
+def append_slots(slab: Slab, new: Slab, slots: Positions) -> Slab:
+    """Copies the tokens of another slab, which are the same in all of its heads, bit for bit.
 
-
-def _write_runs(old: Arrays, new: Arrays, slots: Positions) -> Arrays:
-    """As `_scatter`, where the valid tokens of each row come first and their slots in a row.
-
-    XLA brings an array to another order in memory, and back, for a scatter on a TPU, and also for
-    an update of a single slot: a slab would be copied twice at every step. A tile of slots, read,
-    changed and written back, stays where it is.
+    Args:
+      slab: the slab.
+      new: of T slots in the same form; it has seen what the result has seen.
+      slots: int32 [B, T], where its slots go; see `append`.
     """
-    count = jnp.sum(slots < old[0].shape[2], axis=1, dtype=jnp.int32)
-    return tuple(_write_run(x, y, slots[:, 0], count) for x, y in zip(old, new, strict=True))
+    k, v = stores.as_tokens((new.k, new.v))
+    after = _put(slab, k, v, new.pos[:, 0], slots, False)
+    return dataclasses.replace(after, seen=new.seen)
 
 
-def _write_run(old: Array, new: Array, first: Array, count: Array) -> Array:
-    size, slots = new.shape[1], old.shape[2]
-    width = min(max(size, SUBLANES), slots)
-    fresh = jnp.moveaxis(new, 1, 2)
-    around = [(0, 0), (0, 0), (width, width)] + [(0, 0)] * (old.ndim - 3)
-    fresh = jnp.pad(fresh, around)
-    hold = in_stored_order if old.ndim == 4 else lambda x: x
+def append_run(slab: Slab, k: NewKeys, v: NewKeys, positions: Positions, start: Array) -> Slab:
+    """Writes new tokens into slots [start, start + T), the same in all rows, padding too.
 
-    def write(row: int | Array, old: Array) -> Array:
-        begin = first[row] if size > 1 else lax.div(first[row], jnp.int32(SUBLANES)) * SUBLANES
-        begin = jnp.minimum(begin, slots - width)
-        here = begin + jnp.arange(width, dtype=jnp.int32)
-        taken = (here >= first[row]) & (here < first[row] + count[row])
-        taken = taken.reshape(1, 1, width, *[1] * (old.ndim - 3))
-        offset = width + begin - first[row]
-        mine = lax.dynamic_slice_in_dim(fresh, row, 1, 0)
-        moved = lax.dynamic_slice_in_dim(mine, offset, width, 2)
-        at = tuple(jnp.int32(x) for x in (row, 0, begin, *[0] * (old.ndim - 3)))
-        there = lax.dynamic_slice(old, at, (1, old.shape[1], width, *old.shape[3:]))
-        return hold(lax.dynamic_update_slice(old, jnp.where(taken, moved, there), at))
-
-    old = hold(old)
-    if old.shape[0] > UNROLLED:
-        return lax.fori_loop(jnp.int32(0), jnp.int32(old.shape[0]), write, old)
-    for row in range(old.shape[0]):
-        old = write(row, old)
-    return old
+    Args:
+      slab: the slab, P = K.
+      k: [B, T, K, H], rotated.
+      v: [B, T, K, H].
+      positions: int32 [B, T], -1 for padding.
+      start: int32 scalar, traced.
+    """
+    pos = jnp.broadcast_to(positions[:, :, None], (*positions.shape, slab.heads))
+    new = stores.pack(slab.k, k), stores.pack(slab.v, v), pos
+    written = stores.write_run((slab.k, slab.v, slab.pos), new, start)
+    return Slab(*written, seen=slab.seen + jnp.sum(positions >= 0, axis=1, dtype=jnp.int32))
 
 
 def append_per_head(slab: Slab, k: NewKeys, v: NewKeys, at: Positions, slots: Array) -> Slab:
@@ -178,16 +160,48 @@ def append_per_head(slab: Slab, k: NewKeys, v: NewKeys, at: Positions, slots: Ar
       at: int32 [B, 1], -1 for a row that takes no token.
       slots: int32 [B, K].
     """
-    heads = slab.k.shape[1]
     slots = jnp.where(at >= 0, slots, slab.slots)
-    row, head = (
-        jnp.arange(k.shape[0], dtype=jnp.int32)[:, None],
-        jnp.arange(heads, dtype=jnp.int32)[None],
-    )
-    return dataclasses.replace(
-        slab,
-        k=slab.k.at[row, head, slots].set(k[:, 0].astype(slab.k.dtype), mode="drop"),
-        v=slab.v.at[row, head, slots].set(v[:, 0].astype(slab.v.dtype), mode="drop"),
-        pos=slab.pos.at[row, head, slots].set(jnp.broadcast_to(at, slots.shape), mode="drop"),
-        seen=slab.seen + jnp.sum(at >= 0, axis=1, dtype=jnp.int32),
-    )
+    pos = jnp.broadcast_to(at, slots.shape)
+    new = stores.pack(slab.k, k[:, 0]), stores.pack(slab.v, v[:, 0]), pos
+    written = stores.write_per_head((slab.k, slab.v, slab.pos), new, slots)
+    return Slab(*written, seen=slab.seen + jnp.sum(at >= 0, axis=1, dtype=jnp.int32))
+
+
+def slice_slots(slab: Slab, begin: int, end: int) -> Slab:
+    """Slots [begin, end)."""
+    parts = stores.slice((slab.k, slab.v, slab.pos), begin, end)
+    return Slab(*parts, seen=slab.seen)
+
+
+def slice_heads(slab: Slab, begin: int, end: int) -> Slab:
+    """KV heads [begin, end) of a slab whose P is K."""
+    parts = stores.slice((slab.k, slab.v, slab.pos), begin, end, stores.HEADS)
+    return Slab(*parts, seen=slab.seen)
+
+
+def pad_slots(slab: Slab, before: int, after: int) -> Slab:
+    """With so many empty slots more."""
+    k, v = stores.pad((slab.k, slab.v), before, after)
+    return Slab(k, v, stores.pad(slab.pos, before, after, fill=-1), slab.seen)
+
+
+def concat_slots(slabs: Sequence[Slab]) -> Slab:
+    """The slots of slabs with the same heads and the same P, one after the other."""
+    return _concat(slabs, stores.SLOTS)
+
+
+def concat_heads(slabs: Sequence[Slab]) -> Slab:
+    """The heads of slabs of one size, whose P is K, one after the other."""
+    return _concat(slabs, stores.HEADS)
+
+
+def _concat(slabs: Sequence[Slab], axis: int) -> Slab:
+    parts = stores.concat([(slab.k, slab.v, slab.pos) for slab in slabs], axis)
+    return Slab(*parts, seen=slabs[0].seen)
+
+
+def gather_slots(slab: Slab, index: Array, valid: Array) -> Slab:
+    """Slots int32 [B, K, C] of each head, empty where bool [B, K, C] says that there is none."""
+    k, v = stores.gather((slab.k, slab.v), index, valid)
+    pos = jnp.where(valid, stores.gather(slab.pos, index), -1)
+    return Slab(k, v, pos, slab.seen)

@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from jaxkv.attention import attend_one, attend_pool
 from jaxkv.cache.pool import Pool, as_slab, empty_pool, fill
-from jaxkv.cache.slab import Slab, append, empty
+from jaxkv.cache.slab import Slab, append, append_slots, concat_slots, empty
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
 from jaxkv.policies.base import Chunk, Geometry, WholePrompt
@@ -136,12 +136,8 @@ class PooledLayer(WholePrompt):
         ring, heads = cache.ring, self.geometry.num_kv_heads
         pool = as_slab(cache.pool, ring.seen)
         pos = jnp.broadcast_to(ring.pos, (ring.pos.shape[0], heads, ring.slots))
-        both = (
-            jnp.concatenate([a, b], axis=2)
-            for a, b in ((pool.k, ring.k), (pool.v, ring.v), (pool.pos, pos))
-        )
-        slab = Slab(*both, seen=ring.seen)
-        return drafts.open_draft([slab], count, self.geometry.num_heads, self.window)
+        slab = concat_slots([pool, dataclasses.replace(ring, pos=pos)])
+        return drafts.open_draft([slab], count, self.geometry, self.window)
 
     def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
@@ -157,11 +153,10 @@ class PooledLayer(WholePrompt):
         # A head may win the budget of all.
         index, valid = best_slots(scores, max(1, self.geometry.num_kv_heads * self.cap))
         caps = jnp.minimum(self._caps(scores), jnp.sum(valid, axis=-1, dtype=jnp.int32))
-        pool = fill(slab.k, slab.v, slab.pos, index, caps, self.blocks, self.block)
-        k, v, at = drafts.newest(slab, self.window)
+        pool = fill(slab, index, caps, self.blocks, self.block)
+        recent = drafts.newest(slab, self.window)
         ring = dataclasses.replace(cache.ring, pos=jnp.full_like(cache.ring.pos, -1))
-        ring = append(ring, k, v, at, at % (self.recent + 1))
-        ring = dataclasses.replace(ring, seen=slab.seen)
+        ring = append_slots(ring, recent, recent.pos[:, 0] % (self.recent + 1))
         return keep_rows(draft.fed, Pooled(pool, ring), cache)
 
     def kept(self, seen: int) -> tuple[int, ...]:

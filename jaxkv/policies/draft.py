@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import flax.struct
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxkv.attention import attend_slots
-from jaxkv.cache.slab import Slab
-from jaxkv.policies.base import Chunk
+from jaxkv.cache.slab import Slab, append_run, concat_heads, gather_slots, pad_slots
+from jaxkv.policies.base import Chunk, Geometry
 from jaxkv.policies.scores import mass_of
 from jaxkv.typing import Queries, Rotation
 
@@ -53,34 +53,25 @@ class Draft:
         return jnp.where(first, jnp.minimum(end, count), self.slab.slots)
 
 
-def open_draft(parts: Sequence[Slab], count: int, num_heads: int, window: int) -> Draft:
+def open_draft(parts: Sequence[Slab], count: int, geometry: Geometry, window: int) -> Draft:
     """A draft for `count` tokens on top of what was kept.
 
     Args:
       parts: what was kept; the heads of each follow those of the one before. P = K.
       count: T, the most tokens of this prompt.
-      num_heads: N of all parts.
+      geometry: of all parts.
       window: W, the last queries to remember.
     """
     most = max(part.slots for part in parts)
-
-    def behind(x: Array, fill: int) -> Array:
-        """Slots, with room for the prompt before them and up to the largest part after."""
-        padding = [(0, 0)] * x.ndim
-        padding[2] = (count, most - x.shape[2])
-        return jnp.pad(x, padding, constant_values=fill)
-
-    def joined(name: str, fill: int) -> Array:
-        return jnp.concatenate([behind(getattr(part, name), fill) for part in parts], axis=1)
-
-    k, seen = joined("k", 0), parts[0].seen
-    batch, head_dim = k.shape[0], k.shape[-1]
+    # With room for the prompt before what was kept, and up to the largest part after it.
+    slab = concat_heads([pad_slots(part, count, most - part.slots) for part in parts])
+    last = (slab.seen.shape[0], window, geometry.num_heads)
     return Draft(
-        slab=Slab(k, joined("v", 0), joined("pos", -1), seen),
-        began=seen,
-        q=jnp.zeros((batch, window, num_heads, head_dim), k.dtype),
-        q_pos=jnp.full((batch, window), -1, jnp.int32),
-        lse=jnp.full((batch, window, num_heads), -jnp.inf, jnp.float32),
+        slab=slab,
+        began=slab.seen,
+        q=jnp.zeros((*last, geometry.head_dim), geometry.dtype),
+        q_pos=jnp.full(last[:2], -1, jnp.int32),
+        lse=jnp.full(last, -jnp.inf, jnp.float32),
     )
 
 
@@ -99,17 +90,7 @@ def feed(draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Q
     slab = draft.slab
     at = chunk.positions(slab)
     q, k = chunk.rotated(at)
-    heads = slab.k.shape[1]
-
-    def written(old: Array, new: Array) -> Array:
-        return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=2)
-
-    slab = Slab(
-        k=written(slab.k, k.swapaxes(1, 2)),
-        v=written(slab.v, chunk.v.swapaxes(1, 2)),
-        pos=written(slab.pos, jnp.broadcast_to(at[:, None], (at.shape[0], heads, at.shape[1]))),
-        seen=slab.seen + jnp.sum(at >= 0, axis=1, dtype=jnp.int32),
-    )
+    slab = append_run(slab, k, chunk.v, at, start)
     used = draft.used(start + chunk.count, count)
     out, lse = attend_slots(q, slab.k, slab.v, at, slab.pos, chunk.rope, num_slots=used)
     return _remember(dataclasses.replace(draft, slab=slab), q, at, lse), out, lse
@@ -121,24 +102,10 @@ def mass(draft: Draft, rope: Rotation | None) -> Array:
     return mass_of(draft.q, draft.lse, slab.k, draft.q_pos, slab.pos, rope)
 
 
-def gather(slab: Slab, index: Array, valid: Array) -> tuple[Array, Array, Array]:
-    """Slots [B, K, C] of each head: k, v [B, K, C, H], and pos [B, K, C], -1 where not valid."""
-    k, v = (
-        jnp.where(valid[..., None], jnp.take_along_axis(x, index[..., None], axis=2), 0)
-        for x in (slab.k, slab.v)
-    )
-    return k, v, jnp.where(valid, jnp.take_along_axis(slab.pos, index, axis=2), -1)
-
-
-def newest(slab: Slab, window: int) -> tuple[Array, Array, Array]:
-    """The last `window` tokens, which every head holds, in order.
-
-    Returns:
-      k, v [B, W, K, H] and their positions int32 [B, W], -1 where there are fewer.
-    """
+def newest(slab: Slab, window: int) -> Slab:
+    """The last `window` tokens, which every head holds, in order, after empty slots if any."""
     index = jnp.argsort(slab.pos, axis=-1)[..., -window:].astype(jnp.int32)
-    k, v, pos = gather(slab, index, jnp.ones(index.shape, bool))
-    return k.swapaxes(1, 2), v.swapaxes(1, 2), pos[:, 0]
+    return gather_slots(slab, index, jnp.ones(index.shape, bool))
 
 
 def _remember(draft: Draft, q: Queries, at: Array, lse: Array) -> Draft:

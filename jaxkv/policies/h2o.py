@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.attention import attend_one_mass
-from jaxkv.cache.slab import Slab, append_per_head, empty
+from jaxkv.cache import store as stores
+from jaxkv.cache.slab import Slab, append_per_head, empty, gather_slots, pad_slots
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
 from jaxkv.policies.base import Chunk, Geometry, WholePrompt, rotate
@@ -119,8 +120,8 @@ class H2OLayer(WholePrompt):
 
     def open(self, cache: Scored, count: int) -> ScoredDraft:
         """See `WholePrompt`."""
-        draft = drafts.open_draft([cache.slab], count, self.geometry.num_heads, 1)
-        return ScoredDraft(draft, jnp.pad(cache.score, ((0, 0), (0, 0), (count, 0))))
+        draft = drafts.open_draft([cache.slab], count, self.geometry, 1)
+        return ScoredDraft(draft, stores.pad(cache.score, count, 0))
 
     def feed(
         self, draft: ScoredDraft, start: Array, count: int, chunk: Chunk
@@ -140,17 +141,9 @@ class H2OLayer(WholePrompt):
         newest = slab.pos >= (slab.seen - self.recent)[:, None, None]
         value = jnp.where(newest, jnp.inf, draft.score)
         index, valid = best_slots(jnp.where(slab.pos >= 0, value, -jnp.inf), self.budget)
-        k, v, pos = drafts.gather(slab, index, valid)
-        score = jnp.where(valid, jnp.take_along_axis(draft.score, index, axis=-1), 0.0)
-
-        def with_free_slot(x: Array, fill: int) -> Array:
-            return jnp.pad(
-                x, ((0, 0), (0, 0), (0, 1), *[(0, 0)] * (x.ndim - 3)), constant_values=fill
-            )
-
-        k, v = with_free_slot(k, 0), with_free_slot(v, 0)
-        kept = Slab(k, v, with_free_slot(pos, -1), slab.seen)
-        return keep_rows(draft.draft.fed, Scored(kept, with_free_slot(score, 0)), cache)
+        kept = pad_slots(gather_slots(slab, index, valid), 0, 1)
+        score = stores.pad(stores.gather(draft.score, index, valid), 0, 1)
+        return keep_rows(draft.draft.fed, Scored(kept, score), cache)
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """The budget, once there are as many tokens."""

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.attention import attend_one, attend_one_mass
+from jaxkv.cache import store as stores
 from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Chunk, Geometry, in_caches, rotate
@@ -19,7 +21,6 @@ from jaxkv.policies.full import FullLayer, poison
 from jaxkv.policies.scores import best_slots, max_pool
 from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Queries
-from pallas_kernels.order import keep_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,7 @@ class RecycledLayer:
             part, index = carry
             # An index that did not change would let XLA copy before the loop, in every step.
             copies = keep_rows(active, _copies(full, index, valid), part)
-            k, v = keep_order(copies.k), keep_order(copies.v)
+            k, v = stores.keep_order((copies.k, copies.v))
             return dataclasses.replace(copies, k=k, v=v), index + 1
 
         part, _ = lax.fori_loop(jnp.int32(0), refresh.astype(jnp.int32), refreshed, (part, index))
@@ -217,15 +218,13 @@ class RecycledLayer:
 def _copies(full: Slab, index: Array, valid: Array) -> Slab:
     """The slots `index`, [B, K, k], of a full cache, and an empty one behind them."""
 
-    def copies(x: Array) -> Array:
+    def copies(store: Any) -> Any:
         # A TPU turns the cache around for this gather: here, and not before the loop at every step.
-        x, at = lax.optimization_barrier((x, index))
-        taken = jnp.take_along_axis(keep_order(x), at[..., None], axis=2)
-        return jnp.pad(taken, ((0, 0), (0, 0), (0, 1), (0, 0)))
+        store, at = lax.optimization_barrier((store, index))
+        return stores.pad(stores.gather(stores.keep_order(store), at), 0, 1)
 
-    pos = jnp.where(valid, jnp.take_along_axis(full.pos, index, axis=2), -1)
-    pos = jnp.pad(pos, ((0, 0), (0, 0), (0, 1)), constant_values=-1)
-    return Slab(copies(full.k), copies(full.v), pos, full.seen)
+    pos = jnp.where(valid, stores.gather(full.pos, index), -1)
+    return Slab(copies(full.k), copies(full.v), stores.pad(pos, 0, 1, fill=-1), full.seen)
 
 
 def _mean_query(q: Queries) -> Array:

@@ -9,18 +9,21 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxkv.cache.store import Store, as_slots
 from jaxkv.scoring import bent
-from jaxkv.typing import Positions, Queries, Rotation, SlotKeys, SlotPositions
+from jaxkv.typing import Positions, Queries, Rotation, SlotPositions
 from pallas_kernels import attention_mass
 
 
 def mass_of(
-    q: Queries, lse: Array, k: SlotKeys, q_pos: Positions, k_pos: SlotPositions,
+    q: Queries, lse: Array, k: Store, q_pos: Positions, k_pos: SlotPositions,
     rope: Rotation | None, num_slots: Array | None = None,
 ) -> Array:  # fmt: skip
     """Attention that each slot received from the queries, summed over them: float32 [B, N, S]."""
     scale = 1 / math.sqrt(q.shape[-1])
-    return attention_mass(q, lse, k, q_pos, k_pos, scale=scale, num_slots=num_slots, **bent(rope))
+    return attention_mass(
+        q, lse, as_slots(k), q_pos, k_pos, scale=scale, num_slots=num_slots, **bent(rope)
+    )
 
 
 def pooled_scores(mass: Array, pos: SlotPositions, chosen_from: Array, kernel: int) -> Array:

@@ -12,7 +12,15 @@ from jax import Array
 
 from jaxkv.attention import attend_one
 from jaxkv.cache.grouped import Grouped
-from jaxkv.cache.slab import Slab, append, empty
+from jaxkv.cache.slab import (
+    Slab,
+    append,
+    append_slots,
+    empty,
+    gather_slots,
+    pad_slots,
+    slice_heads,
+)
 from jaxkv.policies import draft as drafts
 from jaxkv.policies.base import Chunk, Geometry, WholePrompt, take_heads
 from jaxkv.policies.budgets import round_up, split_heads
@@ -102,7 +110,7 @@ class SelectedLayer(WholePrompt):
 
     def open(self, cache: Grouped, count: int) -> Draft:
         """See `WholePrompt`."""
-        return drafts.open_draft(cache.slabs, count, self.geometry.num_heads, self.window)
+        return drafts.open_draft(cache.slabs, count, self.geometry, self.window)
 
     def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
@@ -122,11 +130,11 @@ class SelectedLayer(WholePrompt):
         slabs, begin = [], 0
         for group, old in zip(self._groups.layers, cache.slabs, strict=True):
             assert isinstance(group, PrefixRing)
-            heads = slice(begin, begin + len(group.caps))
-            mine = Slab(slab.k[:, heads], slab.v[:, heads], slab.pos[:, heads], slab.seen)
-            new = self._fill(group, mine, scores[:, heads], recent, heads)
+            end = begin + len(group.caps)
+            mine, last = (slice_heads(x, begin, end) for x in (slab, recent))
+            new = self._fill(group, mine, scores[:, begin:end], last)
             slabs.append(keep_rows(draft.fed, new, old))
-            begin = heads.stop
+            begin = end
         return Grouped(tuple(slabs), cache.heads)
 
     def kept(self, seen: int) -> tuple[int, ...]:
@@ -147,24 +155,15 @@ class SelectedLayer(WholePrompt):
         )
         return HeadGroups(self.geometry, groups, layers)
 
-    def _fill(self, group: PrefixRing, slab: Slab, scores: Array, recent, heads: slice) -> Slab:
-        """The cache of a group from its heads of the draft."""
+    def _fill(self, group: PrefixRing, slab: Slab, scores: Array, recent: Slab) -> Slab:
+        """The cache of a group from its heads of the draft, and of the newest tokens."""
         index, valid = best_slots(scores, group.prefix)
         valid &= (
             jnp.arange(group.prefix, dtype=jnp.int32)[None, None]
             < jnp.asarray(group.caps, jnp.int32)[None, :, None]
         )
-        chosen = drafts.gather(slab, index, valid)
-        ring = [(0, 0), (0, 0), (0, group.ring + 1)]
-        k, v, pos = (
-            jnp.pad(x, ring + [(0, 0)] * (x.ndim - 3), constant_values=-(x.ndim == 3))
-            for x in chosen
-        )
-        k_new, v_new, at = recent
-        new = append(
-            Slab(k, v, pos, slab.seen), k_new[:, :, heads], v_new[:, :, heads], at, group.slots(at)
-        )
-        return dataclasses.replace(new, seen=slab.seen)
+        chosen = pad_slots(gather_slots(slab, index, valid), 0, group.ring + 1)
+        return append_slots(chosen, recent, group.slots(recent.pos[:, 0]))
 
 
 def keep_rows(active: Array, new, old):

@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxkv.attention import attend_chunk, attend_one, attend_slots
-from jaxkv.cache.slab import Slab, append, empty
+from jaxkv.cache.slab import Slab, append, empty, slice_slots
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Chunk, Geometry, rotate
 from jaxkv.softmax import merge
@@ -99,21 +99,20 @@ class RingLayer:
         k = rotate(rope, chunk.k, at)
         window_q, sink_q = self._rotate_query(rope, chunk.q, at)
         after = self.write(cache, k, v, at)
-        ring = cache.k[:, :, self.sinks :], cache.v[:, :, self.sinks :]
-        held, reach = cache.pos[:, :, self.sinks :], self.window
+        ring = slice_slots(cache, self.sinks, cache.slots)
+        held, reach = ring.pos, self.window
         if self.dense_chunks:
             # The slot for the newest token is no part of what is kept.
             held, reach = jnp.where(held >= cache.seen[:, None, None] - reach, held, -1), None
         parts = [
-            attend_slots(window_q, *ring, at, held, rope, window=reach),
+            attend_slots(window_q, ring.k, ring.v, at, held, rope, window=reach),
             attend_chunk(
                 window_q, k, v, at, jnp.where(at < self.sinks, -1, at), rope, window=reach
             ),
         ]
         if self.sinks:
-            first = after.k[:, :, : self.sinks], after.v[:, :, : self.sinks]
-            sink_at = self._at_sinks(at)
-            parts.append(attend_slots(sink_q, *first, sink_at, after.pos[:, :, : self.sinks], rope))
+            first, sink_at = slice_slots(after, 0, self.sinks), self._at_sinks(at)
+            parts.append(attend_slots(sink_q, first.k, first.v, sink_at, first.pos, rope))
         out, _ = merge(*parts)
         return after, out
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.attention import attend_one_mass
-from jaxkv.cache.slab import Slab, append, empty
+from jaxkv.cache.slab import Slab, append, empty, gather_slots, pad_slots
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
 from jaxkv.policies.base import Chunk, Geometry, WholePrompt
@@ -79,7 +79,7 @@ class TOVALayer(WholePrompt):
         """See `WholePrompt`."""
         g = self.geometry
         pos = jnp.broadcast_to(cache.pos, (g.batch_size, g.num_kv_heads, cache.slots))
-        return drafts.open_draft([dataclasses.replace(cache, pos=pos)], count, g.num_heads, 1)
+        return drafts.open_draft([dataclasses.replace(cache, pos=pos)], count, g, 1)
 
     def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
@@ -92,16 +92,8 @@ class TOVALayer(WholePrompt):
         mean = jnp.mean(drafts.mass(draft, rope), axis=1, keepdims=True)
         index, valid = best_slots(jnp.where(slab.pos[:, :1] >= 0, mean, -jnp.inf), self.budget)
         every = (*index.shape[:1], heads, index.shape[-1])
-        k, v, pos = drafts.gather(
-            slab, jnp.broadcast_to(index, every), jnp.broadcast_to(valid, every)
-        )
-        free = ((0, 0), (0, 0), (0, 1))
-        kept = Slab(
-            k=jnp.pad(k, (*free, (0, 0))),
-            v=jnp.pad(v, (*free, (0, 0))),
-            pos=jnp.pad(pos[:, :1], free, constant_values=-1),
-            seen=slab.seen,
-        )
+        kept = gather_slots(slab, jnp.broadcast_to(index, every), jnp.broadcast_to(valid, every))
+        kept = pad_slots(dataclasses.replace(kept, pos=kept.pos[:, :1]), 0, 1)
         return keep_rows(draft.fed, kept, cache)
 
     def kept(self, seen: int) -> tuple[int, ...]:
