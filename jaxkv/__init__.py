@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from jaxkv.models.decoder import forward as forward
     from jaxkv.models.decoder import init_cache as init_cache
     from jaxkv.policies.adakv import AdaKV as AdaKV
+    from jaxkv.policies.base import Chunk as Chunk
     from jaxkv.policies.base import Geometry as Geometry
+    from jaxkv.policies.base import LayerPolicy as LayerPolicy
+    from jaxkv.policies.base import Policy as Policy
     from jaxkv.policies.duo import DuoAttention as DuoAttention
     from jaxkv.policies.full import Full as Full
     from jaxkv.policies.h2o import H2O as H2O
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from jaxkv.policies.recompute import SlidingRecompute as SlidingRecompute
     from jaxkv.policies.recycled import RecycledAttention as RecycledAttention
     from jaxkv.policies.registry import make_policy as make_policy
+    from jaxkv.policies.registry import register as register
+    from jaxkv.policies.scored import ScoredPolicy as ScoredPolicy
+    from jaxkv.policies.selected import Prompt as Prompt
     from jaxkv.policies.snapkv import PyramidKV as PyramidKV
     from jaxkv.policies.snapkv import SnapKV as SnapKV
     from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
@@ -59,14 +65,16 @@ _PLACES = {
     "models.config": "ModelConfig",
     "models.decoder": "forward init_cache",
     "policies.adakv": "AdaKV",
-    "policies.base": "Geometry",
+    "policies.base": "Chunk Geometry LayerPolicy Policy",
     "policies.duo": "DuoAttention",
     "policies.full": "Full",
     "policies.h2o": "H2O",
     "policies.headkv": "HeadKV",
     "policies.recompute": "SlidingRecompute",
     "policies.recycled": "RecycledAttention",
-    "policies.registry": "make_policy",
+    "policies.registry": "make_policy register",
+    "policies.scored": "ScoredPolicy",
+    "policies.selected": "Prompt",
     "policies.snapkv": "PyramidKV SnapKV",
     "policies.streaming": "StreamingLLM",
     "policies.streaming_plus": "StreamingLLMPlus",

@@ -178,10 +178,10 @@ def _sharded(folder: Path) -> None:
 def _tokenizer(folder: Path) -> None:
     toy.tokenizer().save(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["added_tokens_decoder"] = {"511": {"content": "<|new|>", "special": True}}
+    config["added_tokens_decoder"] = {"512": {"content": "<|new|>", "special": True}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
-    (folder / "added_tokens.json").write_text('{"<|other|>": 512}')
+    (folder / "added_tokens.json").write_text('{"<|other|>": 513}')
 
 
 def _read_tokenizer(folder: Path) -> None:

@@ -31,7 +31,7 @@ from jaxkv import (
 from jaxkv.cache.accounting import kept_tokens
 from jaxkv.layer import prefill, step
 from jaxkv.models import decoder
-from jaxkv.policies.selected import SelectedLayer
+from jaxkv.policies.selected import Attended, SelectedLayer
 
 ROPE = Rope(8)
 jit_prefill = jax.jit(functools.partial(prefill, rope=ROPE), static_argnums=0)
@@ -246,8 +246,8 @@ def test_a_query_head_cache_chooses_for_each_query_head() -> None:
     q, k, v = toys.qkv(1, 30)
     layer = policy.at(0, toys.geometry())
     wide = SelectedLayer(
-        toys.geometry(heads=4, kv_heads=4), layer.layer.caps, policy.window, policy.kernel,
-        policy.decode_room,
+        toys.geometry(heads=4, kv_heads=4), layer.layer.caps, policy.window,
+        Attended(policy.kernel), policy.decode_room,
     )  # fmt: skip
     cache, _ = jit_prefill(layer, layer.init(), q, k, v)
     other, _ = jit_prefill(wide, wide.init(), q, np.repeat(k, 2, 2), np.repeat(v, 2, 2))

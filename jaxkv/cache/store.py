@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from jaxkv.typing import Positions, SlotKeys
 from pallas_kernels import order
-from pallas_kernels.int8 import Slots
+from pallas_kernels.int8 import Slots, split_scale
 
 UNROLLED = 4  # rows whose writes are spelled out
 HEADS, SLOTS = 1, 2  # axes
@@ -54,6 +54,12 @@ def pack(store: Any, new: Array) -> Any:
 def as_slots(store: Any) -> Slots:
     """A store as the ops read it."""
     return store.slots() if isinstance(store, Packed) else store
+
+
+def numbers(store: Any) -> Array:
+    """Keys or values as numbers [B, K, S, H]; of a packed store, a copy."""
+    plain, scale = split_scale(as_slots(store))
+    return plain if scale is None else plain.astype(scale.dtype) * scale[..., None]
 
 
 def num_heads(store: Any) -> int:

@@ -17,7 +17,7 @@ from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.saved import check_target
 from jaxkv.generate.session import Settings
 from jaxkv.policies.base import Policy
-from jaxkv.policies.registry import POLICIES, make_policy
+from jaxkv.policies.registry import POLICIES, fields_of, make_policy
 from jaxkv.reading import MOST_TEXT, parse_json, read_text
 
 COMMAND = "jaxkv.decode"
@@ -129,8 +129,7 @@ def _policy(name: str | None, fields: dict[str, Any]) -> Policy | None:
     if name is None and not fields:
         return None
     name = name or "streaming"
-    own = [field.name for field in dataclasses.fields(POLICIES[name])] if name in POLICIES else []
-    with flags_named(["policy"]), flags_named(own, "--policy."):
+    with flags_named(["policy"]), flags_named(fields_of(name), "--policy."):
         return make_policy(name, fields)
 
 

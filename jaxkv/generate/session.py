@@ -34,7 +34,7 @@ from jaxkv.policies.layers import (
     sees_far,
     sized_by_length,
 )
-from jaxkv.policies.registry import describe
+from jaxkv.policies.registry import check_policy_given, describe
 
 MARGIN = 2**24  # positions that are left over: a prompt's last call may be padded
 ROUND = 128  # capacities are rounded up to this, so that similar prompts share their programs
@@ -54,6 +54,7 @@ class Settings:
     kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        check_policy_given(self.policy)
         for name in ("max_new_tokens", "prefill_chunk", "max_length"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= LAST_POSITION:

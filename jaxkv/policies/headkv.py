@@ -16,7 +16,7 @@ from jaxkv.policies.base import Chunk, Geometry, WholePrompt
 from jaxkv.policies.budgets import check_budget, headkv, in_tokens, redistribute
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.patterns import head_scores
-from jaxkv.policies.selected import SelectedLayer
+from jaxkv.policies.selected import Attended, SelectedLayer
 from jaxkv.typing import Queries, Rotation
 
 
@@ -59,7 +59,7 @@ class HeadKV:
     def at(self, layer: int, geometry: Geometry) -> SelectedLayer | PerQueryHead:
         """By the layer's heads."""
         caps = tuple(int(cap) for cap in _caps(self, geometry)[layer])
-        settings = self.window, self.kernel, self.decode_room
+        settings = self.window, Attended(self.kernel), self.decode_room
         if not self.query_heads:
             return SelectedLayer(geometry, caps, *settings)
         wide = dataclasses.replace(geometry, num_kv_heads=geometry.num_heads)

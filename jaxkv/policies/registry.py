@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import importlib
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxkv.arguments import flags_named, scalar
-from jaxkv.errors import InputError
+from jaxkv.errors import InputError, one_line
 from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.base import Policy
 from jaxkv.policies.duo import DuoAttention
@@ -41,15 +43,109 @@ POLICIES: Mapping[str, type] = {
 }
 
 
+_REGISTERED: dict[str, type] = {}
+_MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Gives a policy of one's own a name, for `--policy`, reports and saved caches.
+
+    Args:
+      name: not one that there is already.
+
+    Returns:
+      A decorator of the class.
+
+    Raises:
+      InputError: the name is taken, or the class is not a frozen dataclass with `at`.
+    """
+
+    def named(cls: type) -> type:
+        other = POLICIES.get(name) or _REGISTERED.get(name)
+        # The same class again, as a notebook's cell makes it, takes its own place.
+        if other is not None and (other.__module__, other.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
+            raise InputError(f"policy {name!r} is {other.__name__}; take another name")
+        _REGISTERED[name] = check_class(cls)
+        return cls
+
+    return named
+
+
+def check_class(cls: Any) -> type:
+    """The class, if it can be a policy.
+
+    Raises:
+      InputError: says what it lacks.
+    """
+    if not isinstance(cls, type):
+        raise InputError(f"{cls!r:.80} is no class; a policy is a frozen dataclass with `at`")
+    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore
+    if not frozen:
+        raise InputError(f"{cls.__name__} is not a frozen dataclass; a policy is one")
+    if not callable(getattr(cls, "at", None)):
+        raise InputError(f"{cls.__name__} has no method at(layer, geometry); a policy has one")
+    return cls
+
+
+def check_policy_given(policy: Any) -> Policy:
+    """What was given as a policy, if it is one.
+
+    Raises:
+      InputError: says what it is instead.
+    """
+    if isinstance(policy, str):
+        raise InputError(f"policy is the text {policy!r:.80}; give make_policy({policy!r:.80})")
+    if isinstance(policy, type):
+        raise InputError(f"policy is the class {policy.__name__}; give one of it, as in "
+                         f"{policy.__name__}()")  # fmt: skip
+    check_class(type(policy))
+    return policy
+
+
+def class_of(name: str) -> type:
+    """The class of a policy: by its name, or as `module:Class`, which is imported.
+
+    Raises:
+      InputError: there is none.
+    """
+    if name in POLICIES or name in _REGISTERED:
+        return POLICIES.get(name) or _REGISTERED[name]
+    if not _MODULE.fullmatch(name):
+        names = ", ".join([*POLICIES, *_REGISTERED])
+        raise InputError(f"policy {name!r:.80} is unknown; choose one of {names}, or module:Class")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise InputError(f"policy {name!r}: the module has no {attribute}") from None
+    except Exception as error:  # of the user's own code: where it is wrong is what it says
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"policy {name!r} cannot be imported: {reason}") from None
+    return check_class(found)
+
+
+def fields_of(name: str) -> list[str]:
+    """The names of a policy's settings; none if there is no such policy."""
+    try:
+        return [field.name for field in dataclasses.fields(class_of(name))]
+    except InputError:
+        return []
+
+
 def make_policy(name: str, fields: Mapping[str, Any] | None = None) -> Policy:
     """A policy from its name and settings.
+
+    Args:
+      name: one of `POLICIES`, one that was registered, or `module:Class`.
+      fields: its settings.
 
     Raises:
       InputError: an unknown name or field, or a value that the policy does not allow.
     """
-    if name not in POLICIES:
-        raise InputError(f"policy {name!r} is unknown; choose one of {', '.join(POLICIES)}")
-    cls = POLICIES[name]
+    cls = class_of(name)
     fields = dict(fields or {})
     known = {field.name: field for field in dataclasses.fields(cls)}
     for field, value in fields.items():
@@ -73,6 +169,8 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
     """Annotations are text such as "int" or "float | None"; a bool is no number here."""
     kinds = [kind.strip() for kind in str(field.type).split("|")]
     too_large = type(value) is int and not -(2**31) < value < 2**31
+    if not too_large and not _KINDS.keys() & set(kinds):
+        return  # a type of its own, in a policy from elsewhere
     if too_large or not any(type(value) in _KINDS.get(kind, ()) for kind in kinds):
         allowed = " or ".join(kinds)
         raise InputError(f"--policy.{field.name} of {name!r} is {value!r}; it must be {allowed}")
@@ -111,8 +209,7 @@ def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
     named = [_named(part) for part in text.split(",")]
     policies, used = [], set()
     for name, own in named:
-        cls = POLICIES.get(name)
-        known = {field.name for field in dataclasses.fields(cls)} if cls else set()
+        known = set(fields_of(name))
         mine = {key: value for key, value in shared.items() if key in known}
         used |= set(mine)
         policies.append(make_policy(name, {**mine, **own}))
@@ -124,6 +221,8 @@ def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
 
 def _named(part: str) -> tuple[str, dict[str, Any]]:
     name, *settings = part.strip().split(":")
+    if settings and "=" not in settings[0]:  # module:Class
+        name = f"{name}:{settings.pop(0)}"
     if not name:
         raise InputError("--policy has an empty name; give names separated by commas")
     own = {}
@@ -137,7 +236,8 @@ def _named(part: str) -> tuple[str, dict[str, Any]]:
 
 def describe(policy: Policy) -> dict[str, Any]:
     """The name and settings of a policy, as `make_policy` takes them."""
-    for name, cls in POLICIES.items():
-        if type(policy) is cls:
-            return {"name": name, **dataclasses.asdict(policy)}
-    return {"name": type(policy).__name__}
+    cls = type(policy)
+    named = {**_REGISTERED, **POLICIES}.items()
+    name = next((name for name, known in named if known is cls), None)
+    settings = dataclasses.asdict(policy) if dataclasses.is_dataclass(policy) else {}
+    return {"name": name or f"{cls.__module__}:{cls.__qualname__}", **settings}

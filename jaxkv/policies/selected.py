@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.attention import attend_one
+from jaxkv.cache import store as stores
 from jaxkv.cache.grouped import Grouped
 from jaxkv.cache.slab import (
     Slab,
@@ -21,6 +23,7 @@ from jaxkv.cache.slab import (
     pad_slots,
     slice_heads,
 )
+from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
 from jaxkv.policies.base import Chunk, Geometry, WholePrompt, take_heads
 from jaxkv.policies.budgets import round_up, split_heads
@@ -79,26 +82,85 @@ class PrefixRing:
         return tuple(min(seen, cap + self.ring) for cap in self.caps)
 
 
+class Prompt:
+    """What is known of a layer's prompt when it has been read. What is not asked for costs nothing.
+
+    Attributes:
+      positions: int32 [B, K, S], of the token in each slot, -1 for none.
+      valid: bool [B, K, S], tokens to choose from: all but the last `window`.
+    """
+
+    def __init__(self, draft: Draft, rope: Rotation | None, window: int):
+        self._draft, self._rope = draft, rope
+        slab = draft.slab
+        self.positions = slab.pos
+        protected = slab.pos >= (slab.seen - window)[:, None, None]
+        self.valid = (slab.pos >= 0) & jnp.logical_not(protected)
+
+    @property
+    def keys(self) -> Array:
+        """[B, K, S, H], rotated to their positions."""
+        return stores.numbers(self._draft.slab.k)
+
+    @property
+    def values(self) -> Array:
+        """[B, K, S, H]."""
+        return stores.numbers(self._draft.slab.v)
+
+    def mass(self) -> Array:
+        """Attention that each token received from the last `window` queries: float32 [B, N, S]."""
+        return drafts.mass(self._draft, self._rope)
+
+    def mean(self, x: Array) -> Array:
+        """Mean of [B, K, S, H] over the tokens that there are, the window's too: [B, K, H]."""
+        there = (self.positions >= 0)[..., None]
+        count = jnp.maximum(jnp.sum(there, axis=2, dtype=jnp.int32), 1)
+        total = jnp.sum(jnp.where(there, x, 0), axis=2, dtype=jnp.float32)
+        return (total / count.astype(jnp.float32)).astype(x.dtype)
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Frozen and hashable."""
+
+    def score(self, prompt: Prompt) -> Array:
+        """[B, K, S], higher is kept."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Attended:
+    """SnapKV's score: what the last queries looked at, max-pooled over `kernel` neighbours."""
+
+    kernel: int
+
+    def score(self, prompt: Prompt) -> Array:
+        """See `scores.pooled_scores`."""
+        return pooled_scores(prompt.mass(), prompt.positions, prompt.valid, self.kernel)
+
+
 @dataclasses.dataclass(frozen=True)
 class SelectedLayer(WholePrompt):
     """Keeps, of each KV head, the `caps[head]` best tokens of the prompt and its last `window`.
 
-    Scores are SnapKV's, from the last `window` queries of the prompt. A later prompt (the next turn
-    of a chat) attends to all that is kept and to itself, then it is all chosen from again.
+    A later prompt (the next turn of a chat) attends to all that is kept and to itself, then it is
+    all chosen from again.
 
     Attributes:
       geometry: of the layer.
       caps: chosen tokens of each KV head.
-      window: last tokens of the prompt, always kept, whose queries choose.
-      kernel: neighbours that are pooled.
+      window: last tokens of the prompt, always kept.
+      scorer: tells which are the best.
       decode_room: decoded tokens that are kept before the oldest are overwritten.
+      sinks: first tokens of the stream, best whatever their score.
     """
 
     geometry: Geometry
     caps: tuple[int, ...]
     window: int
-    kernel: int
+    scorer: Scorer
     decode_room: int
+    sinks: int = 0
 
     def init(self) -> Grouped:
         """An empty cache."""
@@ -122,10 +184,8 @@ class SelectedLayer(WholePrompt):
     def close(self, draft: Draft, cache: Grouped, rope: Rotation | None) -> Grouped:
         """Chooses what is kept; a row that took no token keeps what it had."""
         slab = draft.slab
-        protected = slab.pos >= (slab.seen - self.window)[:, None, None]
-        choice = (slab.pos >= 0) & jnp.logical_not(protected)
         rope = of_heads(rope, head_order(self._groups.groups, self.geometry).queries)
-        scores = pooled_scores(drafts.mass(draft, rope), slab.pos, choice, self.kernel)
+        scores = self._scores(Prompt(draft, rope, self.window))
         recent = drafts.newest(slab, self.window)
         slabs, begin = [], 0
         for group, old in zip(self._groups.layers, cache.slabs, strict=True):
@@ -154,6 +214,21 @@ class SelectedLayer(WholePrompt):
             for heads in groups
         )
         return HeadGroups(self.geometry, groups, layers)
+
+    def _scores(self, prompt: Prompt) -> Array:
+        """float32 [B, K, S], -inf for what is not to choose from."""
+        scores = self.scorer.score(prompt)
+        if getattr(scores, "shape", None) != prompt.positions.shape:
+            raise InputError(
+                f"the score of {type(self.scorer).__name__} has shape "
+                f"{getattr(scores, 'shape', type(scores).__name__)}; it must be [B, K, S], here "
+                f"{prompt.positions.shape}"
+            )
+        if isinstance(self.scorer, Attended):
+            return scores  # which is so already
+        first = prompt.positions < self.sinks
+        scores = jnp.where(first, jnp.inf, scores.astype(jnp.float32))
+        return jnp.where(prompt.valid & jnp.logical_not(jnp.isnan(scores)), scores, -jnp.inf)
 
     def _fill(self, group: PrefixRing, slab: Slab, scores: Array, recent: Slab) -> Slab:
         """The cache of a group from its heads of the draft, and of the newest tokens."""

@@ -9,7 +9,7 @@ import dataclasses
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Geometry
 from jaxkv.policies.budgets import check_budget, in_tokens, pyramid
-from jaxkv.policies.selected import SelectedLayer
+from jaxkv.policies.selected import Attended, SelectedLayer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SnapKV:
         del layer
         budget = max(in_tokens(self.budget, geometry.max_length), self.window)
         caps = (budget - self.window,) * geometry.num_kv_heads
-        return SelectedLayer(geometry, caps, self.window, self.kernel, self.decode_room)
+        return SelectedLayer(geometry, caps, self.window, Attended(self.kernel), self.decode_room)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,5 +82,5 @@ class PyramidKV:
         caps = pyramid(budget, self.window, self.beta, len(ruled), geometry.max_length)
         return SelectedLayer(
             geometry, (caps[ruled.index(layer)],) * geometry.num_kv_heads,
-            self.window, self.kernel, self.decode_room,
+            self.window, Attended(self.kernel), self.decode_room,
         )  # fmt: skip
