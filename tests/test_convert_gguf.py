@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 from pathlib import Path
@@ -183,6 +184,21 @@ def test_splits_by_the_names_that_llama_cpp_knows(tmp_path: Path, name: str) -> 
     path = checkpoints.write_gguf(tmp_path / "m.gguf", extra={"tokenizer.ggml.pre": name})
     tokenizer = gguf.load(path).tokenizer
     assert tokenizer.decode(tokenizer.encode("it's 12345 fooBar")) == "it's 12345 fooBar"
+
+
+def test_a_file_that_names_no_split_is_split_as_its_family_and_says_so(tmp_path: Path) -> None:
+    text = "12345 don't  Stop\n\nnow"
+    made = {}
+    for name in ("llama-bpe", "gpt-2", None):
+        path = checkpoints.write_gguf(tmp_path / "m.gguf", extra={"tokenizer.ggml.pre": name})
+        if name is None:
+            with pytest.warns(UserWarning, match="does not name how its text is split.*llama3"):
+                model = gguf.load(path)
+        else:
+            model = gguf.load(path)
+        made[name] = json.loads(model.tokenizer.backend.to_str())["pre_tokenizer"]
+        assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
+    assert made[None] == made["llama-bpe"] != made["gpt-2"]
 
 
 def test_other_architectures_are_named(tmp_path: Path) -> None:

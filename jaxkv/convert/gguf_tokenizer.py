@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ _SPLITS = {
     "a.x-4.0": "gpt2",
     "exaone4": "gpt2",
 }
+# Of files that do not name it, such as the first of Llama 3.
+_FAMILIES = {"llama": "llama3", "qwen2": "qwen2", "qwen3": "qwen2", "falcon": "falcon"}
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
@@ -75,7 +78,8 @@ def tokenizer_from_gguf(fields: Fields, vocab_size: int) -> Tokenizer:
     names = (*_NAMES, "eot", "eom")
     ids = {name: _id(fields, f"{_KEY}{name}_token_id", len(tokens)) for name in names}
     special = {role: tokens[i] for name, role in _NAMES.items() if (i := ids[name]) is not None}
-    add_bos = fields.flag(_KEY + "add_bos_token", kind == "llama" or _split(fields) == "llama3")
+    named = fields.has(_KEY + "pre") and _split(fields) == "llama3"
+    add_bos = fields.flag(_KEY + "add_bos_token", kind == "llama" or named)
     has_template = fields.has("tokenizer.chat_template")
     return make(
         backend,
@@ -99,7 +103,14 @@ def _tokens(fields: Fields, vocab_size: int) -> list[str]:
 
 def _byte_level(fields: Fields, tokens: list[str]) -> tokenizers.Tokenizer:
     merges = [tuple(merge.split(" ")) for merge in _strings(fields, "merges")]
-    return byte_level(tokens, merges, _kinds(fields, tokens), _split(fields))
+    split = _split(fields)
+    if not fields.has(_KEY + "pre"):
+        warnings.warn(
+            f"{fields.where} does not name how its text is split before merging; it is split as "
+            f"{split}, as its family does",
+            stacklevel=2,
+        )
+    return byte_level(tokens, merges, _kinds(fields, tokens), split)
 
 
 def _sentence_pieces(fields: Fields, tokens: list[str]) -> tokenizers.Tokenizer:
@@ -123,7 +134,8 @@ def _swallowing(fields: Fields, tokens: list[str]) -> set[str]:
 
 
 def _split(fields: Fields) -> str:
-    name = fields.text(_KEY + "pre", "default")
+    family = _FAMILIES.get(fields.text("general.architecture", ""), "gpt2")
+    name = fields.text(_KEY + "pre", family)
     if name not in _SPLITS and name not in BYTE_LEVEL_SPLITS:
         raise fields.refuse(_KEY + "pre", f"one of {', '.join(_SPLITS)}")
     return _SPLITS.get(name, name)
