@@ -221,7 +221,8 @@ def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
 
 def _named(part: str) -> tuple[str, dict[str, Any]]:
     name, *settings = part.strip().split(":")
-    if settings and "=" not in settings[0]:  # module:Class
+    known = name in POLICIES or name in _REGISTERED
+    if settings and "=" not in settings[0] and not known:  # module:Class
         name = f"{name}:{settings.pop(0)}"
     if not name:
         raise InputError("--policy has an empty name; give names separated by commas")
