@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkv import Full, RecycledAttention, SnapKV, StreamingLLM, forward, init_cache, load
+from jaxkv import (
+    Full,
+    InputError,
+    RecycledAttention,
+    SnapKV,
+    StreamingLLM,
+    forward,
+    init_cache,
+    load,
+)
 from jaxkv.generate.likelihood import STEPS, continuations
 
 LENGTHS = [(5, 3), (40, 1), (17, STEPS + 5), (1, STEPS), (90, 2)]
@@ -66,3 +75,10 @@ def test_the_likeliest_continuation_is_called_greedy(model) -> None:
         model, Full(), [(context, ids[5:])], 1, lambda done, total: progress.append((done, total))
     )
     assert one.greedy and progress == [(1, 1)]
+
+
+def test_ids_that_the_model_lacks_are_refused() -> None:
+    model = load("tiny-random")
+    for pair in (([1, 512], [3]), ([1, 2], [3, 512]), ([1, 2], [-1])):
+        with pytest.raises(InputError, match="id is .*; this model has ids from 0 to 511"):
+            continuations(model, Full(), [pair])

@@ -147,6 +147,7 @@ def train_gates(
 
     def batch(index: int) -> tuple[Any, ...]:
         example = make_example(options.recipe, model.tokenizer, seed, index)
+        model.check_ids(example.tokens.tolist(), "an example's")
         return padded(example, _PADDED)
 
     optimizer = make_optimizer(options.lr, options.steps)

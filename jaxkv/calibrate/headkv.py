@@ -219,6 +219,8 @@ def run(model: Model, common: Common, options: Options, progress: Progress) -> s
         model.tokenizer, options.needles, options.haystack, options.lengths, options.depths,
         common.seed, chat,
     )  # fmt: skip
+    for example in made:
+        model.check_ids(example.ids, "an example's")
     longest, most = max(len(example.ids) for example in made), model.config.max_positions
     if longest + MOST_NEW > most:
         raise InputError(

@@ -128,6 +128,8 @@ def _score(
     longest = max(len(continuation) for _, continuation in rows)
     settings = Settings(policy=policy, max_new_tokens=longest, kv_dtype=kv_dtype)
     contexts = [list(context) for context, _ in rows]
+    for _, continuation in rows:
+        model.check_ids(continuation, "a continuation's")
     session = Session.begin(model, settings, len(rows), max(map(len, contexts)))
     session.feed(contexts)
     targets = np.zeros((len(rows), -(-longest // STEPS) * STEPS), np.int32)
