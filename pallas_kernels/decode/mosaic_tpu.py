@@ -345,7 +345,8 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
         kept = sum_ref[...] * shrink
         # A weight of 0 hides any number, but not a NaN or an infinity that a slot beyond the slab,
         # or one never written, may hold. They are rare, and a mask over V is dear: only then.
-        clean = jnp.all(jnp.isfinite(mixture))
+        # Not `jnp.all`: where a process asked for 64 bits, Mosaic reduces bools as float64.
+        clean = jnp.max(jnp.where(jnp.isfinite(mixture), 0.0, 1.0)) < 0.5
 
         @pl.when(clean)
         def _() -> None:
