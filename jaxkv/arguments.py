@@ -69,7 +69,7 @@ def parse(parser: Any, arguments: Sequence[str]) -> tuple[argparse.Namespace, di
         return parser.parse_args(words + plain), fields
     except InputError:
         raise
-    except Exception as error:  # the parser reads values as YAML, which may go wrong in any way
+    except (argparse.ArgumentError, ValueError, TypeError, RecursionError) as error:
         raise InputError(_readable(parser, one_line(error))) from None
 
 
@@ -87,6 +87,16 @@ def flags_named(names: Sequence[str] | None = None, prefix: str = "--") -> Itera
         message = str(error)
         known = names is None or message.split(" ", 1)[0] in names
         raise InputError(f"{prefix}{message}" if known else message) from None
+
+
+@contextlib.contextmanager
+def model_named(name: str) -> Iterator[None]:
+    """A model that cannot be used is reported with the flag that named it."""
+    try:
+        yield
+    except InputError as error:
+        known = str(error).startswith(("model ", "dtype "))
+        raise InputError(f"{'--' if known else f'--model {name}: '}{error}") from None
 
 
 def check_positive(given: argparse.Namespace, *names: str) -> None:

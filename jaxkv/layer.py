@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
-from jaxkv.cache.slab import spent
+from jaxkv.cache.slab import nan_past_the_end
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Chunk, LayerCache, LayerPolicy
 from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
@@ -41,7 +39,8 @@ def prefill(
     """
     _check(q, k, v)
     chunk = Chunk(q, k, v, lengths, rope, decoding=False)
-    return _within(cache, *policy.take(cache, chunk))
+    after, out = policy.take(cache, chunk)
+    return after, nan_past_the_end(cache, chunk.count, out)
 
 
 def step(
@@ -59,13 +58,8 @@ def step(
     if q.shape[1] != 1:
         raise InputError(f"a step takes 1 token per row, not {q.shape[1]}; use prefill")
     chunk = Chunk(q, k, v, lengths, rope, decoding=True)
-    return _within(cache, *policy.take(cache, chunk))
-
-
-def _within(before: LayerCache, after: LayerCache, out: Queries) -> tuple[LayerCache, Queries]:
-    """NaN where positions have come to the end of int32: nothing is right there any more."""
-    over = spent(before, out.shape[1])[:, None, None, None]
-    return after, jnp.where(over, jnp.asarray(jnp.nan, out.dtype), out)
+    after, out = policy.take(cache, chunk)
+    return after, nan_past_the_end(cache, chunk.count, out)
 
 
 def _check(q: Queries, k: NewKeys, v: NewKeys) -> None:

@@ -71,10 +71,18 @@ def read_bytes(path: Name, most: int = MOST_JSON, where: str | None = None) -> b
       OSError: it cannot be read.
     """
     with opened(path, where) as file:
-        data = file.read(most + 1)  # no more, whatever its size is said to be
+        return read_bounded(file, most, where or os.fspath(path))
+
+
+def read_bounded(file: Any, most: int, where: str) -> bytes:
+    """What is left of a binary file, which has at most so many bytes.
+
+    Raises:
+      InputError: it has more.
+    """
+    data = file.read(most + 1)  # no more, whatever its size is said to be
     if len(data) > most:
-        name = where or os.fspath(path)
-        raise InputError(f"{name} has more than the {most} bytes that are read of it")
+        raise InputError(f"{where} has more than the {most} bytes that are read of it")
     return data
 
 
@@ -90,11 +98,21 @@ def read_text(path: Name, where: str, most: int = MOST_JSON) -> str:
       InputError: it cannot be read, has more bytes, or is not UTF-8.
     """
     try:
-        return read_bytes(path, most, where).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 text: {error.reason}") from None
+        return as_text(read_bytes(path, most, where), where)
     except OSError as error:
         raise InputError(f"{where} cannot be read: {error.strerror}") from None
+
+
+def as_text(data: bytes, where: str) -> str:
+    """UTF-8, with or without a mark before it.
+
+    Raises:
+      InputError: it is something else.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text: {error.reason}") from None
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from own_policies import KeyDiff
 
 from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.base import Policy
@@ -118,6 +119,7 @@ CASES = {
     ),
     "h2o": selecting(H2O(8), H2O(64), 4 * 8),
     "tova": selecting(TOVA(8), TOVA(64), 4 * 8),
+    "own-keydiff": selecting(KeyDiff(10, 2, 2, 4), KeyDiff(100, 2, 2, 4), 4 * (10 + 4)),
 }  # fmt: skip
 SLAB_CASES = {
     name: case for name, case in CASES.items() if not isinstance(case.policy, SlidingRecompute)

@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import jaxkv
 
 ROOT = Path(__file__).parent.parent
 HEADER = "# Copyright 2026 The jaxkv authors.\n# SPDX-License-Identifier: Apache-2.0\n"
@@ -175,6 +178,20 @@ def test_every_file_has_its_header_and_stays_small() -> None:
         text = path.read_text(encoding="utf-8")
         assert text.startswith(HEADER), f"{path} has no licence header"
         assert text.count("\n") <= 600, f"{path} is longer than 600 lines"
+
+
+def test_public_names_are_where_they_are_said_to_be() -> None:
+    """For type checkers, which read imports, and at run time, which looks them up."""
+    found = {}
+    for node in ast.walk(ast.parse(MODULES["jaxkv"].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("jaxkv."):
+            found |= {alias.name: str(node.module).removeprefix("jaxkv.") for alias in node.names}
+    assert found == jaxkv._MODULE_OF
+    for name in found:
+        assert getattr(jaxkv, name).__name__ == name
+    # A package has the name of a function, and is imported after it or before.
+    importlib.import_module("jaxkv.generate.sampling")
+    assert callable(jaxkv.generate) and not hasattr(jaxkv, "nosuch")
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_closed_streams(closed: str, tmp_path: Path) -> None:
         run = subprocess.run(
             line, shell=True, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
-        assert run.returncode in (0, 2), run
+        assert run.returncode == (2 if "file -" in words else 0), run  # no prompt, no answer
         assert "Traceback" not in run.stderr + run.stdout
 
 
@@ -134,6 +134,7 @@ def test_ctrl_c_ends_in_one_line(how: str) -> None:
 
 # Every command, at several moments of its first seconds.
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="signals are seen in /proc")
 @pytest.mark.parametrize(
     ("command", "after"),
     [*(("decode", after) for after in (0.05, 0.3, 0.9, 2.0, 3.5)), ("eval", 2.5), ("convert", 3.0)],

@@ -8,7 +8,6 @@ A few hundred examples of a kind, the same in every run; JAXKV_FUZZ=5000 tries s
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import io
 import json
@@ -23,6 +22,8 @@ from typing import Any
 import checkpoints
 import pytest
 import toys
+from bending import Right, bent_bytes, bent_json
+from family_models import write_family
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -42,103 +43,6 @@ from jaxkv.policies.streaming import StreamingLLM
 EXAMPLES = int(os.environ.get("JAXKV_FUZZ", "200"))
 SECONDS = 10.0
 MEMORY = 2**30  # bytes that all examples of a kind may add to the most that the process has held
-
-# What stands where something else was expected. Text in RAW is put in as JSON has it.
-RAW = {
-    "@digits@": "9" * 5000,
-    "@minus@": "-" + "9" * 5000,
-    "@deep@": "[" * 5000 + "]" * 5000,
-    "@deeper@": '{"a":' * 3000 + "1" + "}" * 3000,
-    "@nan@": "NaN",
-    "@inf@": "-Infinity",
-    "@half@": '"\\ud800"',
-    "@long@": json.dumps("x" * 100_000),
-    "@exponent@": "1e999",
-}
-values = st.one_of(
-    st.sampled_from(
-        [
-            None, True, False, 0, 1, -1, 2, 3, 7, 2**31, 2**31 - 1, 2**63, -(2**63), 10**30,
-            0.0, -0.5, 1e-30, 1e308, 1.5, "", " ", "a\0b", "\x1b[2J", "☃" * 50, "../x", "/dev/zero",
-            [], {}, [[]], [None], {"a": None}, [1, 2, 3], ["a", 1], [[1, 2], [3]], {"type": "x"},
-            *RAW,
-        ]
-    ),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=20),
-).map(copy.deepcopy)  # fmt: skip
-
-
-class Right:
-    """What is bent; a failing example does not print it."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-
-def paths_of(value: Any, at: tuple = ()) -> list[tuple]:
-    """Every place in plain data, few of each long list."""
-    found = [at]
-    if isinstance(value, dict):
-        keys = list(value)
-        for key in keys[:40] + keys[-3:]:
-            found += paths_of(value[key], (*at, key))
-    elif isinstance(value, list):
-        for index in [*range(min(len(value), 3)), *range(max(len(value) - 1, 3), len(value))]:
-            found += paths_of(value[index], (*at, index))
-    return found
-
-
-@st.composite
-def bent_json(draw: Any, right: Right) -> bytes:
-    """A JSON text with one to three things wrong with it."""
-    value = copy.deepcopy(right.value)
-    for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from(paths_of(value)))
-        if not path:
-            if draw(st.integers(0, 9)) == 0:
-                value = draw(values)
-            continue
-        holder = value
-        for key in path[:-1]:
-            holder = holder[key]
-        what = draw(st.sampled_from(["replace", "replace", "delete", "add", "rename"]))
-        if what == "delete":
-            del holder[path[-1]]
-        elif what == "replace" or isinstance(holder, list):
-            holder[path[-1]] = draw(values)
-        elif what == "add":
-            holder[draw(st.text(max_size=5))] = draw(values)
-        else:
-            holder[draw(st.text(max_size=5))] = holder.pop(path[-1])
-    text = json.dumps(value)
-    for mark, raw in RAW.items():
-        text = text.replace(json.dumps(mark), raw)
-    return draw(bent_bytes(Right(text.encode()), often=False))
-
-
-@st.composite
-def bent_bytes(draw: Any, right: Right, often: bool = True, begin: int = 4096) -> bytes:
-    """A file that is cut short, overwritten, or filled with more; mostly near its beginning."""
-    data = right.value
-    kinds = ["flip", "cut", "insert", "zero", "ones", "repeat"]
-    for _ in range(draw(st.integers(1, 4)) if often else draw(st.integers(-8, 1))):
-        kind = draw(st.sampled_from(kinds))
-        near = draw(st.booleans())
-        at = draw(st.integers(0, max(len(data) - 1, 0) if not near else min(len(data), begin)))
-        size = draw(st.sampled_from([1, 1, 2, 4, 8, 64]))
-        if kind == "cut":
-            data = data[:at]
-        elif kind == "insert":
-            data = data[:at] + draw(st.binary(max_size=9)) + data[at:]
-        elif kind == "repeat":
-            data = data[:at] + data[at : at + size] * 3 + data[at + size :]
-        elif at < len(data):
-            new = {"zero": bytes(size), "ones": b"\xff" * size}.get(kind)
-            new = new or bytes([data[at] ^ (1 << draw(st.integers(0, 7)))])
-            data = data[:at] + new + data[at + len(new) :]
-    return data
 
 
 class Kind:
@@ -162,13 +66,7 @@ def _hf(folder: Path) -> None:
 
 
 def _gemma(folder: Path) -> None:
-    _hf(folder)
-    config = {
-        **checkpoints.CONFIG, "model_type": "gemma3_text", "head_dim": 16, "sliding_window": 32,
-        "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 16,
-        "rope_local_base_freq": 10000.0, "hidden_activation": "gelu_pytorch_tanh",
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+    write_family(folder, "gemma3")
 
 
 def _sharded(folder: Path) -> None:
@@ -220,9 +118,8 @@ def _loogle(folder: Path) -> None:
 
 def _yaml(folder: Path) -> None:
     (folder / "c.yaml").write_text(
-        "prompt: [one, two]\nmax-new-tokens: 3\npolicy: {name: streaming, sinks: 2, window: 9}\n"
-        "temperature: 0.5\nstop: ['a', \"b\"]\njson: true\nmodel: tiny-random\nseed: 2026-01-01\n"
-        "x: &a [1, 2]\ny: *a\n"
+        "prompt: &p [one, two]\nmax-new-tokens: 3\ntemperature: 0.5\nstop: *p\njson: true\n"
+        "policy: {name: streaming, sinks: 2, window: 9}\nmodel: tiny-random\nseed: 7\n"
     )
 
 
@@ -318,6 +215,7 @@ def test_a_bent_file(name: str, tmp_path: Path) -> None:
     right = tmp_path / "right"
     right.mkdir()
     kind.make(right)
+    kind.read(right)  # or nothing of it would be tried
     data = (right / kind.file).read_bytes()
     try:
         bent = st.one_of(bent_json(Right(json.loads(data))), bent_bytes(Right(data)))

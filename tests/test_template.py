@@ -9,7 +9,6 @@ import time
 import pytest
 
 from jaxkv.convert.template import render
-from jaxkv.convert.template_worker import environment
 from jaxkv.errors import InputError
 
 SAID = {"messages": [{"role": "user", "content": "é <b>"}], "add_generation_prompt": True}
@@ -68,8 +67,3 @@ def test_long_templates_and_odd_messages_are_refused() -> None:
         render("a" * (2**20 + 1), SAID)
     with pytest.raises(InputError, match="cannot be put into"):
         render("a", {"messages": [{"content": object()}]})
-
-
-def test_the_worker_can_be_read_as_a_module() -> None:
-    """It is run by itself, and its parts are the ones that are tested."""
-    assert environment().from_string("{{ 1 + 1 }}").render() == "2"

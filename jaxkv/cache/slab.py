@@ -16,7 +16,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
 
 from jaxkv.cache import store as stores
 from jaxkv.cache.store import Store
@@ -65,18 +64,23 @@ def empty(
     )
 
 
-def spent(cache: Any, count: int) -> Bool[Array, "B"]:
-    """Rows whose positions would pass the last int32 with so many more tokens, bool [B].
+def nan_past_the_end(before: Any, count: int, x: Array) -> Array:
+    """What came out of `count` new tokens, [B, ..]; NaN in rows that pass the last int32 position.
 
-    A position must tell distances to keys that were rotated long ago, so it cannot begin anew.
+    A position must tell distances to keys that were rotated long ago, so it cannot begin anew, and
+    a program has no other way to say that nothing is right any more.
 
     Args:
-      cache: any pytree that holds a slab.
-      count: tokens.
+      before: the cache before the tokens; one that holds no slab counts no positions.
+      count: how many they are, padding too.
+      x: floating point.
     """
-    parts = jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, Slab))
-    seen = next(part.seen for part in parts if isinstance(part, Slab))
-    return (seen < 0) | (seen > LAST_POSITION - count)
+    parts = jax.tree.leaves(before, is_leaf=lambda x: isinstance(x, Slab))
+    seen = next((part.seen for part in parts if isinstance(part, Slab)), None)
+    if seen is None:
+        return x
+    over = (seen < 0) | (seen > LAST_POSITION - count)
+    return jnp.where(over.reshape(-1, *[1] * (x.ndim - 1)), jnp.asarray(jnp.nan, x.dtype), x)
 
 
 def new_positions(slab: Slab, count: int, lengths: Lengths | None) -> Positions:

@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkv.arguments import make_parser, parse
+from jaxkv.arguments import make_parser, model_named, parse
 from jaxkv.calibrate import duo, headkv
 from jaxkv.calibrate.task import Calibration, Common
 from jaxkv.errors import InputError
@@ -86,19 +85,9 @@ def _run(calibration: Calibration, common: Common, own: Any) -> str:
     from jaxkv.convert.sources import load
 
     with raises(), bars() as progress:
-        with _model_named(common.model):
+        with model_named(common.model):
             model = load(common.model, common.dtype, progress)
         return calibration.run(model, common, own, progress)
-
-
-@contextlib.contextmanager
-def _model_named(name: str) -> Iterator[None]:
-    """A model that cannot be used is reported with the flag that named it."""
-    try:
-        yield
-    except InputError as error:
-        known = str(error).startswith(("model ", "dtype "))
-        raise InputError(f"{'--' if known else f'--model {name}: '}{error}") from None
 
 
 def _common(given: argparse.Namespace, command: str) -> Common:

@@ -21,8 +21,8 @@ from jaxkv.errors import InputError
 
 MOST_TEMPLATE = 2**20  # bytes; published ones have at most some thousand
 _WORKER = Path(__file__).with_name("template_worker.py")
-_SECONDS = 5.0  # for one conversation
-_STARTING = 30.0  # for the process to be there, on a machine that has much to do
+_SECONDS = 5  # for one conversation
+_STARTING = 30  # for the process to be there, on a machine that has much to do
 _MOST_REPLY = 2**29  # bytes; what the worker lets through is less
 
 
@@ -100,18 +100,18 @@ class Worker:
     def _begin(self) -> Any:
         return subprocess.Popen(
             # Not with this folder on the path: its modules are not to be found by bare names.
-            [sys.executable, "-P", str(_WORKER)],
+            [sys.executable, "-P", str(_WORKER), str(_SECONDS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us
         )  # fmt: skip
 
-    def _line(self, wait: float) -> bytes:
+    def _line(self, wait: int) -> bytes:
         handle = self._process.stdout.fileno()
         until, parts, size = time.monotonic() + wait, [], 0
         while not parts or not parts[-1].endswith(b"\n"):
             left = until - time.monotonic()
             if left <= 0 or not select.select([handle], [], [], left)[0]:
-                raise InputError(f"the model's chat template takes longer than {wait:.0f} seconds")
+                raise InputError(f"the model's chat template takes longer than {wait} seconds")
             part = os.read(handle, 2**20)
             size += len(part)
             if not part or size > _MOST_REPLY:

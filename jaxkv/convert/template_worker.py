@@ -22,7 +22,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MEMORY = 2**29  # bytes of address space
-SECONDS = 5
 MOST = 2**26  # characters of a rendered conversation
 
 
@@ -104,7 +103,8 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answers until there is nothing more to read."""
+    """Answers until there is nothing more to read; a word tells how many seconds there are."""
+    seconds = int(sys.argv[1])
     try:
         import resource
 
@@ -115,7 +115,7 @@ def main() -> None:
     print("{}", flush=True)  # ready
     for line in sys.stdin:
         if hasattr(signal, "alarm"):
-            signal.alarm(2 * SECONDS)  # should there be no parent any more
+            signal.alarm(2 * seconds)  # should there be no parent any more
         print(json.dumps(answer(json.loads(line))), flush=True)
         if hasattr(signal, "alarm"):
             signal.alarm(0)

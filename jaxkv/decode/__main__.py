@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxkv.errors import InputError, as_process, one_line_errors, say
+from jaxkv.errors import as_process, one_line_errors, say
 from jaxkv.interrupts import raises
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: Options, began: float) -> None:
+    from jaxkv.arguments import model_named
     from jaxkv.convert.progress import bars
     from jaxkv.convert.sources import load
     from jaxkv.decode.interactive import chat
@@ -41,7 +41,7 @@ def _run(options: Options, began: float) -> None:
     from jaxkv.generate.report import report_of, summary
 
     with raises():
-        with bars() as progress, _model_named(options.model):
+        with bars() as progress, model_named(options.model):
             model = load(options.model, options.dtype, progress)
         load_s = time.perf_counter() - began
         if options.interactive:
@@ -52,17 +52,6 @@ def _run(options: Options, began: float) -> None:
             print(json.dumps(report))
         else:
             say(summary(report))
-
-
-@contextlib.contextmanager
-def _model_named(name: str) -> Iterator[None]:
-    """A model that cannot be used is reported with the flag that named it."""
-    try:
-        yield
-    except InputError as error:
-        known = str(error).startswith(("model ", "dtype "))
-        prefix = "--" if known else f"--model {name}: "
-        raise InputError(f"{prefix}{error}") from None
 
 
 if __name__ == "__main__":

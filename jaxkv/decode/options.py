@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from jaxkv.generate.saved import check_target
 from jaxkv.generate.session import Settings
 from jaxkv.policies.base import Policy
 from jaxkv.policies.registry import POLICIES, fields_of, make_policy
-from jaxkv.reading import MOST_TEXT, parse_json, read_text
+from jaxkv.reading import MOST_TEXT, as_text, parse_json, read_bounded, read_text
 
 COMMAND = "jaxkv.decode"
 # What a message may start with that is a flag, spelt the same.
@@ -156,13 +155,7 @@ def _read(name: str) -> str:
     where = f"--prompt-file {name}"
     if name != "-":
         return read_text(name, where, MOST_TEXT)
-    raw = getattr(sys.stdin, "buffer", io.BytesIO()).read(MOST_TEXT + 1)
-    if len(raw) > MOST_TEXT:
-        raise InputError(f"{where} has more than the {MOST_TEXT} bytes that are read of it")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 text: {error.reason}") from None
+    return as_text(read_bounded(sys.stdin.buffer, MOST_TEXT, where), where)
 
 
 def _parser() -> Any:
@@ -192,7 +185,7 @@ def _parser() -> Any:
         "--policy",
         type=str,
         metavar="NAME",
-        help=f"{', '.join(POLICIES)} (default: streaming)",
+        help=f"{', '.join(POLICIES)}, or module:Class (default: streaming)",
     )
     add(
         "--policy.FIELD",

@@ -89,7 +89,10 @@ def alone(path: Path, what: str) -> Iterator[None]:
     handle = os.open(path, flags, 0o666)
     try:
         try:
-            held = lock(handle)
+            # Who ended just now has deleted the file that was opened here: another one counts.
+            held = lock(handle) and os.path.samestat(os.fstat(handle), path.lstat())
+        except FileNotFoundError:
+            held = False
         except OSError:  # a disk without locks
             held = True
         if not held:

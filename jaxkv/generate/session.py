@@ -22,8 +22,7 @@ from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed
 from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
 from jaxkv.machine import check_memory
-from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import geometry
+from jaxkv.models.decoder import CHUNK, geometry
 from jaxkv.policies.base import Policy
 from jaxkv.policies.full import Full
 from jaxkv.policies.layers import (
@@ -108,21 +107,32 @@ def capacity(settings: Settings, longest: int, new_tokens: int, fills: bool) -> 
 
 
 def check_room(
-    config: ModelConfig, settings: Settings, batch_size: int, length: int, dtype: str, chunk: int
+    model: Model, policy: Policy, batch_size: int, length: int, dtype: str, chunk: int, part: int
 ) -> None:
     """Refuses what could not fit before any of it is allocated.
+
+    Args:
+      model: the model.
+      policy: what is kept.
+      batch_size: B.
+      length: tokens of a cache that grows with the stream.
+      dtype: of keys and values.
+      chunk: tokens of a prompt a call.
+      part: how many of them go through a layer at once.
 
     Raises:
       InputError: says what would take how many bytes.
     """
+    config = model.config
     shapes = geometry(config, batch_size, length, dtype)
-    cache = nbytes(jax.eval_shape(lambda: init(settings.policy, shapes)))
-    check_memory(
-        cache, f"a cache of {describe(settings.policy)['name']} for {batch_size} x {length} tokens"
-    )
-    # Of a chunk: the residual stream and its norm, queries, keys and values, and the MLP.
-    width = 4 * config.hidden_size + 2 * config.intermediate_size
-    check_memory(4 * batch_size * chunk * width, f"prefill in chunks of {chunk} tokens")
+    cache = nbytes(jax.eval_shape(lambda: init(policy, shapes)))
+    name = describe(policy)["name"]
+    check_memory(cache, f"a cache of {name} for {batch_size} x {length} tokens")
+    # The least that is there at once: the residual stream, and of a part what the MLP is made of.
+    inner = config.intermediate_size * (2 if config.gated else 1)
+    least = batch_size * (chunk * config.hidden_size + min(part, chunk) * inner)
+    size = least * model.params["embed"].dtype.itemsize
+    check_memory(size, f"prefill in chunks of {chunk} tokens")
 
 
 @dataclasses.dataclass
@@ -161,7 +171,9 @@ class Session:
             longest_so_far = int(tokens_seen(state.cache.layers).max())
         whole = reads_whole_prompt(settings.policy, shapes)
         chunk = settings.prefill_chunk or default_chunk(longest, whole)
-        check_room(model.config, settings, batch_size, length, dtype, chunk)
+        # What chooses after a prompt reads it in smaller parts, however much it is given at once.
+        part = CHUNK if whole else chunk
+        check_room(model, settings.policy, batch_size, length, dtype, chunk, part)
         if state is None:
             state = start(model.config, settings.policy, batch_size, length, dtype, settings.seed)
         eos = jnp.asarray(model.tokenizer.eos_ids or (-2,), jnp.int32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxkv.cache.slab import spent
+from jaxkv.cache.slab import nan_past_the_end
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.layers import mlp, norm, project, soft_capped
 from jaxkv.policies.base import (
@@ -169,9 +169,7 @@ def run_layers(
             else:
                 x, cache = run_layer(*args, decoding)
         caches.append(cache)
-    # Past the last position nothing is right any more, and no program can say so otherwise.
-    over = spent(layers[0], tokens.shape[1])[:, None, None]
-    return jnp.where(over, jnp.asarray(jnp.nan, x.dtype), x), tuple(caches)
+    return nan_past_the_end(layers[0], tokens.shape[1], x), tuple(caches)
 
 
 def embed(params: Params, config: ModelConfig, tokens: Tokens) -> Hidden:

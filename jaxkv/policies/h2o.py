@@ -105,16 +105,15 @@ class H2OLayer(WholePrompt):
         free = jnp.argmin(cache.slab.pos, axis=-1).astype(jnp.int32)
         slab = append_per_head(cache.slab, k, chunk.v, at, free)
         out, mass = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
-        came = (jnp.arange(slab.slots, dtype=jnp.int32)[None, None] == free[..., None]) & (at >= 0)[
-            ..., None
-        ]
+        slots = jnp.arange(slab.slots, dtype=jnp.int32)[None, None]
+        came = (slots == free[..., None]) & (at >= 0)[..., None]
         score = jnp.where(came, 0.0, cache.score) + self._of_kv_heads(mass)
         held = slab.pos >= 0
         old = held & (slab.pos <= (at - self.recent)[..., None])
         worst = jnp.argmin(jnp.where(old, score, jnp.inf), axis=-1, keepdims=True)
         worst = worst.astype(jnp.int32)
         over = jnp.sum(held, axis=-1, keepdims=True, dtype=jnp.int32) > self.budget
-        gone = over & (jnp.arange(slab.slots, dtype=jnp.int32)[None, None] == worst)
+        gone = over & (slots == worst)
         slab = dataclasses.replace(slab, pos=jnp.where(gone, -1, slab.pos))
         return Scored(slab, score), out
 

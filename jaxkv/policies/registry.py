@@ -82,8 +82,8 @@ def check_class(cls: Any) -> type:
     """
     if not isinstance(cls, type):
         raise InputError(f"{cls!r:.80} is no class; a policy is a frozen dataclass with `at`")
-    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore
-    if not frozen:
+    settings = getattr(cls, "__dataclass_params__", None)
+    if settings is None or not settings.frozen:
         raise InputError(f"{cls.__name__} is not a frozen dataclass; a policy is one")
     if not callable(getattr(cls, "at", None)):
         raise InputError(f"{cls.__name__} has no method at(layer, geometry); a policy has one")

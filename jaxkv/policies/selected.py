@@ -224,10 +224,9 @@ class SelectedLayer(WholePrompt):
                 f"{getattr(scores, 'shape', type(scores).__name__)}; it must be [B, K, S], here "
                 f"{prompt.positions.shape}"
             )
-        if isinstance(self.scorer, Attended):
-            return scores  # which is so already
         first = prompt.positions < self.sinks
         scores = jnp.where(first, jnp.inf, scores.astype(jnp.float32))
+        # A NaN would be chosen before anything else.
         return jnp.where(prompt.valid & jnp.logical_not(jnp.isnan(scores)), scores, -jnp.inf)
 
     def _fill(self, group: PrefixRing, slab: Slab, scores: Array, recent: Slab) -> Slab:
