@@ -14,6 +14,7 @@ from jaxkv.arguments import check_positive, make_parser, parse
 from jaxkv.errors import InputError, say
 from jaxkv.figures import check_picture
 from jaxkv.files import check_target, write_json
+from jaxkv.flags import add_model, add_plot, add_policy, add_prefill_chunk, check_dtype
 from jaxkv.interrupts import raises
 from jaxkv.policies.base import Policy
 from jaxkv.policies.registry import POLICIES, make_policies
@@ -253,8 +254,7 @@ def _numbers(flag: str, text: str | int, count: int | None) -> list[int]:
 def _check(options: argparse.Namespace) -> None:
     if options.task not in ("decode", "prefill", "stream", "kernels"):
         raise InputError(f"TASK is {options.task!r}; it must be decode, prefill, stream or kernels")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype is {options.dtype!r}; it must be float32 or bfloat16")
+    check_dtype("--dtype", options.dtype)
     heads, kv_heads, _ = _numbers("--heads", options.heads, 3)
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
@@ -292,22 +292,13 @@ def _parser() -> Any:
     parser = make_parser(COMMAND, _DESCRIPTION)
     add = parser.add_argument
     add("task", metavar="TASK", type=str, help="decode, prefill, stream or kernels")
-    add("--model", default="smollm2-135m-instruct", metavar="NAME", help="as for jaxkv.decode")
-    add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16")
-    add(
-        "--policy",
-        default="full",
-        metavar="NAMES",
-        help=f"one or more, with commas: {', '.join(POLICIES)} (default: full)",
+    add_model(add)
+    add_policy(
+        add,
+        "full",
+        f"one or more, with commas: {', '.join(POLICIES)} or module:Class (default: full)",
+        "every listed policy that has it",
     )
-    add(
-        "--policy.FIELD",
-        dest="policy_field",
-        metavar="VALUE",
-        type=str | None,
-        help="a setting of every policy that has it",
-    )
-    add("--config", metavar="FILE.yaml", type=str | None, help="the same names as keys")
     add(
         "--contexts",
         default="1000",
@@ -318,7 +309,7 @@ def _parser() -> Any:
     add("--tokens", type=int, default=49, metavar="N", help="decoded in each run (default: 49)")
     add("--fed", action="store_true", help="stream: all but the timed end goes in as a prompt")
     add("--runs", type=int, default=5, metavar="N", help="of each case (default: 5)")
-    add("--prefill-chunk", type=int | None, metavar="N", help="tokens per prefill call")
+    add_prefill_chunk(add, "by its length, at most 512")
     add("--beside", type=str | None, metavar="PEER", help="transformers: time its generate too")
     add("--min-speedup", type=float | None, metavar="X", help="fail (status 1) below this")
     add("--min-roofline", type=float | None, metavar="X", help="fail (status 1) below this")
@@ -336,12 +327,7 @@ def _parser() -> Any:
         help="kernels: find the fastest block sizes and keep them for this kind of device",
     )
     add("--ops", type=str | None, metavar="NAMES", help="kernels: which (default: all)")
-    add(
-        "--plot",
-        type=str | None,
-        metavar="FILE.png",
-        help="draw time, and memory of caches, over the context to a .png, .pdf or .svg file",
-    )
+    add_plot(add, "time, and memory of caches, over the context")
     add("--out", type=str | None, metavar="FILE", help="also write the JSON there")
     add("--json", action="store_true", help="JSON on stdout instead of a table")
     return parser

@@ -15,6 +15,7 @@ from jaxkv.calibrate.task import Calibration, Common
 from jaxkv.errors import InputError
 from jaxkv.figures import check_picture
 from jaxkv.files import check_target
+from jaxkv.flags import add_config, add_model, add_plot
 from jaxkv.interrupts import raises
 from jaxkv.startup import prepare
 
@@ -113,26 +114,10 @@ def _overview() -> Any:
 def _parser(calibration: Calibration) -> Any:
     parser = make_parser(f"{COMMAND} {calibration.name}", calibration.description)
     add = parser.add_argument
-    add(
-        "--model",
-        default="smollm2-135m-instruct",
-        metavar="NAME",
-        help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
-    )
-    add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16, of the weights")
+    add_model(add)
     add("--out", type=str | None, metavar="FILE", help="the JSON file to write; it must be given")
     calibration.add_arguments(add)
     add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
-    add(
-        "--plot",
-        type=str | None,
-        metavar="FILE.png",
-        help="draw layers by heads to a .png, .pdf or .svg file",
-    )
-    add(
-        "--config",
-        metavar="FILE.yaml",
-        type=str | None,
-        help="the same names as keys; the command line wins",
-    )
+    add_plot(add, "layers by heads")
+    add_config(add)
     return parser

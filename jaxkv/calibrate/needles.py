@@ -16,12 +16,14 @@ import dataclasses
 import functools
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from jaxkv.convert.tokenizer import Tokenizer
 from jaxkv.errors import InputError
+from jaxkv.prose import bare_words, depth_percents, f1, sentences
 
 KINDS = ("reasoning", "passkey")
 
@@ -234,15 +236,10 @@ def default_haystack() -> tuple[str, ...]:
 def split_sentences(text: str) -> tuple[str, ...]:
     """A text's sentences, each on one line; long ones in pieces."""
     found: list[str] = []
-    for sentence in re.split(r"(?<=[.!?])\s+", " ".join(text.split())):
+    for sentence in sentences(text):
         words = sentence.split()
         found += [" ".join(words[i : i + _LONG]) for i in range(0, len(words), _LONG)]
     return tuple(found)
-
-
-def depth_percents(count: int) -> tuple[float, ...]:
-    """Evenly from 0 to 100; one alone is in the middle."""
-    return (50.0,) if count == 1 else tuple(100 * i / (count - 1) for i in range(count))
 
 
 def examples(
@@ -276,15 +273,15 @@ def examples(
     for length in sorted(set(lengths)):
         for index, needle in enumerate(needles(kinds, seed)):
             begin = int(np.random.default_rng([seed, length, index]).integers(len(haystack)))
-            sentences, ends = _straw(tokenizer, haystack, begin, length)
+            straw, ends = _straw(tokenizer, haystack, begin, length)
             places = [
                 bisect.bisect_right(ends, ends[-1] * percent / 100) - 1
                 for percent in depth_percents(depths)
             ]
             for at in dict.fromkeys(places):
-                example = _example(tokenizer, needle, length, sentences, at, chat)
+                example = _example(tokenizer, needle, length, straw, at, chat)
                 found.setdefault(example.ids, example)
-            longest = max(longest, len(sentences))
+            longest = max(longest, len(straw))
     if max(lengths) and not longest:
         raise InputError(
             f"--lengths has at most {max(lengths)}; the sentences of the haystack have more tokens"
@@ -296,14 +293,14 @@ def _straw(
     tokenizer: Tokenizer, haystack: Sequence[str], begin: int, length: int
 ) -> tuple[list[str], list[int]]:
     """As many sentences as fit in `length` tokens, and the tokens before each and after all."""
-    sentences, ends = [], [0]
+    straw, ends = [], [0]
     for sentence in itertools.islice(itertools.cycle(haystack), begin, begin + length):
         end = ends[-1] + len(tokenizer.encode(" " + sentence))
         if end > length:
             break
-        sentences.append(sentence)
+        straw.append(sentence)
         ends.append(end)
-    return sentences, ends
+    return straw, ends
 
 
 def _example(
@@ -352,23 +349,14 @@ def _around(tokenizer: Tokenizer, chat: bool) -> tuple[list[int], list[int]]:
 
 def token_f1(reply: str, answer: str) -> float:
     """F1 of the words, as for SQuAD: without case, punctuation and articles."""
-    got, wanted = (
-        [word for word in _words(text) if word not in ("a", "an", "the")]
-        for text in (reply, answer)
-    )
-    shared = _shared(got, wanted)
-    return 2 * shared / (len(got) + len(wanted)) if shared else 0.0
+    return f1(bare_words(reply), bare_words(answer))
 
 
 def unigram_recall(reply: str, answer: str) -> float:
     """ROUGE-1 recall: how many of the answer's words are in the reply."""
-    wanted = _words(answer)
-    return _shared(_words(reply), wanted) / len(wanted) if wanted else 0.0
+    wanted = Counter(_words(answer))
+    return (Counter(_words(reply)) & wanted).total() / wanted.total() if wanted else 0.0
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
-
-
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    return sum(min(one.count(word), other.count(word)) for word in set(one))

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxkv.arguments import flags_named, make_parser, parse, parse_yaml
 from jaxkv.errors import InputError
+from jaxkv.flags import add_kv_dtype, add_max_length, add_model, add_policy, add_prefill_chunk
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.saved import check_target
 from jaxkv.generate.session import Settings
@@ -161,44 +162,10 @@ def _read(name: str) -> str:
 def _parser() -> Any:
     parser = make_parser(COMMAND, _DESCRIPTION)
     add = parser.add_argument
-    add(
-        "--model",
-        type=str,
-        default="smollm2-135m-instruct",
-        metavar="NAME",
-        help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
-    )
-    add(
-        "--dtype",
-        type=str,
-        default="float32",
-        metavar="TYPE",
-        help="float32 or bfloat16, of the weights",
-    )
-    add(
-        "--kv-dtype",
-        type=str,
-        metavar="TYPE",
-        help="float32 or bfloat16, of keys and values (default: that of the weights)",
-    )
-    add(
-        "--policy",
-        type=str,
-        metavar="NAME",
-        help=f"{', '.join(POLICIES)}, or module:Class (default: streaming)",
-    )
-    add(
-        "--policy.FIELD",
-        dest="policy_field",
-        metavar="VALUE",
-        type=str,
-        help="a setting of the policy, such as --policy.sinks 4 --policy.window 1020",
-    )
-    add(
-        "--config",
-        metavar="FILE.yaml",
-        type=str,
-        help="the same names as keys; the command line wins",
+    add_model(add)
+    add_kv_dtype(add)
+    add_policy(
+        add, None, f"{', '.join(POLICIES)}, or module:Class (default: streaming)", "the policy"
     )
     add(
         "--prompt",
@@ -256,18 +223,8 @@ def _parser() -> Any:
     add(
         "--stop", action="append", type=str, metavar="TEXT", help="ends the answer; may be repeated"
     )
-    add(
-        "--prefill-chunk",
-        type=int | None,
-        metavar="N",
-        help="tokens of the prompt per call (default: by its length, at most 512)",
-    )
-    add(
-        "--max-length",
-        type=int | None,
-        metavar="N",
-        help="tokens a full cache can hold (default: what the prompt needs)",
-    )
+    add_prefill_chunk(add, "by its length, at most 512")
+    add_max_length(add, "what the prompt needs")
     add("--save-cache", type=str, metavar="DIR", help="keep the cache after the answer")
     add(
         "--load-cache",

@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import bisect
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxkv.arguments import read_text
 from jaxkv.convert.model import Model
 from jaxkv.errors import InputError
 from jaxkv.eval.answers import Row, row_ids
+from jaxkv.prose import sentences
 
 NOISE = (
     "The grass is green.",
@@ -32,11 +32,6 @@ def builtin_text() -> str:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
-
-
-def sentences(text: str) -> tuple[str, ...]:
-    """The sentences of a text, each on one line, in order."""
-    return tuple(part for part in re.split(r"(?<=[.!?])\s+", " ".join(text.split())) if part)
 
 
 def haystack(name: str) -> tuple[str, ...]:
@@ -153,10 +148,3 @@ def add_cells(add: Callable[..., Any], depths: int) -> None:
         metavar="N",
         help="rows of each length and depth (default: 1)",
     )
-
-
-def depth_percents(count: int) -> tuple[float, ...]:
-    """Evenly from 0 to 100; one alone is in the middle."""
-    if count == 1:
-        return (50.0,)
-    return tuple(round(100 * i / (count - 1), 1) for i in range(count))

@@ -11,8 +11,9 @@ import difflib
 import logging
 import re
 import string
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+
+from jaxkv.prose import bare_words, f1
 
 Metric = Callable[[str, Sequence[str]], float]
 
@@ -41,12 +42,7 @@ def any_contained(text: str, answers: Sequence[str]) -> float:
 
 def token_f1(text: str, answers: Sequence[str]) -> float:
     """F1 of the words, less case, ASCII punctuation and articles: SQuAD's and LongBench's."""
-
-    def words(part: str) -> list[str]:
-        bare = "".join(c for c in part.lower() if c not in string.punctuation)
-        return re.sub(r"\b(a|an|the)\b", " ", bare).split()
-
-    return _best(answers, lambda ref: _f1(words(text), words(ref)))
+    return _best(answers, lambda ref: f1(bare_words(text), bare_words(ref)))
 
 
 def chinese_token_f1(text: str, answers: Sequence[str]) -> float:
@@ -57,7 +53,7 @@ def chinese_token_f1(text: str, answers: Sequence[str]) -> float:
         bare = ("".join(c for c in word.lower() if c not in dropped) for word in _cut(part))
         return [word for word in ("".join(word.split()) for word in bare) if word]
 
-    return _best(answers, lambda ref: _f1(words(text), words(ref)))
+    return _best(answers, lambda ref: f1(words(text), words(ref)))
 
 
 def rouge_l(text: str, answers: Sequence[str]) -> float:
@@ -126,11 +122,6 @@ def only_label(text: str, answers: Sequence[str], question: str, labels: Collect
 
 def _best(answers: Sequence[str], score: Callable[[str], float]) -> float:
     return 100.0 * max(score(answer) for answer in answers)
-
-
-def _f1(words: Sequence[str], wanted: Sequence[str]) -> float:
-    same = (Counter(words) & Counter(wanted)).total()
-    return 2 * same / (len(words) + len(wanted)) if same else 0.0
 
 
 def _rouge_l(text: str, answer: str) -> float:

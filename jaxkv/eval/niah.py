@@ -32,13 +32,13 @@ from jaxkv.eval.haystacks import (
     add_lengths,
     check_lengths,
     cycled,
-    depth_percents,
     exact_row,
     haystack,
 )
 from jaxkv.eval.metrics import Metric, contained
 from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
+from jaxkv.prose import depth_percents
 
 NEEDLE = (
     "Remember, the best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on "

@@ -15,6 +15,15 @@ from jaxkv.eval.report import check_report
 from jaxkv.eval.task import Common, Task
 from jaxkv.eval.tasks import TASKS
 from jaxkv.figures import check_picture
+from jaxkv.flags import (
+    add_kv_dtype,
+    add_max_length,
+    add_model,
+    add_plot,
+    add_policy,
+    add_prefill_chunk,
+    check_dtype,
+)
 from jaxkv.policies.base import Policy
 from jaxkv.policies.registry import POLICIES, make_policies, with_budget
 
@@ -67,8 +76,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
 
 def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) -> Common:
     check_positive(given, "prefill_chunk", "max_length")
-    if given.kv_dtype not in (None, "float32", "bfloat16"):
-        raise InputError(f"--kv-dtype is {given.kv_dtype!r}; it must be float32 or bfloat16")
+    check_dtype("--kv-dtype", given.kv_dtype)
     if given.seed < 0:
         raise InputError(f"--seed is {given.seed}; it must be at least 0")
     if given.plot is not None:
@@ -113,32 +121,14 @@ def _parser(task: Task) -> Any:
     parser = make_parser(f"{COMMAND} {task.name}", task.description)
     add = parser.add_argument
     task.add_arguments(add)
-    add(
-        "--model",
-        default="smollm2-135m-instruct",
-        metavar="NAME",
-        help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
-    )
-    add("--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16, of the weights")
-    add(
-        "--kv-dtype",
-        type=str | None,
-        metavar="TYPE",
-        help="float32 or bfloat16, of keys and values (default: that of the weights)",
-    )
-    add(
-        "--policy",
-        default="streaming",
-        metavar="NAMES",
-        help=f"one or several of {', '.join(POLICIES)}, separated by commas, such as "
+    add_model(add)
+    add_kv_dtype(add)
+    add_policy(
+        add,
+        "streaming",
+        f"one or several of {', '.join(POLICIES)} or module:Class, separated by commas, such as "
         "full,streaming:sinks=1:window=1023 (default: streaming)",
-    )
-    add(
-        "--policy.FIELD",
-        dest="policy_field",
-        metavar="VALUE",
-        type=str | None,
-        help="a setting of every listed policy that has it, such as --policy.window 1020",
+        "every listed policy that has it",
     )
     add(
         "--budgets",
@@ -147,24 +137,9 @@ def _parser(task: Task) -> Any:
         help="a sweep: every listed policy once with each of these sizes, in tokens that a head "
         "keeps on average (recycled: reads); policies that have no size run once",
     )
-    add(
-        "--config",
-        metavar="FILE.yaml",
-        type=str | None,
-        help="the same names as keys; the command line wins",
-    )
-    add(
-        "--prefill-chunk",
-        type=int | None,
-        metavar="N",
-        help="tokens per call (default: by the task and the length)",
-    )
-    add(
-        "--max-length",
-        type=int | None,
-        metavar="N",
-        help="tokens a full cache can hold (default: for ppl the context that the model was "
-        "trained for, else what the rows need)",
+    add_prefill_chunk(add, "by the task and the length")
+    add_max_length(
+        add, "for ppl the context that the model was trained for, else what the rows need"
     )
     add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     add("--json", action="store_true", help="JSON on stdout and nothing else")
@@ -177,10 +152,5 @@ def _parser(task: Task) -> Any:
         "same command goes on where it was; policies that FILE.jsonl has are not run again",
     )
     add("--overwrite", action="store_true", help="start a report anew that --out already has")
-    add(
-        "--plot",
-        type=str | None,
-        metavar="FILE.png",
-        help="draw the results to a .png, .pdf or .svg file",
-    )
+    add_plot(add, "the results")
     return parser

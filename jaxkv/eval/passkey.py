@@ -31,12 +31,12 @@ from jaxkv.eval.haystacks import (
     add_lengths,
     check_lengths,
     cycled,
-    depth_percents,
     largest_row,
 )
 from jaxkv.eval.result import Result
 from jaxkv.eval.rows import add_save_rows, check_save_rows, save_rows
 from jaxkv.eval.task import Common, Task
+from jaxkv.prose import depth_percents
 
 MAX_NEW_TOKENS = 16  # seven digits, for tokenizers that have one token a digit, and some room
 

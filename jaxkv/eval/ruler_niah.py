@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from jaxkv.eval.answers import Row
-from jaxkv.eval.haystacks import NOISE, cycled, sentences
+from jaxkv.eval.haystacks import NOISE, cycled
 from jaxkv.eval.ruler_text import different, first_pieces, word_pairs
+from jaxkv.prose import sentences
 
 MAX_NEW_TOKENS = 128
 NOISE_LINE = " ".join(NOISE)
