@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pallas_kernels import compiler
+
 
 @runtime_checkable
 class RopeScaling(Protocol):
@@ -124,6 +126,7 @@ class LongScaling:
         return freqs / factors, attention
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Rope:
     """Rotates the first `rotary_dim` of a head's dimensions; the rest pass unchanged.
@@ -147,7 +150,7 @@ class Rope:
         freqs, factor = self.frequencies()
         angle = _phase(positions, freqs / (2 * math.pi))
         both = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * np.float32(factor)
-        both = jax.lax.platform_dependent(both, cpu=_materialised, default=lambda x: x)
+        both = compiler.materialised(both)
         return both[..., : len(freqs)], both[..., len(freqs) :]
 
     def __call__(self, x: Array, positions: Array) -> Array:
@@ -185,13 +188,3 @@ def _phase(positions: Array, turns_per_token: np.ndarray) -> Array:
     carried = p_hi * l_hi + ((p_hi * l_lo) >> sixteen) + ((p_lo * l_hi) >> sixteen)
     phase = jax.lax.bitcast_convert_type(p * high + carried, jnp.int32)
     return phase.astype(jnp.float32) * np.float32(2 * math.pi / 2.0**32)
-
-
-def _materialised(tables: Array) -> Array:
-    """The same numbers, as the result of a product.
-
-    XLA's CPU backend would otherwise compute a sine and a cosine again for every element of every
-    head that they rotate, which in a prompt takes longer than the attention. A product with the
-    identity is exact, and is never fused into what uses it.
-    """
-    return tables @ jnp.eye(tables.shape[-1], dtype=tables.dtype)[None]

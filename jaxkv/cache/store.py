@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.typing import Positions, SlotKeys
-from pallas_kernels import order
+from pallas_kernels import compiler, order
 from pallas_kernels.int8 import Slots, split_scale
 
 UNROLLED = 4  # rows whose writes are spelled out
@@ -170,12 +170,7 @@ def write(store: T, new: T, slots: Positions, consecutive: bool = False) -> T:
 
 def _scatter(old: Arrays, new: Arrays, slots: Positions) -> Arrays:
     """New [B, T, K, ..] into old [B, K, S, ..], each token into its slot."""
-    if slots.size == 1:
-        # XLA turns a scatter of one update into a dynamic-update-slice, and at batch 1 its CPU
-        # compiler then fuses that twice and copies the whole cache. A second update that is
-        # always dropped keeps it a scatter in place.
-        new = tuple(jnp.repeat(x, 2, axis=1) for x in new)
-        slots = jnp.concatenate([slots, jnp.full_like(slots, old[0].shape[2])], axis=1)
+    new, slots = compiler.never_one(new, slots, old[0].shape[2])
     row = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
     return tuple(x.at[row, :, slots].set(y, mode="drop") for x, y in zip(old, new, strict=True))
 

@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxkv.models.config import ModelConfig
 from jaxkv.typing import Hidden, Params
-from pallas_kernels.precision import einsum
+from pallas_kernels import compiler
 
 
 def norm(x: Array, params: Params, name: str, config: ModelConfig) -> Array:
@@ -67,24 +67,10 @@ def project(x: Array, weight: Array, bias: Array | None = None) -> Array:
       bias: [O] or None.
     """
     rows = x.reshape(-1, x.shape[-1])
-    # A product of one row is only as fast as the memory is read, and XLA's CPU backend reads a
-    # small matrix with one core. Two half sums, batched, are read by two.
-    if rows.shape[0] == 1 and rows.shape[1] % 2 == 0:
-        out = jax.lax.platform_dependent(rows, weight, cpu=_halves, default=_product)
-    else:
-        out = _product(rows, weight)
+    multiplied = compiler.row_product if rows.shape[0] == 1 else compiler.product
+    out = multiplied(rows, weight)
     out = out.astype(x.dtype).reshape(*x.shape[:-1], -1)
     return out if bias is None else out + bias[None, None]
-
-
-def _product(rows: Array, weight: Array) -> Array:
-    return einsum("ri,io->ro", rows, weight)
-
-
-def _halves(rows: Array, weight: Array) -> Array:
-    inputs, outputs = weight.shape
-    halves = weight.reshape(2, inputs // 2, outputs)
-    return jnp.sum(einsum("rsi,sio->sro", rows.reshape(1, 2, inputs // 2), halves), axis=0)
 
 
 def mlp(x: Hidden, layer: Params, config: ModelConfig) -> Hidden:

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pallas_kernels import compiler
 from pallas_kernels.bend import bend
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
@@ -50,22 +50,10 @@ def decode_attention(
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     shares = weights if v_scale is None else weights * v_scale[:, :, None]
-    out = jax.lax.platform_dependent(
-        shares.astype(v.dtype), v, cpu=_combine_by_slot, default=_combine
-    )
+    out = compiler.by_slot(shares.astype(v.dtype), v)
     divisor = jnp.where(total == 0, 1.0, total)
     out = (out / divisor).reshape(b, n, h).astype(q.dtype)
     lse = (jnp.log(total) + top).reshape(b, n)
     if not with_mass:
         return out, lse
     return out, lse, (weights / divisor).reshape(b, n, -1)
-
-
-def _combine(weights: Array, v: Array) -> Array:
-    return einsum("bkgs,bksh->bkgh", weights, v)
-
-
-def _combine_by_slot(weights: Array, v: Array) -> Array:
-    """With the slots first, XLA's CPU backend reads `v` with all cores, a fifth faster."""
-    weights = jax.lax.optimization_barrier(weights.swapaxes(2, 3))
-    return einsum("bksg,bksh->bkgh", weights, v)
