@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxkv.cache.accounting import nbytes as nbytes
+    from jaxkv.cache.slab import Slab as Slab
+    from jaxkv.check import check_policy as check_policy
     from jaxkv.convert.export import export_hf as export_hf
     from jaxkv.convert.model import Model as Model
     from jaxkv.convert.named import named_config as named_config
@@ -54,6 +56,8 @@ __version__ = "0.1.0"
 # with its flags, or end by Ctrl-C, before jax is there.
 _PLACES = {
     "cache.accounting": "nbytes",
+    "cache.slab": "Slab",
+    "check": "check_policy",
     "convert.export": "export_hf",
     "convert.model": "Model",
     "convert.named": "named_config",

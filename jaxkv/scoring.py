@@ -9,12 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import TypedDict
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.typing import Rotation
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Scoring:
     """Stands where a policy takes a rotation: it rotates too, if the model does.

@@ -29,8 +29,8 @@ FLOORS = {
         [
             f"jaxkv.{x}"
             for x in (
-                "errors interrupts reading files checksums figures machine arguments startup "
-                "typing rope scoring softmax".split()
+                "errors interrupts reading files checksums figures machine arguments flags startup "
+                "typing rope scoring softmax prose".split()
             )
         ],
         1,
@@ -40,6 +40,7 @@ FLOORS = {
     "jaxkv.policies": 4,
     "jaxkv.models": 5,
     "jaxkv.layer": 5,
+    "jaxkv.check": 6,
     **dict.fromkeys([f"jaxkv.{x}" for x in "convert generate".split()], 6),
     **dict.fromkeys(
         [f"jaxkv.{x}" for x in "calibrate decode eval bench plan train integrations".split()], 7
@@ -106,7 +107,7 @@ def test_models_know_policies_by_their_protocol_only() -> None:
     for module, path in MODULES.items():
         if module.startswith("jaxkv.models"):
             known = {name for name in imports(path) if name.startswith("jaxkv.policies")}
-            assert known <= {"jaxkv.policies.base", "jaxkv.policies.layers"}, module
+            assert known <= {"jaxkv.policies.base", "jaxkv.policies.plan"}, module
 
 
 # What a policy does to slots it does through `jaxkv.cache`, whatever the form of keys and values.
@@ -124,6 +125,7 @@ COMPILES = {
     "jaxkv.generate.loop": {"begin_program"},
     # Layers of one kind are traced once: within a program these are calls, not programs.
     "jaxkv.models.decoder": {"run_layer", "_whole_prompt"},
+    "jaxkv.check": {"_prefill", "_step", "_compiled"},
     "jaxkv.calibrate.training": {"make_slope", "make_step"},
     "jaxkv.convert.named": {"_normal"},
     "jaxkv.bench.kernels": {"arguments", "one_after_another"},

@@ -22,7 +22,7 @@ from jaxkv.policies.budgets import (
     round_up,
     split_heads,
 )
-from jaxkv.policies.layers import sized_by_length
+from jaxkv.policies.plan import plan
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ def test_a_budget_may_be_a_share() -> None:
 
 def test_it_is_known_whose_budgets_depend_on_the_length() -> None:
     """Those caches are made as long as the prompt: heads must not be cut to a short default."""
-    geometry = toys.geometry()
+    short, long = (toys.geometry(max_length=length) for length in (64, 2048))
     scores = policy_cases.SCORES
     for policy in (
         HeadKV(scores, 64), HeadKV(scores, 128, 10.0), PyramidKV(256), PyramidKV(128, 64),
         SnapKV(0.5),
     ):  # fmt: skip
-        assert sized_by_length(policy, geometry), policy
+        assert plan(policy, short).keeps != plan(policy, long).keeps, policy
     for policy in (SnapKV(64), AdaKV(64)):
-        assert not sized_by_length(policy, geometry), policy
+        assert plan(policy, short).keeps == plan(policy, long).keeps, policy
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ from jaxkv.convert.model import Model
 from jaxkv.models.decoder import geometry, run_layers
 from jaxkv.models.layers import rms_norm
 from jaxkv.policies.duo import DuoAttention
-from jaxkv.policies.layers import init_layers
 from jaxkv.policies.patterns import GATES, full_heads, save_pattern, sparsify
+from jaxkv.policies.plan import plan
 
 POLICY = Gated(sinks=2, recent=5, chunk=8)
 TOTAL, VALID = 32, 27
@@ -159,7 +159,9 @@ class TestStreams:
         policy = DuoAttention(str(tmp_path / "g"), 1.0, POLICY.sinks, POLICY.recent)
         shapes = geometry(config, 1, TOTAL)
         run = jax.jit(run_layers, static_argnums=(1, 2, 5))
-        x, _ = run(PARAMS, config, policy, TOKENS, init_layers(policy, shapes), shapes, LENGTHS)
+        x, _ = run(
+            PARAMS, config, policy, TOKENS, plan(policy, shapes).init_layers(), shapes, LENGTHS
+        )
         expected = rms_norm(x, PARAMS["final_norm"], config.norm_eps)
         full, mixed = streams(jnp.zeros(SHAPE))
         np.testing.assert_allclose(mixed, np.asarray(expected)[0, :VALID], atol=1e-5)

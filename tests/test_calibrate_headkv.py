@@ -170,7 +170,7 @@ class TestProbe:
             caches.append(cache)
         assert caches[4].steps.tolist() == [4]
         np.testing.assert_array_equal(caches[4].top, caches[2].top)
-        assert layer.kept(99) == (16, 16)
+        assert layer.facts().kept(99) == (16, 16)
 
 
 class TestNeedles:

@@ -175,9 +175,9 @@ def test_budgets_are_dealt_to_the_layers_that_a_policy_rules() -> None:
     scores = str(Path(__file__).parent / "data" / "toy_scores.json")
     gates = str(Path(__file__).parent / "data" / "toy_gates.json")
     shapes = dataclasses.replace(toys.geometry(), windows=(6, 0))
-    kept = HeadKV(scores, 20, 1.2, 4, 3, 0).at(1, shapes).kept(10**6)
+    kept = HeadKV(scores, 20, 1.2, 4, 3, 0).at(1, shapes).facts().keeps
     assert sum(kept) == pytest.approx(2 * 20, abs=2)
-    kept = PyramidKV(20, 4, 3, 4, 0).at(1, shapes).kept(10**6)
+    kept = PyramidKV(20, 4, 3, 4, 0).at(1, shapes).facts().keeps
     assert sum(kept) == 2 * 20
     duo = DuoAttention(gates, 0.5, 2, 5).at(1, shapes)
     assert [len(heads) for heads in duo.groups] == [1, 1]

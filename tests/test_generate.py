@@ -37,10 +37,10 @@ from jaxkv.generate import loop
 from jaxkv.generate.api import answer
 from jaxkv.generate.loop import compilations, forget_programs
 from jaxkv.generate.prompts import prompt_ids
+from jaxkv.generate.running import running
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.text import Row
-from jaxkv.policies.layers import sees_far
 
 PROMPTS = ["a", "The quick brown fox jumps over the lazy dog", "some words"]
 RING = StreamingLLM(2, 7)
@@ -167,7 +167,7 @@ def test_a_stream_beyond_what_the_model_was_trained_on_is_told(model, name) -> N
     """Once, and not where distances stay short."""
     policy = CASES[name].policy
     short = isinstance(policy, Window | StreamingLLM | SlidingRecompute)
-    assert sees_far(policy, toys.geometry()) != short
+    assert running(policy, toys.geometry()).far != short
 
 
 def test_it_is_told_once(model) -> None:

@@ -18,7 +18,7 @@ from jaxkv.layer import prefill, step
 from jaxkv.policies.base import Chunk
 from jaxkv.policies.full import FullLayer
 from jaxkv.policies.grouped import HeadGroups, part
-from jaxkv.policies.streaming import RingLayer
+from jaxkv.policies.ring import RingLayer
 
 ROPE = Rope(8)
 GEOMETRY = toys.geometry(batch=2, heads=8, kv_heads=4)
@@ -74,7 +74,7 @@ def test_a_split_without_a_difference_makes_none(groups) -> None:
     whole, expected = run(plain, q, k, v)
     np.testing.assert_allclose(out, expected, atol=1e-6)
     assert kept_tokens((cache,)) == kept_tokens((whole,)) == [[8, 8, 8, 8]]
-    assert layer.kept(100) == plain.kept(100) == (7, 7, 7, 7)
+    assert layer.facts().kept(100) == plain.facts().kept(100) == (7, 7, 7, 7)
     assert len(cache.slabs) == sum(bool(heads) for heads in groups)
 
 
@@ -97,8 +97,8 @@ def test_heads_in_order_are_not_moved() -> None:
 
 def test_bytes_and_budgets_are_those_of_the_groups() -> None:
     layer = duo()
-    assert layer.kept(100) == (64, 7, 7, 64)
-    assert layer.kept(5) == (5, 5, 5, 5)
+    assert layer.facts().kept(100) == (64, 7, 7, 64)
+    assert layer.facts().kept(5) == (5, 5, 5, 5)
     cache = layer.init()
     slabs = sum(nbytes(one.init()) for one in layer.layers)
     assert nbytes(cache) == slabs

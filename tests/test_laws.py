@@ -30,15 +30,15 @@ from jaxkv import (
     StreamingLLM,
     StreamingLLMPlus,
     Window,
-    forward,
-    init_cache,
     make_policy,
     nbytes,
 )  # fmt: skip
 from jaxkv.cache.accounting import kept_tokens
+from jaxkv.generate.running import forward, running
 from jaxkv.layer import prefill, step
+from jaxkv.models.decoder import geometry as geometry_of
 from jaxkv.policies.base import Policy
-from jaxkv.policies.layers import init, nominal_bytes
+from jaxkv.policies.plan import plan
 from jaxkv.policies.registry import describe
 
 ROPE = Rope(8)
@@ -49,7 +49,14 @@ EXACT_CASES = {name: case for name, case in CASES.items() if case.token_exact}
 every = functools.partial(law, cases=CASES)
 every_slab = functools.partial(law, cases=SLAB_CASES)
 run = jax.jit(forward, static_argnums=(1, 2))
-empty = jax.jit(init_cache, static_argnums=(0, 1, 2, 3))
+
+
+def begun(config, policy, rows, max_length):
+    """Streams that have seen nothing, of policies without a cache too."""
+    return running(policy, geometry_of(config, rows, max_length)).init()
+
+
+empty = jax.jit(begun, static_argnums=(0, 1, 2, 3))
 jit_step = jax.jit(step, static_argnums=0, static_argnames="rope")
 jit_prefill = jax.jit(prefill, static_argnums=0, static_argnames="rope")
 
@@ -124,13 +131,11 @@ def test_jit_changes_nothing(name) -> None:
 @pytest.mark.parametrize("length", [1, 7])
 def test_shapes_never_change(name, length) -> None:
     policy = CASES[name].policy
-    cache = jax.eval_shape(lambda: init_cache(toys.CONFIG, policy, 2, 64))
+    cache = jax.eval_shape(lambda: begun(toys.CONFIG, policy, 2, 64))
     shapes = jax.eval_shape(lambda: toys.params())
     tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
     call = functools.partial(forward, config=toys.CONFIG, policy=policy)
-    logits, after = jax.eval_shape(
-        lambda p, t, c: call(p, tokens=t, cache=c), shapes, tokens, cache
-    )
+    logits, after = jax.eval_shape(lambda p, t, c: call(p, tokens=t, held=c), shapes, tokens, cache)
     assert logits.shape == (2, length, toys.CONFIG.vocab_size) and logits.dtype == jnp.float32
     assert jax.tree.map(lambda x: (x.shape, x.dtype), cache) == jax.tree.map(
         lambda x: (x.shape, x.dtype), after
@@ -211,7 +216,8 @@ def test_bytes_are_the_papers_and_the_compilers(name) -> None:
     keys_and_values = CASES[name].tokens * 2 * 8 * 4
     if name == "recompute":  # which keeps the ids of its window
         keys_and_values = 9 * 4
-    assert nominal_bytes(policy, cache.geometry) == rows * keys_and_values
+    assert running(policy, cache.geometry).nominal_bytes == rows * keys_and_values
+    assert running(policy, cache.geometry).physical_bytes == nbytes(cache)
 
 
 def budgeted(budget: int) -> dict[str, Policy]:
@@ -241,7 +247,6 @@ def test_physical_bytes_stay_near_the_budget(name, budget, most) -> None:
     """In bfloat16, where positions and scores weigh most, at the shapes of SmolLM2-135M."""
     policy, longest = budgeted(budget)[name], 8192
     geometry = Geometry(30, 9, 3, 64, 2, longest, "bfloat16")
-    cache = jax.eval_shape(lambda: init(policy, geometry))
     of_head = {
         "full": longest,
         "duo": (longest + budget) / 2,
@@ -249,8 +254,9 @@ def test_physical_bytes_stay_near_the_budget(name, budget, most) -> None:
         "streaming-plus": longest + budget,
     }
     asked = of_head.get(name, budget) * 30 * 3 * 2 * 64 * 2 * 2
-    assert 1 <= nbytes(cache) / asked <= most
-    assert nominal_bytes(policy, geometry) == pytest.approx(asked, rel=0.002)
+    planned = plan(policy, geometry)
+    assert 1 <= planned.physical_bytes / asked <= most
+    assert planned.nominal_bytes == pytest.approx(asked, rel=0.002)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,9 +14,8 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkv import DuoAttention, Geometry, HeadKV, InputError, nbytes
+from jaxkv import DuoAttention, Geometry, HeadKV, InputError
 from jaxkv.cache.accounting import kept_tokens
-from jaxkv.policies.layers import init_layers
 from jaxkv.policies.patterns import (
     GATES,
     SCORES,
@@ -25,6 +24,7 @@ from jaxkv.policies.patterns import (
     save_pattern,
     sparsify,
 )
+from jaxkv.policies.plan import plan
 
 DATA = Path(__file__).parent / "data"
 LLAMA_3 = Geometry(32, 32, 8, 128, 1, 64)
@@ -77,14 +77,11 @@ def test_of_equal_gates_the_deeper_head_streams_first(values, sparsity) -> None:
 
 def test_half_the_heads_need_half_the_memory() -> None:
     """At 1,048,576 tokens, from shapes alone: nothing is allocated, and nothing is a mask."""
-    import jax
-
     geometry = Geometry(32, 32, 8, 128, 1, 2**20, "bfloat16")
     policy = DuoAttention(str(DATA / "llama_3_1_8b"), 0.5, sinks=64, recent=256)
-    layers = jax.eval_shape(lambda: init_layers(policy, geometry))
     full = 32 * 8 * 2**20 * geometry.bytes_per_token()
     streaming = 128 * 320 * geometry.bytes_per_token()
-    assert abs(nbytes(layers) / (0.5 * full + streaming) - 1) < 0.01
+    assert abs(plan(policy, geometry).physical_bytes / (0.5 * full + streaming) - 1) < 0.01
 
 
 def test_scores_are_means_by_name_and_sum_to_one(tmp_path) -> None:
@@ -221,7 +218,7 @@ def test_sparsity_is_a_share(sparsity) -> None:
 
 def test_kept_tokens_are_told_in_the_models_order() -> None:
     policy = DuoAttention(str(DATA / "toy_gates.json"), 0.5, 1, 3)
-    layers = init_layers(policy, TOY)
+    layers = plan(policy, TOY).init_layers()
     assert kept_tokens(layers) == [[0, 0], [0, 0]]
 
 

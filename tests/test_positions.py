@@ -19,8 +19,8 @@ from jaxkv.convert import toy
 from jaxkv.errors import InputError
 from jaxkv.generate.session import MARGIN, Session, Settings
 from jaxkv.models.decoder import forward, init_cache
-from jaxkv.policies.base import TokenPolicy
-from jaxkv.policies.layers import most_kept
+from jaxkv.policies.plan import plan
+from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.streaming import StreamingLLM
 
 ONE_OF_EACH = {type(case.policy): name for name, case in reversed(CASES.items())}
@@ -43,7 +43,7 @@ def later(cache, by: int):
 @pytest.mark.parametrize("name", sorted(ONE_OF_EACH.values()))
 def test_logits_are_nan_from_the_last_position_on(name: str) -> None:
     policy = CASES[name].policy
-    if isinstance(policy, TokenPolicy):
+    if isinstance(policy, SlidingRecompute):
         pytest.skip("it keeps no positions")
     cache = init_cache(toys.CONFIG, policy, 2, 64)
     _, cache = run(toys.params(), toys.CONFIG, policy, toys.tokens(2, 20), cache)
@@ -51,7 +51,7 @@ def test_logits_are_nan_from_the_last_position_on(name: str) -> None:
     for step in range(6):
         logits, cache = run(toys.params(), toys.CONFIG, policy, toys.tokens(2, 1, step), cache)
         # What keeps everything is full long before, and says so in the same way.
-        in_time = step < 2 and most_kept(policy, toys.geometry()) is not None
+        in_time = step < 2 and not plan(policy, toys.geometry()).grows
         assert np.isfinite(logits).all() if in_time else np.isnan(logits).all()
 
 

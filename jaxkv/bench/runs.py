@@ -17,10 +17,10 @@ import numpy as np
 from jaxkv.cache.accounting import nbytes, steps_taken
 from jaxkv.convert.model import Model
 from jaxkv.generate.loop import DISPATCH, compilations
+from jaxkv.generate.running import running
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import start
 from jaxkv.policies.base import Policy
-from jaxkv.policies.layers import nominal_bytes
 from jaxkv.policies.registry import describe
 
 NEVER = jnp.asarray([-2], jnp.int32)  # no token ends a timed run
@@ -80,7 +80,7 @@ class Runner:
             "policy": describe(self.policy),
             "context": len(self.prompt),
             "cache": {
-                "nominal_bytes": nominal_bytes(self.policy, cache.geometry),
+                "nominal_bytes": running(self.policy, cache.geometry).nominal_bytes,
                 "physical_bytes": nbytes(cache),
                 "peak_bytes": max(
                     self.session.made.prefill.peak_bytes, self.session.made.decode.peak_bytes

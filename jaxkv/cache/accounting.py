@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxkv.cache.grouped import Grouped
 from jaxkv.cache.pool import Pool, owned_positions
+from jaxkv.cache.refreshed import Refreshed
 from jaxkv.cache.slab import Slab
 
 
@@ -38,7 +39,7 @@ def steps_taken(layers: tuple[Any, ...], row: int = 0) -> dict[str, Any] | None:
       for one full step of a layer on average (None if there was none); and `key_bytes_per_step`, of
       keys and values that a step read on average, at the present length.
     """
-    counted = [layer for layer in layers if hasattr(layer, "full_steps")]
+    counted = [layer for layer in layers if isinstance(layer, Refreshed)]
     if not counted:
         return None
     decoded = int(counted[0].steps[row])

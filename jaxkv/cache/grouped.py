@@ -8,7 +8,10 @@ from typing import Any
 
 import flax.struct
 
+from jaxkv.cache.exported import exportable
 
+
+@exportable
 @flax.struct.dataclass
 class Grouped:
     """The caches of a layer's head groups.

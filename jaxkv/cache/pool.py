@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.cache.exported import exportable
 from jaxkv.cache.slab import Slab
 from jaxkv.cache.store import Packed
 
 
+@exportable
 @flax.struct.dataclass
 class Pool:
     """M blocks of C slots, S in all; each belongs to one KV head, and which it is is data.

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.cache import store as stores
+from jaxkv.cache.exported import exportable
 from jaxkv.cache.store import Store
 from jaxkv.typing import Lengths, NewKeys, Positions
 
 LAST_POSITION = 2**31 - 1
 
 
+@exportable
 @flax.struct.dataclass
 class Slab:
     """KV heads of one layer that share one capacity of S slots.

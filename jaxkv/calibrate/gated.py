@@ -22,9 +22,9 @@ from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import embed, geometry, run_layer
 from jaxkv.models.layers import norm
-from jaxkv.policies.base import Chunk, Geometry, LayerCache, LayerPolicy
+from jaxkv.policies.base import Chunk, Facts, Geometry, LayerCache, LayerPolicy
 from jaxkv.policies.full import FullLayer
-from jaxkv.policies.streaming import RingLayer
+from jaxkv.policies.ring import RingLayer
 from jaxkv.typing import Hidden, Lengths, Params, Queries, Tokens
 
 
@@ -62,9 +62,9 @@ class TeacherLayer:
         out = _in_chunks(self.full, self.chunk, cache, chunk)
         return out, out
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """All of them."""
-        return self.full.kept(seen)
+    def facts(self) -> Facts:
+        """As the layer."""
+        return self.full.facts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +112,9 @@ class GatedLayer:
         taught, streamed = cache.taught.astype(jnp.float32), own.astype(jnp.float32)
         return cache, (gate * taught + (1 - gate) * streamed).astype(chunk.q.dtype)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
+    def facts(self) -> Facts:
         """Of the streaming half."""
-        return self.ring.kept(seen)
+        return self.ring.facts()
 
 
 def stack_layers(params: Params) -> Params:

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from jaxkv.attention import attend_one_mass
 from jaxkv.cache.slab import Slab
-from jaxkv.policies.base import Cache, Chunk, Geometry, rotate
+from jaxkv.policies.base import Cache, Chunk, Facts, Geometry, rotate
 from jaxkv.policies.full import FullLayer
 from jaxkv.typing import Queries
 
@@ -91,9 +91,9 @@ class ProbeLayer:
         _, weights = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
         return self._note(cache, weights, at[:, 0] >= 0), out
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """All of them."""
-        return FullLayer(self.geometry).kept(seen)
+    def facts(self) -> Facts:
+        """Everything."""
+        return FullLayer(self.geometry).facts()
 
     def _note(self, cache: Probed, weights: Array, active: Array) -> Probed:
         """Notes a step's weights [B, N, S] in the rows that took one, active bool [B]."""

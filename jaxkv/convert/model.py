@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
+
 from jaxkv.convert.tokenizer import Tokenizer
 from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
@@ -33,6 +35,13 @@ class Model:
     def __post_init__(self) -> None:
         self.check_ids(self.tokenizer.bos_ids, "the tokenizer's bos")
         self.check_ids(self.tokenizer.eos_ids, "the tokenizer's eos")
+
+    def __repr__(self) -> str:
+        c = self.config
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        heads = f"{c.num_heads} query and {c.num_kv_heads} KV heads of {c.head_dim}"
+        dtype = self.params["embed"].dtype
+        return f"<Model {self.name}: {c.family}, {count:,} {dtype}, {c.num_layers} layers, {heads}>"
 
     def check_ids(self, ids: Iterable[int], what: str) -> None:
         """Refuses ids that have no row in the embedding: jax would take another one's.

@@ -17,11 +17,11 @@ from jaxkv.decode.options import Options
 from jaxkv.errors import InputError, say
 from jaxkv.generate.chat import next_turn
 from jaxkv.generate.prompts import prompt_ids
+from jaxkv.generate.running import running
 from jaxkv.generate.session import Session
 from jaxkv.generate.text import Row
 from jaxkv.interrupts import unheard
 from jaxkv.models.decoder import geometry
-from jaxkv.policies.layers import reads_whole_prompt
 
 PROMPT = "> "
 TURN = 128  # tokens that a turn is expected to have: the prefill chunk is chosen for it
@@ -43,7 +43,7 @@ def chat(options: Options, model: Model, load_s: float) -> None:
         if session.state.cache.geometry.batch_size != 1:
             raise InputError(f"--load-cache {options.load_cache} holds several streams, not one")
     else:
-        whole = reads_whole_prompt(settings.policy, geometry(model.config, 1, 1))
+        whole = running(settings.policy, geometry(model.config, 1, 1)).whole_prompt
         longest = max(1, min(LONG_TURN if whole else TURN, length - 1))
         session = Session.begin(model, settings, 1, longest, load_s=load_s)
     say("Ctrl-C stops an answer, Ctrl-D ends the chat.")

@@ -24,7 +24,7 @@ from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import embed, run_layer
-from jaxkv.policies.base import Chunk
+from jaxkv.policies.base import Chunk, Facts
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import describe
 from jaxkv.policies.streaming import StreamingLLM
@@ -107,10 +107,9 @@ class MapLayer:
         found = jnp.moveaxis(found, (2, 1), (0, 1))  # [N, T, pieces, H]
         return found.reshape(*found.shape[:2], -1)[:, :, :count], out
 
-    def kept(self, seen: int) -> tuple[int, ...]:
+    def facts(self) -> Facts:
         """No keys."""
-        del seen
-        return ()
+        return Facts(())
 
 
 def probabilities(params: Params, config: ModelConfig, tokens: Tokens) -> Iterable[Array]:

@@ -6,27 +6,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxkv.arguments import check_positive
-from jaxkv.cache.accounting import nbytes
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
 from jaxkv.errors import InputError
-from jaxkv.eval.result import Result, policy_label
+from jaxkv.eval.result import Result
 from jaxkv.eval.task import Common, Task
 from jaxkv.models.decoder import geometry
 from jaxkv.policies import patterns
-from jaxkv.policies.base import Geometry, Policy, TokenPolicy
+from jaxkv.policies.base import Geometry, Policy
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.headkv import HeadKV
-from jaxkv.policies.layers import init_layers, layer_policy, nominal_bytes
+from jaxkv.policies.plan import plan
 from jaxkv.policies.registry import describe
 
 _DESCRIPTION = """What every KV head keeps of --length tokens, by each policy's own formula, and the calibrated
@@ -78,14 +75,8 @@ def evaluate(
     dtype = common.kv_dtype or str(model.params["embed"].dtype)
     shape = geometry(model.config, 1, options.length, dtype)
     for policy in common.policies:
-        if isinstance(policy, TokenPolicy):
-            raise InputError(
-                f"policy {policy_label(policy)} keeps tokens and no keys, so no head keeps more "
-                "or less"
-            )
-        rows = [
-            layer_policy(policy, i, shape).kept(options.length) for i in range(shape.num_layers)
-        ]
+        planned = plan(policy, shape)
+        rows = [facts.kept(options.length) for facts in planned.facts]
         # Where a policy has query heads, a layer with a window of its own still has KV heads.
         heads = max(map(len, rows))
         kept = np.stack([np.repeat(row, heads // len(row)) for row in rows])
@@ -93,7 +84,6 @@ def evaluate(
         details: dict[str, Any] = {"length": options.length, "kept_tokens": kept.tolist()}
         if found := calibrated(policy, shape):
             details["calibrated"] = {"what": found[0], "values": found[1].tolist()}
-        caches = jax.eval_shape(functools.partial(init_layers, policy, shape))
         yield Result(
             task=TASK.name,
             score=float(share.mean()),
@@ -101,8 +91,8 @@ def evaluate(
             by={"least": float(share.min()), "most": float(share.max())},
             policy=describe(policy),
             cache={
-                "nominal_bytes": nominal_bytes(policy, shape),
-                "physical_bytes": nbytes(caches),
+                "nominal_bytes": planned.nominal_bytes,
+                "physical_bytes": planned.physical_bytes,
                 "peak_bytes": 0,
             },
             details=details,

@@ -18,11 +18,15 @@ from jaxkv.cache.accounting import steps_taken
 from jaxkv.convert.model import Model
 from jaxkv.eval.result import cache_bytes
 from jaxkv.generate.loop import Program, Signature, compile_program
+from jaxkv.generate.recompute import Remembered
+from jaxkv.generate.running import advance, forward, running
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import advance, forward, geometry, init_cache
-from jaxkv.policies.base import Cache, Policy, TokenPolicy
-from jaxkv.policies.layers import most_kept
+from jaxkv.models.decoder import geometry
+from jaxkv.policies.base import Cache, Policy
+from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.typing import Lengths, Params, Token, Tokens
+
+Held = Cache | Remembered
 
 CHUNK = 256  # tokens a call; its logits over a large vocabulary are what takes memory
 STEPS = 64  # decode steps a call
@@ -51,14 +55,14 @@ class Scores:
 
 def score_chunk(
     params: Params,
-    cache: Cache,
+    cache: Held,
     tokens: Tokens,
     targets: Tokens,
     lengths: Lengths,
     *,
     config: ModelConfig,
     policy: Policy,
-) -> tuple[Cache, Array]:
+) -> tuple[Held, Array]:
     """Takes tokens [B, T] in, and scores the token after each.
 
     The logits [B, T, V] stay on the device.
@@ -72,14 +76,14 @@ def score_chunk(
 
 def score_last(
     params: Params,
-    cache: Cache,
+    cache: Held,
     tokens: Tokens,
     target: Token,
     lengths: Lengths,
     *,
     config: ModelConfig,
     policy: Policy,
-) -> tuple[Cache, Array]:
+) -> tuple[Held, Array]:
     """As `score_chunk`, but only of the token after the last valid one: `target` [B, 1]."""
     logits, cache = advance(params, config, policy, tokens, cache, lengths)
     return cache, _nll(logits[:, None], target)
@@ -87,18 +91,18 @@ def score_last(
 
 def score_steps(
     params: Params,
-    cache: Cache,
+    cache: Held,
     tokens: Tokens,
     targets: Tokens,
     lengths: Lengths,
     *,
     config: ModelConfig,
     policy: Policy,
-) -> tuple[Cache, Array]:
+) -> tuple[Held, Array]:
     """As `score_chunk`, but every token is a decode step of its own."""
     valid = jnp.arange(tokens.shape[1], dtype=jnp.int32)[:, None] < lengths[None]
 
-    def one(cache: Cache, column: tuple[Array, Array, Array]) -> tuple[Cache, Array]:
+    def one(cache: Held, column: tuple[Array, Array, Array]) -> tuple[Held, Array]:
         token, target, active = column
         logits, cache = forward(params, config, policy, token[:, None], cache, active)
         return cache, _nll(logits, target[:, None])[:, 0]
@@ -179,7 +183,7 @@ def score_decoded(
 
 def score_sampled(
     model: Model,
-    policy: TokenPolicy,
+    policy: SlidingRecompute,
     stream: np.ndarray,
     positions: np.ndarray,
     kv_dtype: str | None = None,
@@ -191,11 +195,11 @@ def score_sampled(
       model: the model.
       policy: one that re-computes.
       stream: int32 [S].
-      positions: int [n], ascending, each at least `recall_span`.
+      positions: int [n], ascending, each above the window.
       kv_dtype: of keys and values within a run; None is that of the model.
       progress: called with (positions done, all of them).
     """
-    span = recall_span(model, policy)
+    span = policy.window + 1
     cache = _cache(model, policy, span, kv_dtype)
     program = _program(score_last, model, policy, cache, span, 1)
     cost = cache_bytes(policy, cache, program.peak_bytes)
@@ -217,27 +221,19 @@ def score_sampled(
     return Scores(positions, np.asarray(values, np.float32), cost, program.compile_s, run_s)
 
 
-def recall_span(model: Model, policy: TokenPolicy) -> int:
-    """Tokens of one run of a policy that re-computes, the newest among them."""
-    shape = geometry(model.config, 1, 1)
-    tokens, _ = jax.eval_shape(lambda: policy.recall(policy.empty_memory(shape)))
-    return tokens.shape[1]
-
-
 def bounded_tokens(model: Model, policy: Policy) -> int | None:
     """The most tokens that any head keeps, or None if a head's cache grows with the stream."""
-    if isinstance(policy, TokenPolicy):
-        return recall_span(model, policy) - 1
-    return most_kept(policy, geometry(model.config, 1, 1))
+    planned = running(policy, geometry(model.config, 1, 1))
+    return None if planned.grows else planned.most_kept
 
 
-def _cache(model: Model, policy: Policy, max_length: int, kv_dtype: str | None) -> Cache:
+def _cache(model: Model, policy: Policy, max_length: int, kv_dtype: str | None) -> Held:
     dtype = kv_dtype or str(model.params["embed"].dtype)
-    return init_cache(model.config, policy, 1, max_length, dtype)
+    return running(policy, geometry(model.config, 1, max_length, dtype)).init()
 
 
 def _program(
-    function: Callable, model: Model, policy: Policy, cache: Cache, tokens: int, targets: int
+    function: Callable, model: Model, policy: Policy, cache: Held, tokens: int, targets: int
 ) -> Program:
     """Compiled for `tokens` tokens and `targets` targets a call; the cache is donated."""
     shapes = [jax.ShapeDtypeStruct((1, count), jnp.int32) for count in (tokens, targets)]
@@ -249,11 +245,11 @@ def _program(
 def _in_parts(
     program: Program,
     model: Model,
-    cache: Cache,
+    cache: Held,
     stream: np.ndarray,
     size: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Cache, np.ndarray]:
+) -> tuple[Held, np.ndarray]:
     """The cache after, and the NLL of every token of a stream but the first: float32 [S - 1].
 
     `size` of them are taken a call.

@@ -21,16 +21,16 @@ from jaxkv.eval.journal import key_of
 from jaxkv.eval.nll import (
     Scores,
     bounded_tokens,
-    recall_span,
     score_decoded,
     score_sampled,
     score_stream,
 )
 from jaxkv.eval.result import Result, policy_label
 from jaxkv.eval.task import Common, Task
+from jaxkv.generate.running import running
 from jaxkv.models.decoder import geometry
-from jaxkv.policies.base import Policy, TokenPolicy
-from jaxkv.policies.layers import reads_whole_prompt
+from jaxkv.policies.base import Policy
+from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.registry import describe
 
 _DESCRIPTION = """Streaming perplexity of a text: exp(mean negative log-likelihood) over its tokens.
@@ -119,7 +119,7 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
             progress(what, done, total)
 
         limit = common.max_length or model.config.max_positions
-        at = sampled.tolist() if isinstance(policy, TokenPolicy) else options.prompt
+        at = sampled.tolist() if isinstance(policy, SlidingRecompute) else options.prompt
         key = key_of(
             common.model, common.dtype, common.kv_dtype, common.prefill_chunk, limit, policy,
             stream.tolist(), at,
@@ -144,7 +144,7 @@ def _score(
 ) -> Scores:
     """Of one policy, in the way that it can be evaluated in."""
     dtype = common.kv_dtype
-    if isinstance(policy, TokenPolicy):
+    if isinstance(policy, SlidingRecompute):
         return score_sampled(model, policy, stream, sampled, dtype, draw)
     if prompt:
         return score_decoded(model, policy, stream, prompt, limit, dtype, draw)
@@ -163,7 +163,7 @@ def _from_plain(value: dict[str, Any] | None) -> Scores | None:
     return Scores(**value | {"positions": np.asarray(value["positions"]), "nll": nll})
 
 
-def running(scores: Scores, points: int = 200) -> dict[str, list[float]]:
+def running_mean(scores: Scores, points: int = 200) -> dict[str, list[float]]:
     """Perplexity of all that was predicted up to some positions, evenly among them."""
     mean = np.cumsum(scores.nll, dtype=np.float64) / np.arange(1, len(scores.nll) + 1)
     at = np.unique(np.linspace(0, len(mean) - 1, points).round().astype(int))
@@ -183,7 +183,7 @@ def _check_policies(model: Model, common: Common, options: Options, length: int)
         )
     shape = geometry(model.config, 1, 1)
     for policy in common.policies:
-        if not options.prompt and reads_whole_prompt(policy, shape):
+        if not options.prompt and running(policy, shape).whole_prompt:
             raise InputError(
                 f"policy {describe(policy)['name']!r} chooses after a prompt, and a stream has "
                 "none; give --prompt-tokens"
@@ -192,7 +192,7 @@ def _check_policies(model: Model, common: Common, options: Options, length: int)
 
 def _sampled_positions(model: Model, common: Common, count: int, length: int) -> np.ndarray:
     """Where policies that re-compute are evaluated: beyond the largest of their windows."""
-    spans = [recall_span(model, p) for p in common.policies if isinstance(p, TokenPolicy)]
+    spans = [p.window + 1 for p in common.policies if isinstance(p, SlidingRecompute)]
     if not spans:
         return np.zeros(0, np.int64)
     if max(spans) >= length:
@@ -210,14 +210,14 @@ def _results(
     ends = [
         int(scores.positions[-1])
         for scores, policy in zip(every, policies, strict=True)
-        if not isinstance(policy, TokenPolicy)
+        if not isinstance(policy, SlidingRecompute)
     ]
     common_end = min(ends, default=0)
     caches = [bounded_tokens(model, policy) for policy in policies]
     cache_tokens = max((tokens for tokens in caches if tokens is not None), default=0)
     results = []
     for policy, scores in zip(policies, every, strict=True):
-        whole = not isinstance(policy, TokenPolicy)
+        whole = not isinstance(policy, SlidingRecompute)
         everything = perplexity(scores, lambda at: at > 0)
         by: dict[str, float | None] = {"all": everything if whole else None}
         by["common"] = perplexity(scores, lambda at: at <= common_end) if whole else None
@@ -243,7 +243,7 @@ def _results(
                     "compile_s": scores.compile_s,
                     "run_s": scores.run_s,
                     **({"steps": scores.steps} if scores.steps else {}),
-                    "curve": running(scores),
+                    "curve": running_mean(scores),
                 },
             )
         )

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxkv.cache.accounting import nbytes
+from jaxkv.generate.recompute import Remembered
+from jaxkv.generate.running import running
 from jaxkv.policies.base import Cache, Policy
-from jaxkv.policies.layers import nominal_bytes
 from jaxkv.policies.registry import describe
 
 
@@ -75,10 +76,10 @@ def policy_label(policy: Policy) -> str:
     return label(describe(policy))
 
 
-def cache_bytes(policy: Policy, cache: Cache, peak_bytes: int) -> dict[str, int]:
+def cache_bytes(policy: Policy, cache: Cache | Remembered, peak_bytes: int) -> dict[str, int]:
     """What the policy says it keeps, what its arrays are, and the most a program held at once."""
     return {
-        "nominal_bytes": nominal_bytes(policy, cache.geometry),
+        "nominal_bytes": running(policy, cache.geometry).nominal_bytes,
         "physical_bytes": nbytes(cache),
         "peak_bytes": peak_bytes,
     }

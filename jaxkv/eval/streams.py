@@ -17,10 +17,10 @@ from jaxkv.eval.answers import mean
 from jaxkv.eval.journal import key_of
 from jaxkv.eval.result import Result, cache_bytes
 from jaxkv.eval.task import Common
+from jaxkv.generate.running import running
 from jaxkv.generate.session import ROUND, Session, Settings
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.base import Policy
-from jaxkv.policies.layers import reads_whole_prompt
 from jaxkv.policies.registry import describe
 
 PARTS = 10  # of a stream, that the report tells apart
@@ -72,7 +72,7 @@ def check_policies(model: Model, common: Common) -> None:
     """
     shape = geometry(model.config, 1, 1)
     for policy in common.policies:
-        if reads_whole_prompt(policy, shape):
+        if running(policy, shape).whole_prompt:
             raise InputError(
                 f"policy {describe(policy)['name']!r} chooses after a prompt, and a stream has "
                 "none; choose one that evicts as it goes, such as streaming or window"

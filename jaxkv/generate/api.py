@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,14 @@ class Generation:
     prompt_tokens: list[int]
     stats: dict[str, Any]
     state: State
+
+    def __repr__(self) -> str:
+        policy, speed = self.stats["policy"]["name"], self.stats["timing"]["tokens_per_s"]
+        lines = [f"<Generation under {policy}, {speed:.1f} tokens/s>"]
+        for text, ids, reason in zip(self.texts, self.token_ids, self.finish_reasons, strict=True):
+            lines.append(f"  {len(ids)} tokens, {reason}: {reprlib.repr(text)}")
+        most = 8
+        return "\n".join(lines[: most + 1] + ["  ..."] * (len(lines) > most + 1))
 
 
 def generate(

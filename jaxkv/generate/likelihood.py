@@ -14,10 +14,10 @@ from jax import Array
 
 from jaxkv.convert.model import Model
 from jaxkv.generate.loop import Program, Signature, compile_program
+from jaxkv.generate.running import forward
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import State
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import forward
 from jaxkv.policies.base import Policy
 from jaxkv.typing import Lengths, Params, Tokens
 

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxkv.generate.running import advance, forward
 from jaxkv.generate.sampling import Sampler
 from jaxkv.generate.state import State
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import advance, forward
 from jaxkv.policies.base import Policy, as_compiled
 from jaxkv.typing import Lengths, Params, Tokens
+from pallas_kernels import compiler
 
 DISPATCH = 8  # tokens per dispatch: the host sees them together, and prints
 SHORT = 64  # tokens of the narrow prefill program, for what follows a long text
@@ -149,7 +150,7 @@ def begin_program(
     lowered = jitted.lower(*args)
 
     def compile_lowered() -> Program:
-        compiled = lowered.compile(compiler_options=_compiler_options())
+        compiled = lowered.compile(compiler_options=compiler.options())
         memory: Any = compiled.memory_analysis()
         peak = (
             memory.argument_size_in_bytes
@@ -171,11 +172,6 @@ def compile_program(
 ) -> Program:
     """As `begin_program`, and waits for it."""
     return begin_program(function, signature, statics).result()
-
-
-def _compiler_options() -> Any:
-    """On a CPU, vectors as wide as it has: XLA prefers 256 bits, and a prompt took 8 % longer."""
-    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,8 +23,9 @@ from jax import Array
 from jaxkv.checksums import check_sums, sums_of
 from jaxkv.errors import InputError, one_line
 from jaxkv.files import reserve, whole_folder
+from jaxkv.generate.recompute import Remembered
+from jaxkv.generate.running import running
 from jaxkv.policies.base import Cache, Geometry, Policy
-from jaxkv.policies.layers import init
 from jaxkv.policies.registry import describe, make_policy
 from jaxkv.reading import read_json
 
@@ -36,7 +37,7 @@ _ARRAYS, _NOTE = "cache.safetensors", "cache.json"
 
 def save_cache(
     path: str | os.PathLike[str],
-    cache: Cache,
+    cache: Cache | Remembered,
     policy: Policy,
     *,
     model: str = "",
@@ -124,7 +125,7 @@ def load_with_extras(
         mark = str(note["model"])
         arrays = load_file(str(folder / _ARRAYS))
         geometry = _geometry(note["geometry"])
-        shapes = jax.eval_shape(lambda: init(stored, geometry))
+        shapes = jax.eval_shape(lambda: running(stored, geometry).init())
     except InputError as error:
         raise InputError(f"{where} cannot be used: {error}") from None
     except Exception as error:  # a damaged file shows itself in many ways
@@ -185,7 +186,7 @@ def _named(cache: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def _restore(where: str, shapes: Cache, arrays: Mapping[str, np.ndarray]) -> Cache:
+def _restore(where: str, shapes: Cache | Remembered, arrays: Mapping[str, np.ndarray]) -> Any:
     leaves = []
     for name, shape in _named(shapes):
         found = arrays.get(f"cache{name}")

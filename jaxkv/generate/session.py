@@ -19,20 +19,13 @@ from jaxkv.cache.slab import LAST_POSITION
 from jaxkv.convert.model import Model
 from jaxkv.errors import InputError
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
+from jaxkv.generate.running import running
 from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
 from jaxkv.machine import check_memory
 from jaxkv.models.decoder import CHUNK, geometry
 from jaxkv.policies.base import Policy
 from jaxkv.policies.full import Full
-from jaxkv.policies.layers import (
-    init,
-    most_kept,
-    nominal_bytes,
-    reads_whole_prompt,
-    sees_far,
-    sized_by_length,
-)
 from jaxkv.policies.registry import check_policy_given, describe
 
 MARGIN = 2**24  # positions that are left over: a prompt's last call may be padded
@@ -124,8 +117,7 @@ def check_room(
       InputError: says what would take how many bytes.
     """
     config = model.config
-    shapes = geometry(config, batch_size, length, dtype)
-    cache = nbytes(jax.eval_shape(lambda: init(policy, shapes)))
+    cache = running(policy, geometry(config, batch_size, length, dtype)).physical_bytes
     name = describe(policy)["name"]
     check_memory(cache, f"a cache of {name} for {batch_size} x {length} tokens")
     # The least that is there at once: the residual stream, and of a part what the MLP is made of.
@@ -159,17 +151,16 @@ class Session:
     ) -> Session:  # fmt: skip
         """Allocates the caches and compiles the two programs."""
         began, before = time.perf_counter(), compilations()
-        shapes = geometry(model.config, 1, 1)
-        fills = most_kept(settings.policy, shapes) is None
-        length = ROUND
+        usual = running(settings.policy, geometry(model.config, 1, ROUND))
+        length = capacity(settings, longest, settings.max_new_tokens, usual.grows)
         # Most caches that never fill up are the same for every prompt, and so are their programs.
-        if fills or sized_by_length(settings.policy, shapes):
-            length = capacity(settings, longest, settings.max_new_tokens, fills)
+        if running(settings.policy, geometry(model.config, 1, length)).keeps == usual.keeps:
+            length = ROUND
         dtype = settings.kv_dtype or str(model.params["embed"].dtype)
         longest_so_far = 0
         if state is not None and state.cache.layers:
             longest_so_far = int(tokens_seen(state.cache.layers).max())
-        whole = reads_whole_prompt(settings.policy, shapes)
+        whole = usual.whole_prompt
         chunk = settings.prefill_chunk or default_chunk(longest, whole)
         # What chooses after a prompt reads it in smaller parts, however much it is given at once.
         part = CHUNK if whole else chunk
@@ -182,9 +173,9 @@ class Session:
         )
         timing = Timing(load_s=load_s, compile_s=time.perf_counter() - began)
         new = {name: count - before[name] for name, count in compilations().items()}
-        far = model.config.rope is not None and sees_far(settings.policy, shapes)
+        far = model.config.rope is not None and usual.far
         return cls(
-            model, settings, state, made, timing, began, new, eos, fills, far, longest_so_far
+            model, settings, state, made, timing, began, new, eos, usual.grows, far, longest_so_far
         )
 
     @property
@@ -307,7 +298,7 @@ class Session:
             "policy": describe(policy),
             "timing": timing,
             "cache": {
-                "nominal_bytes": nominal_bytes(policy, cache.geometry),
+                "nominal_bytes": running(policy, cache.geometry).nominal_bytes,
                 "physical_bytes": nbytes(cache),
                 "peak_bytes": max(self.made.prefill.peak_bytes, self.made.decode.peak_bytes),
                 "kept_tokens": [kept_tokens(cache.layers, row) for row in rows],

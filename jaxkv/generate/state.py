@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.cache.exported import exportable
+from jaxkv.generate.recompute import Remembered
+from jaxkv.generate.running import running
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import init_cache
+from jaxkv.models.decoder import geometry
 from jaxkv.policies.base import Cache, Policy
 
 
+@exportable
 @flax.struct.dataclass
 class State:
     """A batch of streams.
@@ -25,7 +29,7 @@ class State:
       done: bool [B], rows that have ended and no longer change.
     """
 
-    cache: Cache
+    cache: Cache | Remembered
     logits: Array
     keys: Array
     done: Array
@@ -36,7 +40,7 @@ def start(
 ) -> State:
     """A batch of streams with nothing in them. Row i draws with `seed + i`."""
     return State(
-        cache=init_cache(config, policy, batch_size, max_length, dtype),
+        cache=running(policy, geometry(config, batch_size, max_length, dtype)).init(),
         logits=jnp.zeros((batch_size, config.vocab_size), jnp.float32),
         keys=row_keys(seed, batch_size),
         done=jnp.zeros((batch_size,), bool),

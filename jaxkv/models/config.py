@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from jaxkv.errors import InputError
 from jaxkv.rope import Rope
 from jaxkv.scoring import Scoring
@@ -14,6 +16,7 @@ from jaxkv.typing import Rotation
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer: a Llama, but for what the fields below `rope` say.

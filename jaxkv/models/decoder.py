@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.cache.slab import nan_past_the_end
+from jaxkv.errors import InputError
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.layers import mlp, norm, project, soft_capped
 from jaxkv.policies.base import (
@@ -23,10 +24,9 @@ from jaxkv.policies.base import (
     LayerCache,
     LayerPolicy,
     Policy,
-    TokenPolicy,
     WholePrompt,
 )
-from jaxkv.policies.layers import InChunks, init, init_layers, layer_policy
+from jaxkv.policies.plan import InChunks, plan
 from jaxkv.typing import (
     Hidden,
     Lengths,
@@ -38,6 +38,7 @@ from jaxkv.typing import (
     Rotation,
     Tokens,
 )
+from pallas_kernels import compiler
 from pallas_kernels.precision import einsum
 
 CHUNK = 512  # tokens of a whole prompt that go through a layer at once
@@ -55,7 +56,7 @@ def init_cache(
       max_length: tokens that a cache which keeps everything can hold; others ignore it.
       dtype: of keys and values.
     """
-    return init(policy, geometry(config, batch_size, max_length, dtype))
+    return plan(policy, geometry(config, batch_size, max_length, dtype)).init()
 
 
 def geometry(
@@ -99,18 +100,6 @@ def forward(
       logits [B, T, V] float32, undefined where padded, and the new cache. They are NaN in rows
       whose positions have come to the end of int32, after 2,147,483,647 tokens.
     """
-    if isinstance(policy, TokenPolicy):
-
-        def one(memory: Any, column: tuple[Array, Array]) -> tuple[Any, Array]:
-            token, valid = column
-            x, after = _recomputed(params, config, policy, token[:, None], memory, valid)
-            return after, head(params, config, x)[:, 0]
-
-        if lengths is None:
-            lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
-        valid = jnp.arange(tokens.shape[1], dtype=jnp.int32)[:, None] < lengths[None]
-        cache, logits = jax.lax.scan(one, cache, (tokens.T, valid.astype(jnp.int32)))
-        return logits.swapaxes(0, 1), cache
     x, layers = run_layers(
         params, config, policy, tokens, cache.layers, cache.geometry, lengths,
         decoding=tokens.shape[1] == 1,
@@ -130,9 +119,6 @@ def advance(
 
     The output head is a fifth of a small model; a prompt needs it once.
     """
-    if isinstance(policy, TokenPolicy):
-        x, cache = _recomputed(params, config, policy, tokens, cache, lengths)
-        return head(params, config, x)[:, 0], cache
     x, layers = run_layers(
         params, config, policy, tokens, cache.layers, cache.geometry, lengths, only_last=True
     )
@@ -156,9 +142,15 @@ def run_layers(
     are one decoded token a row, else a prompt; see `Chunk`.
     """
     x = embed(params, config, tokens)
-    caches = []
+    planned = plan(policy, geometry)
+    planned.check(layers)
+    if tokens.shape[0] != geometry.batch_size:
+        raise InputError(
+            f"tokens have {tokens.shape[0]} rows, and the cache has {geometry.batch_size}"
+        )
+    caches, policies = [], planned.layers
     for index, (layer, cache) in enumerate(zip(params["layers"], layers, strict=True)):
-        mine, rope = layer_policy(policy, index, geometry), config.scoring(index)
+        mine, rope = policies[index], config.scoring(index)
         if tokens.shape[1] > CHUNK and geometry.windows and geometry.windows[index]:
             mine = InChunks(mine)
         ends = only_last and index == len(layers) - 1
@@ -247,14 +239,12 @@ def _whole_prompt(
 
     chunks = (jnp.max(lengths) + size - 1) // size
 
-    def whole(_: Array, carry: tuple[Hidden, LayerCache]) -> tuple[Residual, LayerCache]:
+    def whole(carry: tuple[Hidden, LayerCache]) -> tuple[Residual, LayerCache]:
         x, cache = carry
         x, draft = jax.lax.fori_loop(jnp.int32(0), chunks, body, (x, policy.open(cache, padded)))
         return x, policy.close(draft, cache, rope)
 
-    # A loop of one turn. No layer needs what the one before chooses, so the compiler would put that
-    # off and hold the drafts of all layers until the end; what is within a loop it keeps together.
-    x, cache = jax.lax.fori_loop(jnp.int32(0), jnp.minimum(chunks, 1), whole, (x, cache))
+    x, cache = compiler.together(whole, (x, cache), chunks)
     return last_valid(x, lengths) if only_last else x[:, :count], cache
 
 
@@ -296,19 +286,3 @@ def _block(
     if config.post_norms:
         out = norm(out, layer, "mlp_post_norm", config)
     return x + out, kept
-
-
-def _recomputed(
-    params: Params,
-    config: ModelConfig,
-    policy: TokenPolicy,
-    tokens: Tokens,
-    cache: Cache,
-    lengths: Lengths,
-) -> tuple[Residual, Cache]:
-    """Remembers the tokens, then runs the model over all that is recalled: last hidden state."""
-    memory = policy.remember(cache.memory, tokens, lengths)
-    window, valid = policy.recall(memory)
-    fresh = init_layers(policy, cache.geometry)
-    x, _ = run_layers(params, config, policy, window, fresh, cache.geometry, valid)
-    return last_valid(x, valid), dataclasses.replace(cache, memory=memory)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.attention import attend_one, attend_pool
+from jaxkv.cache.exported import exportable
 from jaxkv.cache.pool import Pool, as_slab, empty_pool, fill
 from jaxkv.cache.slab import Slab, append, append_slots, concat_slots, empty
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Chunk, Geometry, WholePrompt
+from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt
 from jaxkv.policies.budgets import check_budget, in_tokens
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.scores import best_slots, pooled_scores
@@ -64,6 +65,7 @@ class AdaKV:
         )
 
 
+@exportable
 @flax.struct.dataclass
 class Pooled:
     """What a layer keeps.
@@ -159,9 +161,10 @@ class PooledLayer(WholePrompt):
         ring = append_slots(ring, recent, recent.pos[:, 0] % (self.recent + 1))
         return keep_rows(draft.fed, Pooled(pool, ring), cache)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
+    def facts(self) -> Facts:
         """As many on average; a head may have more and another less."""
-        return (min(seen, self.cap + self.recent),) * self.geometry.num_kv_heads
+        keeps = (self.cap + self.recent,) * self.geometry.num_kv_heads
+        return Facts(keeps, couples_heads=True)
 
     def _caps(self, scores: Array) -> Array:
         """Tokens of each head: its part of the layer's best, above what it is sure of.

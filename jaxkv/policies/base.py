@@ -3,8 +3,7 @@
 """What a policy is: a frozen dataclass whose layers turn (cache, chunk) into (cache, out).
 
 A policy has no state. It is hashable, so that it can be a static argument of `jax.jit`; the cache
-is data. `policy.at(layer, geometry)` gives a layer's policy, and models call nothing else, but
-for `TokenPolicy`, which keeps tokens and no keys at all.
+is data. `policy.at(layer, geometry)` gives a layer's policy, and models call nothing else.
 
 Law: a new token is written, then attended to, then scores are taken, and only then is anything
 evicted. What a step evicts, that step still saw.
@@ -13,18 +12,23 @@ evicted. What a step evicts, that step still saw.
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.cache.exported import exportable
 from jaxkv.cache.slab import Slab, new_positions
+from jaxkv.errors import InputError
 from jaxkv.scoring import of_heads
-from jaxkv.typing import Lengths, NewKeys, Positions, Queries, Rotation, Tokens
+from jaxkv.typing import Lengths, NewKeys, Positions, Queries, Rotation
 
+_Shape = jax.ShapeDtypeStruct
 LayerCache = Any  # a pytree of arrays with a static shape
 
 
@@ -68,6 +72,50 @@ class Geometry:
         return 2 * self.head_dim * jnp.dtype(self.dtype).itemsize
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a layer policy says of itself, so that nobody has to find it out.
+
+    Attributes:
+      keeps: of each KV head, in the model's order, the most tokens that it ever keeps.
+      grows: whether a head keeps every token: a row is full after `max_length` of them.
+      copies: tokens that every head holds a second time.
+      far: whether a query may see a key that is any number of tokens away. A window bounds
+        distances, and so do positions inside the cache; where nothing does, a stream longer than
+        what a model was trained on meets distances that it never saw.
+      couples_heads: whether what a KV head keeps or reads depends on other heads of its layer.
+    """
+
+    keeps: tuple[int, ...]
+    grows: bool = False
+    copies: int = 0
+    far: bool = True
+    couples_heads: bool = False
+
+    def kept(self, seen: int) -> tuple[int, ...]:
+        """Tokens that each KV head keeps after `seen` of them, with no slot for the newest."""
+        return tuple(min(seen, most) + min(seen, self.copies) for most in self.keeps)
+
+
+class _InCache:
+    """Stands in a program where a policy has a setting that the cache holds."""
+
+    def __repr__(self) -> str:
+        return "<in the cache>"
+
+    def _refuse(self, *_: Any) -> Any:
+        raise InputError(
+            "a setting that caches hold is read from the policy; programs are shared by all its "
+            "values, so a layer reads it from its cache"
+        )
+
+    __bool__ = __index__ = __int__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = _refuse
+
+
+_IN_CACHE = _InCache()
+
+
 def in_caches(default: Any) -> Any:
     """A field of a policy that its caches hold as an array, so that no program depends on it.
 
@@ -76,11 +124,27 @@ def in_caches(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"in_caches": True})
 
 
+def swept(default: Any, less: str | None = None) -> Any:
+    """A field of a policy that is its size in tokens, which a sweep over budgets sets.
+
+    Args:
+      default: of the field.
+      less: another field, whose tokens are part of the budget too.
+    """
+    return dataclasses.field(default=default, metadata={"swept": True, "less": less})
+
+
 def as_compiled(policy: Policy) -> Policy:
-    """The policy that programs are made for: the same for all that differ in `in_caches` alone."""
+    """The policy that programs are made for: the same for all that differ in `in_caches` alone.
+
+    What is in caches cannot be read from it.
+    """
     held = [field.name for field in dataclasses.fields(policy) if "in_caches" in field.metadata]
-    ones = {name: 1 for name in held if getattr(policy, name) is not None}
-    return dataclasses.replace(policy, **ones)
+    shared = copy.copy(policy)
+    for name in held:
+        if getattr(policy, name) is not None:
+            object.__setattr__(shared, name, _IN_CACHE)  # no value, so nothing to check
+    return shared
 
 
 @flax.struct.dataclass
@@ -145,8 +209,8 @@ class LayerPolicy(Protocol):
         """
         ...
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """Tokens that each KV head keeps after `seen` tokens, by the policy's own formula."""
+    def facts(self) -> Facts:
+        """What it keeps and needs, by the policy's own formula."""
         ...
 
 
@@ -189,7 +253,7 @@ class WholePrompt(abc.ABC):
         """The cache after the prompt; `cache` is the one that the draft was opened on."""
 
     @abc.abstractmethod
-    def kept(self, seen: int) -> tuple[int, ...]:
+    def facts(self) -> Facts:
         """See `LayerPolicy`."""
 
     def take(self, cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
@@ -212,40 +276,31 @@ class Policy(Protocol):
         ...
 
 
-@runtime_checkable
-class TokenPolicy(Policy, Protocol):
-    """A policy that keeps token ids and runs the whole model over them for every new token."""
-
-    def remember(self, memory: Any, tokens: Tokens, lengths: Lengths | None) -> Any:
-        """Takes new tokens [B, T] into the memory."""
-        ...
-
-    def recall(self, memory: Any) -> tuple[Tokens, Lengths]:
-        """What the model is to be run over: tokens [B, S], and how many are valid in each row."""
-        ...
-
-    def empty_memory(self, geometry: Geometry) -> Any:
-        """A memory of no tokens."""
-        ...
-
-    def nominal_bytes(self, geometry: Geometry) -> int:
-        """Bytes that the policy says it keeps between steps, for the whole batch."""
-        ...
-
-
 @flax.struct.dataclass
 class Cache:
     """A model's cache: immutable, of static shape, donated from step to step.
 
     Attributes:
-      layers: what each layer keeps; empty under a `TokenPolicy`.
-      memory: what a `TokenPolicy` keeps, else None.
+      layers: what each layer keeps.
       geometry: the static shapes that it was made for.
     """
 
     layers: tuple[LayerCache, ...]
-    memory: Any
     geometry: Geometry = flax.struct.field(pytree_node=False)
+
+    def __repr__(self) -> str:
+        g = self.geometry
+        rows = f"{g.batch_size} row{'s' * (g.batch_size > 1)}"
+        arrays = [x for x in jax.tree.leaves(self.layers) if isinstance(x, Array | _Shape)]
+        size = sum(x.size * x.dtype.itemsize for x in arrays)
+        return f"<Cache: {len(self.layers)} layers, {rows}, {size:,} bytes, {g.dtype}>"
+
+
+def _geometry(kept: dict[str, Any]) -> Geometry:
+    return dataclasses.replace(Geometry(**kept), windows=tuple(kept["windows"]))
+
+
+exportable(Cache, dataclasses.asdict, _geometry)
 
 
 def rotate(rope: Rotation | None, x: Array, positions: Array) -> Array:

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Geometry
 from jaxkv.policies.full import FullLayer
 from jaxkv.policies.grouped import HeadGroups, part
 from jaxkv.policies.patterns import full_heads
-from jaxkv.policies.streaming import RingLayer
+from jaxkv.policies.ring import RingLayer, within_windows
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DuoAttention:
     """DuoAttention (arXiv 2410.10819), deployed (section 3.3 of the paper).
@@ -49,6 +52,7 @@ class DuoAttention:
         if self.recent < 1:
             raise InputError(f"recent is {self.recent}; it must be at least 1")
 
+    @within_windows
     def at(self, layer: int, geometry: Geometry) -> HeadGroups:
         """Two groups, of which one may be empty."""
         retrieval = full_heads(self.pattern, self.sparsity, geometry)[layer]

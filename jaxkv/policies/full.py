@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from jaxkv.attention import attend_one, attend_slots
 from jaxkv.cache.slab import Slab, append, empty
-from jaxkv.policies.base import Chunk, Geometry
+from jaxkv.policies.base import Chunk, Facts, Geometry
+from jaxkv.policies.ring import RingLayer, of_window
 from jaxkv.typing import Queries
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Full:
     """The whole context in the cache.
@@ -22,9 +25,10 @@ class Full:
     row's output NaN rather than plausible.
     """
 
-    def at(self, layer: int, geometry: Geometry) -> FullLayer:
-        """The same for every layer."""
-        del layer
+    def at(self, layer: int, geometry: Geometry) -> FullLayer | RingLayer:
+        """The same for every layer, but for those that do not see everything themselves."""
+        if window := geometry.windows[layer] if geometry.windows else 0:
+            return of_window(min(window, geometry.max_length), geometry)
         return FullLayer(geometry)
 
 
@@ -51,9 +55,9 @@ class FullLayer:
             out, _ = attend_slots(q, *keys, num_slots=jnp.max(cache.seen))
         return cache, poison(out, at, cache.slots)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """All of them."""
-        return (min(seen, self.geometry.max_length),) * self.geometry.num_kv_heads
+    def facts(self) -> Facts:
+        """Everything."""
+        return Facts((self.geometry.max_length,) * self.geometry.num_kv_heads, grows=True)
 
 
 def poison(out, at, slots):

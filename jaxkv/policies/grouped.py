@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxkv.cache.grouped import Grouped
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, Geometry, LayerPolicy, take_heads
+from jaxkv.policies.base import Chunk, Facts, Geometry, LayerPolicy, take_heads
 from jaxkv.typing import Queries
 
 
@@ -69,13 +69,19 @@ class HeadGroups:
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
         return Grouped(tuple(slabs), cache.heads), take_heads(out, order.undo)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """What each group keeps, in the model's order of heads."""
-        kept = [0] * self.geometry.num_kv_heads
+    def facts(self) -> Facts:
+        """What the groups say, and what each head keeps in the model's order of heads."""
+        keeps, every = [0] * self.geometry.num_kv_heads, []
         for heads, layer in self._parts():
-            for head, count in zip(heads, layer.kept(seen), strict=True):
-                kept[head] = count
-        return tuple(kept)
+            every.append(layer.facts())
+            for head, most in zip(heads, every[-1].keeps, strict=True):
+                keeps[head] = most
+        return Facts(
+            tuple(keeps),
+            grows=any(facts.grows for facts in every),
+            far=any(facts.far for facts in every),
+            couples_heads=any(facts.couples_heads for facts in every),
+        )
 
     def _parts(self) -> list[tuple[tuple[int, ...], LayerPolicy]]:
         """The groups that have heads."""

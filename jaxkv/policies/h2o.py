@@ -7,22 +7,26 @@ from __future__ import annotations
 import dataclasses
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.attention import attend_one_mass
 from jaxkv.cache import store as stores
+from jaxkv.cache.exported import exportable
 from jaxkv.cache.slab import Slab, append_per_head, empty, gather_slots, pad_slots
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Chunk, Geometry, WholePrompt, rotate
+from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt, rotate, swept
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.draft import Draft
+from jaxkv.policies.ring import within_windows
 from jaxkv.policies.scores import best_slots, mass_of
 from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Queries, Rotation
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class H2O:
     """H2O (arXiv 2306.14048), with eviction at every step and nothing kept beyond the budget.
@@ -39,7 +43,7 @@ class H2O:
     Memory: `budget` tokens per KV head, one slot for the newest token, and a score for each.
     """
 
-    budget: int | float = 1024
+    budget: int | float = swept(1024)
     recent: float = 0.5
 
     def __post_init__(self) -> None:
@@ -50,6 +54,7 @@ class H2O:
         if not 0 <= self.recent <= 1:
             raise InputError(f"recent is {self.recent}; it must be from 0 to 1")
 
+    @within_windows
     def at(self, layer: int, geometry: Geometry) -> H2OLayer:
         """The same for every layer."""
         del layer
@@ -57,6 +62,7 @@ class H2O:
         return H2OLayer(geometry, budget, round(budget * self.recent))
 
 
+@exportable
 @flax.struct.dataclass
 class Scored:
     """What a layer keeps.
@@ -144,9 +150,9 @@ class H2OLayer(WholePrompt):
         score = stores.pad(stores.gather(draft.score, index, valid), 0, 1)
         return keep_rows(draft.draft.fed, Scored(kept, score), cache)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """The budget, once there are as many tokens."""
-        return (min(seen, self.budget),) * self.geometry.num_kv_heads
+    def facts(self) -> Facts:
+        """The budget."""
+        return Facts((self.budget,) * self.geometry.num_kv_heads)
 
     def _of_kv_heads(self, mass: Array) -> Array:
         """Mean over the query heads of a KV head: [B, N, S] -> [B, K, S]."""

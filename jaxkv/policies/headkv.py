@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, Geometry, WholePrompt
+from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt
 from jaxkv.policies.budgets import check_budget, headkv, in_tokens, redistribute
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.patterns import head_scores
@@ -114,9 +114,9 @@ class PerQueryHead(WholePrompt):
         """See `WholePrompt`."""
         return self.layer.close(draft, cache, rope)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
+    def facts(self) -> Facts:
         """Of every query head."""
-        return self.layer.kept(seen)
+        return self.layer.facts()
 
     def _repeat(self, chunk: Chunk) -> Chunk:
         """With a KV head for every query head."""

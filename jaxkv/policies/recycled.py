@@ -8,21 +8,27 @@ import dataclasses
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.attention import attend_one, attend_one_mass
 from jaxkv.cache import store as stores
+from jaxkv.cache.exported import exportable
+from jaxkv.cache.refreshed import Refreshed
 from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, Geometry, in_caches, rotate
+from jaxkv.policies.base import Chunk, Facts, Geometry, in_caches, rotate, swept
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.full import FullLayer, poison
+from jaxkv.policies.ring import within_windows
 from jaxkv.policies.scores import best_slots, max_pool
 from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Queries
+from pallas_kernels import compiler
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class RecycledAttention:
     """Recycled Attention (arXiv 2411.05787; its second version is called RefreshKV).
@@ -49,7 +55,7 @@ class RecycledAttention:
     Memory: `max_length` tokens per KV head and `k` more. What is saved is reading, not memory.
     """
 
-    k: int | float = 0.125
+    k: int | float = swept(0.125)
     stride: int = in_caches(10)
     threshold: float | None = in_caches(None)
     kernel: int = 7
@@ -64,6 +70,7 @@ class RecycledAttention:
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise InputError(f"kernel is {self.kernel}; it must be odd and at least 1")
 
+    @within_windows
     def at(self, layer: int, geometry: Geometry) -> RecycledLayer:
         """The same for every layer; each decides by itself."""
         del layer
@@ -71,29 +78,22 @@ class RecycledAttention:
         return RecycledLayer(geometry, k, self.stride, self.threshold, self.kernel)
 
 
+@exportable
 @flax.struct.dataclass
-class Recycled:
-    """What a layer keeps.
+class Recycled(Refreshed):
+    """What a layer keeps; `full` has P = 1, and `part` k + 1 slots, P = K.
+
+    The lowest score of the last full step is first in `part`. Its slots are a ring: partial step n
+    after the full one writes over what step n - 1 gave up.
 
     Attributes:
-      full: everything, P = 1.
-      part: k + 1 slots, P = K: copies, the lowest score of the last full step first. The slots are
-        a ring: partial step n after it writes over what step n - 1 gave up.
       query: float32 [B, H], mean over the heads of the query of the last full step.
       since: int32 [B], steps since the last full step.
-      steps: int32 [B], decode steps since the prompt.
-      full_steps: int32 [B], how many of them were full.
-      stride: int32 [B], that of the policy.
       threshold: float32 [B], that of the policy, if it has one.
     """
 
-    full: Slab
-    part: Slab
     query: Array
     since: Array
-    steps: Array
-    full_steps: Array
-    stride: Array
     threshold: Array | None
 
 
@@ -162,8 +162,7 @@ class RecycledLayer:
         slot = (self.k + cache.since) % (self.k + 1)
         part = append(cache.part, k, chunk.v, at, slot[:, None])
 
-        # No cache passes through a branch, or XLA would copy it in each: what the branches give is
-        # small, and a loop of no turn or one writes the small cache in place.
+        # No cache passes through a branch: what the branches give is small.
         def at_all() -> tuple[Queries, Array, Array]:
             out, mass = attend_one_mass(q, full.k, full.v, at, full.pos, rope)
             return out, *self._best(full, mass)
@@ -176,14 +175,12 @@ class RecycledLayer:
         refresh = jnp.any(asks)
         out, index, valid = lax.cond(refresh, at_all, at_some)
 
-        def refreshed(_: int | Array, carry: tuple[Slab, Array]) -> tuple[Slab, Array]:
-            part, index = carry
-            # An index that did not change would let XLA copy before the loop, in every step.
+        def refreshed(part: Slab, index: Array) -> Slab:
             copies = keep_rows(active, _copies(full, index, valid), part)
             k, v = stores.keep_order((copies.k, copies.v))
-            return dataclasses.replace(copies, k=k, v=v), index + 1
+            return dataclasses.replace(copies, k=k, v=v)
 
-        part, _ = lax.fori_loop(jnp.int32(0), refresh.astype(jnp.int32), refreshed, (part, index))
+        part = compiler.in_place_if(refresh, refreshed, part, index)
         now = refresh & active
         after = dataclasses.replace(
             cache,
@@ -196,10 +193,11 @@ class RecycledLayer:
         )
         return after, poison(out, at, full.slots)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """All of them, and copies of `k`."""
-        held = min(seen, self.geometry.max_length)
-        return (held + min(seen, self.k),) * self.geometry.num_kv_heads
+    def facts(self) -> Facts:
+        """Everything, and copies of `k`; with a threshold the layer's mean query decides."""
+        return dataclasses.replace(
+            self._everything.facts(), copies=self.k, couples_heads=self.threshold is not None
+        )
 
     @property
     def _everything(self) -> FullLayer:
@@ -219,8 +217,7 @@ def _copies(full: Slab, index: Array, valid: Array) -> Slab:
     """The slots `index`, [B, K, k], of a full cache, and an empty one behind them."""
 
     def copies(store: Any) -> Any:
-        # A TPU turns the cache around for this gather: here, and not before the loop at every step.
-        store, at = lax.optimization_barrier((store, index))
+        store, at = compiler.just_before(store, index)
         return stores.pad(stores.gather(stores.keep_order(store), at), 0, 1)
 
     pos = jnp.where(valid, stores.gather(full.pos, index), -1)

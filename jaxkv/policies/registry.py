@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from jaxkv.arguments import flags_named, scalar
 from jaxkv.errors import InputError, one_line
 from jaxkv.policies.adakv import AdaKV
@@ -68,7 +70,9 @@ def register(name: str) -> Callable[[type], type]:
             cls.__qualname__,
         ):
             raise InputError(f"policy {name!r} is {other.__name__}; take another name")
-        _REGISTERED[name] = check_class(cls)
+        if check_class(cls) not in _REGISTERED.values():
+            jax.tree_util.register_static(cls)  # so that a jitted function takes it, as ours
+        _REGISTERED[name] = cls
         return cls
 
     return named
@@ -102,6 +106,17 @@ def check_policy_given(policy: Any) -> Policy:
         raise InputError(f"policy is the class {policy.__name__}; give one of it, as in "
                          f"{policy.__name__}()")  # fmt: skip
     check_class(type(policy))
+    try:
+        hash(policy)
+    except TypeError as error:
+        raise InputError(
+            f"{type(policy).__name__} cannot be hashed ({one_line(error)}); a policy's fields are "
+            "numbers, texts and tuples"
+        ) from None
+    for field in dataclasses.fields(policy):
+        if "in_caches" not in field.metadata:
+            what = f"{field.name} of {type(policy).__name__}"
+            _check(what, field, getattr(policy, field.name))
     return policy
 
 
@@ -152,7 +167,7 @@ def make_policy(name: str, fields: Mapping[str, Any] | None = None) -> Policy:
         if field not in known:
             allowed = ", ".join(known) if known else "none"
             raise InputError(f"policy {name!r} has no field {field!r}; it has {allowed}")
-        _check(name, known[field], value)
+        _check(f"--policy.{field} of {name!r}", known[field], value)
     return cls(**fields)
 
 
@@ -165,32 +180,29 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _check(name: str, field: dataclasses.Field, value: Any) -> None:
-    """Annotations are text such as "int" or "float | None"; a bool is no number here."""
-    kinds = [kind.strip() for kind in str(field.type).split("|")]
+def _check(what: str, field: dataclasses.Field, value: Any) -> None:
+    """Annotations are such as "int" or "float | None"; a bool is no number here."""
+    told = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    kinds = [kind.strip() for kind in told.split("|")]
     too_large = type(value) is int and not -(2**31) < value < 2**31
     if not too_large and not _KINDS.keys() & set(kinds):
         return  # a type of its own, in a policy from elsewhere
     if too_large or not any(type(value) in _KINDS.get(kind, ()) for kind in kinds):
         allowed = " or ".join(kinds)
-        raise InputError(f"--policy.{field.name} of {name!r} is {value!r}; it must be {allowed}")
+        raise InputError(f"{what} is {value!r}; it must be {allowed}")
 
 
 def with_budget(policy: Policy, budget: int) -> Policy:
     """The same policy with so many tokens to keep, or to read, in a head on average.
 
-    That is `budget` where it has this field, `window` (less the sinks, where they come on top), or
-    the `k` of recycling. A policy that has none of them is given back as it is.
+    It declares which field that is, by `swept`. One that declares none is given back as it is.
     """
-    fields = {field.name for field in dataclasses.fields(policy)}
-    if "budget" in fields:
-        change = {"budget": budget}
-    elif "window" in fields:
-        change = {"window": budget - getattr(policy, "sinks", 0)}
-    elif "k" in fields:
-        change = {"k": budget}
-    else:
+    sizes = [field for field in dataclasses.fields(policy) if "swept" in field.metadata]
+    if not sizes:
         return policy
+    (size,) = sizes
+    beside = getattr(policy, size.metadata["less"]) if size.metadata["less"] else 0
+    change = {size.name: budget - beside}
     name = describe(policy)["name"]
     with flags_named(tuple(change), f"--budgets has {budget}, where of {name!r} "):
         return dataclasses.replace(policy, **change)

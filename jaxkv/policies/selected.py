@@ -25,7 +25,7 @@ from jaxkv.cache.slab import (
 )
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Chunk, Geometry, WholePrompt, take_heads
+from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt, take_heads
 from jaxkv.policies.budgets import round_up, split_heads
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.grouped import HeadGroups, head_order, part
@@ -77,9 +77,9 @@ class PrefixRing:
         """Where the ring holds a position."""
         return self.prefix + at % (self.ring + 1)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """The chosen and the newest, once there are as many."""
-        return tuple(min(seen, cap + self.ring) for cap in self.caps)
+    def facts(self) -> Facts:
+        """The chosen and the newest."""
+        return Facts(tuple(cap + self.ring for cap in self.caps))
 
 
 class Prompt:
@@ -197,9 +197,9 @@ class SelectedLayer(WholePrompt):
             begin = end
         return Grouped(tuple(slabs), cache.heads)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
+    def facts(self) -> Facts:
         """What each head keeps, in the model's order of heads."""
-        return self._groups.kept(seen)
+        return self._groups.facts()
 
     @property
     def _groups(self) -> HeadGroups:

@@ -6,19 +6,22 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
+import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 
 from jaxkv.attention import attend_one
-from jaxkv.cache.slab import Slab, append
+from jaxkv.cache.refreshed import Refreshed
+from jaxkv.cache.slab import append
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, Geometry, in_caches, rotate
+from jaxkv.policies.base import Chunk, Facts, Geometry, in_caches, rotate, swept
 from jaxkv.policies.full import FullLayer, poison
-from jaxkv.policies.streaming import RingLayer, StreamingLLM
+from jaxkv.policies.ring import RingLayer, within_windows
+from jaxkv.policies.streaming import StreamingLLM
 from jaxkv.typing import Queries
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class StreamingLLMPlus:
     """StreamingLLM with a step of full attention at every stride.
@@ -37,7 +40,7 @@ class StreamingLLMPlus:
     """
 
     sinks: int = 4
-    window: int = 1020
+    window: int = swept(1020, less="sinks")
     stride: int = in_caches(10)
 
     def __post_init__(self) -> None:
@@ -45,30 +48,12 @@ class StreamingLLMPlus:
         if self.stride < 1:
             raise InputError(f"stride is {self.stride}; it must be at least 1")
 
+    @within_windows
     def at(self, layer: int, geometry: Geometry) -> StreamingPlusLayer:
         """The same for every layer."""
         del layer
         ring = RingLayer(geometry, self.sinks, self.window, in_cache=True)
         return StreamingPlusLayer(FullLayer(geometry), ring, self.stride)
-
-
-@flax.struct.dataclass
-class Visited:
-    """What a layer keeps.
-
-    Attributes:
-      full: everything.
-      part: the sinks and the window, copies.
-      steps: int32 [B], decode steps since the prompt.
-      full_steps: int32 [B], how many of them were full.
-      stride: int32 [B], that of the policy.
-    """
-
-    full: Slab
-    part: Slab
-    steps: Array
-    full_steps: Array
-    stride: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,28 +70,28 @@ class StreamingPlusLayer:
     ring: RingLayer
     stride: int
 
-    def init(self) -> Visited:
+    def init(self) -> Refreshed:
         """An empty cache."""
         # An array of its own each: a cache is donated, and no buffer can be twice.
         rows = (
             jnp.full((self.ring.geometry.batch_size,), x, jnp.int32) for x in (0, 0, self.stride)
         )
-        return Visited(self.everything.init(), self.ring.init(), *rows)
+        return Refreshed(self.everything.init(), self.ring.init(), *rows)
 
-    def take(self, cache: Visited, chunk: Chunk) -> tuple[Visited, Queries]:
+    def take(self, cache: Refreshed, chunk: Chunk) -> tuple[Refreshed, Queries]:
         """Writes the chunk into both caches; a decoded token attends to the one or the other."""
         return (self._step if chunk.decoding else self._prefill)(cache, chunk)
 
-    def _prefill(self, cache: Visited, chunk: Chunk) -> tuple[Visited, Queries]:
+    def _prefill(self, cache: Refreshed, chunk: Chunk) -> tuple[Refreshed, Queries]:
         """Full attention over the chunk; the ring takes its end."""
         at = chunk.positions(cache.full)
         part = self.ring.write(cache.part, rotate(chunk.rope, chunk.k, at), chunk.v, at)
         full, out = self.everything.take(cache.full, chunk)
         fed = at[:, 0] >= 0
         steps, full_steps = (jnp.where(fed, 0, x) for x in (cache.steps, cache.full_steps))
-        return Visited(full, part, steps, full_steps, cache.stride), out
+        return Refreshed(full, part, steps, full_steps, cache.stride), out
 
-    def _step(self, cache: Visited, chunk: Chunk) -> tuple[Visited, Queries]:
+    def _step(self, cache: Refreshed, chunk: Chunk) -> tuple[Refreshed, Queries]:
         at, rope = chunk.positions(cache.full), chunk.rope
         active = (at[:, 0] >= 0).astype(jnp.int32)
         k = rotate(rope, chunk.k, at)
@@ -120,10 +105,11 @@ class StreamingPlusLayer:
             lambda: self.ring.read(part, chunk.q, rope, at),
         )
         full_steps = cache.full_steps + active * refresh.astype(jnp.int32)
-        after = Visited(full, part, steps, full_steps, cache.stride)
+        after = Refreshed(full, part, steps, full_steps, cache.stride)
         return after, poison(out, at, full.slots)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """All of them, and copies of the sinks and the window."""
-        both = zip(self.everything.kept(seen), self.ring.kept(seen), strict=True)
-        return tuple(held + copies for held, copies in both)
+    def facts(self) -> Facts:
+        """Everything, and copies of the sinks and the window."""
+        return dataclasses.replace(
+            self.everything.facts(), copies=self.ring.sinks + self.ring.window
+        )

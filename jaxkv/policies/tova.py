@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -13,14 +14,16 @@ from jaxkv.attention import attend_one_mass
 from jaxkv.cache.slab import Slab, append, empty, gather_slots, pad_slots
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Chunk, Geometry, WholePrompt
+from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt, swept
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.draft import Draft
+from jaxkv.policies.ring import within_windows
 from jaxkv.policies.scores import best_slots
 from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Queries, Rotation
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class TOVA:
     """TOVA (arXiv 2401.06104): no window, no sinks, only the newest query's attention.
@@ -35,7 +38,7 @@ class TOVA:
     Memory: `budget` tokens per KV head, and one slot for the newest token.
     """
 
-    budget: int | float = 1024
+    budget: int | float = swept(1024)
 
     def __post_init__(self) -> None:
         if not (self.budget >= 1 if isinstance(self.budget, int) else 0 < self.budget <= 1):
@@ -43,6 +46,7 @@ class TOVA:
                 f"budget is {self.budget}; it must be at least 1 token, or a share up to 1.0"
             )
 
+    @within_windows
     def at(self, layer: int, geometry: Geometry) -> TOVALayer:
         """The same for every layer."""
         del layer
@@ -96,6 +100,6 @@ class TOVALayer(WholePrompt):
         kept = pad_slots(dataclasses.replace(kept, pos=kept.pos[:, :1]), 0, 1)
         return keep_rows(draft.fed, kept, cache)
 
-    def kept(self, seen: int) -> tuple[int, ...]:
-        """The budget, once there are as many tokens."""
-        return (min(seen, self.budget),) * self.geometry.num_kv_heads
+    def facts(self) -> Facts:
+        """The budget; all heads choose together."""
+        return Facts((self.budget,) * self.geometry.num_kv_heads, couples_heads=True)

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry
-from jaxkv.policies.streaming import RingLayer
+from jaxkv.policies.base import Geometry, swept
+from jaxkv.policies.ring import RingLayer, within_windows
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Window:
     """The last tokens only (window attention in figure 1 (b) of arXiv 2309.17453).
@@ -21,12 +24,13 @@ class Window:
     Memory: `window` tokens per KV head, and one slot for the newest token.
     """
 
-    window: int = 1024
+    window: int = swept(1024)
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise InputError(f"window is {self.window}; it must be at least 1")
 
+    @within_windows
     def at(self, layer: int, geometry: Geometry) -> RingLayer:
         """The same for every layer: a ring with no sinks."""
         del layer

@@ -14,7 +14,7 @@ from jaxkv import Full, Model, forward, init_cache
 from jaxkv.generate.session import Session, Settings
 from jaxkv.models.decoder import embed, geometry, run_layer
 from jaxkv.models.layers import norm
-from jaxkv.policies.layers import layer_policy
+from jaxkv.policies.plan import plan
 
 
 def logits_of(model: Model, tokens) -> np.ndarray:
@@ -33,7 +33,7 @@ def hidden_states(model: Model, tokens) -> list[np.ndarray]:
     x = embed(params, config, tokens)
     states = [x]
     for index, layer in enumerate(params["layers"]):
-        policy = layer_policy(Full(), index, shapes)
+        policy = plan(Full(), shapes).layers[index]
         x, _ = run_layer(
             layer, config, policy, config.scoring(index), x, policy.init(), lengths=None
         )

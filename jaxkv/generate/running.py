@@ -1,0 +1,55 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How the streams of a policy are run: with a cache, or by running the model again each time."""
+
+from __future__ import annotations
+
+from jax import Array
+
+from jaxkv.generate import recompute
+from jaxkv.generate.recompute import Recomputing, Remembered
+from jaxkv.models import decoder
+from jaxkv.models.config import ModelConfig
+from jaxkv.policies.base import Cache, Geometry, Policy
+from jaxkv.policies.plan import Plan, plan
+from jaxkv.policies.recompute import SlidingRecompute
+from jaxkv.typing import Lengths, Logits, Params, Tokens
+
+
+def running(policy: Policy, geometry: Geometry) -> Plan | Recomputing:
+    """What a policy keeps of its streams, and how it begins them.
+
+    Raises:
+      InputError: the policy cannot be this model's.
+    """
+    if isinstance(policy, SlidingRecompute):
+        return Recomputing(policy.window, geometry)
+    return plan(policy, geometry)
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    policy: Policy,
+    tokens: Tokens,
+    held: Cache | Remembered,
+    lengths: Lengths | None = None,
+) -> tuple[Logits, Cache | Remembered]:
+    """As `decoder.forward`, under any policy; `held` is what `running(..).init()` began."""
+    if isinstance(held, Remembered):
+        return recompute.forward(params, config, tokens, held, lengths)
+    return decoder.forward(params, config, policy, tokens, held, lengths)
+
+
+def advance(
+    params: Params,
+    config: ModelConfig,
+    policy: Policy,
+    tokens: Tokens,
+    held: Cache | Remembered,
+    lengths: Lengths,
+) -> tuple[Array, Cache | Remembered]:
+    """As `decoder.advance`, under any policy."""
+    if isinstance(held, Remembered):
+        return recompute.advance(params, config, tokens, held, lengths)
+    return decoder.advance(params, config, policy, tokens, held, lengths)
