@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from jaxkv.cache.accounting import kept_tokens
 from jaxkv.errors import InputError, one_line
 from jaxkv.layer import prefill, step
-from jaxkv.policies.base import Geometry, LayerCache, LayerPolicy, Policy, WholePrompt
+from jaxkv.policies.base import Chunk, Geometry, LayerCache, LayerPolicy, Policy, WholePrompt
 from jaxkv.policies.full import Full
 from jaxkv.policies.plan import plan
 from jaxkv.policies.registry import check_policy_given, with_budget
@@ -80,9 +79,10 @@ def _facts(policy: Policy) -> str:
 def _shapes(policy: Policy) -> str:
     layer = _layer(policy)
     before = jax.eval_shape(layer.init)
-    for count, call in ((7, prefill), (1, prefill), (1, step)):
-        q, k, v = (jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype) for x in _tokens(count))
-        got = jax.eval_shape(functools.partial(call, layer, rope=ROPE), before, q, k, v)
+    for count, decoding in ((7, False), (1, False), (1, True)):
+        q, k, v = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _tokens(count))
+        chunk = Chunk(q, k, v, None, ROPE, decoding)
+        got = jax.eval_shape(layer.take, before, chunk)
         if not (isinstance(got, tuple) and len(got) == 2):
             return f"it gives {type(got).__name__}"
         cache, out = got

@@ -158,7 +158,7 @@ def _plan(policy: Policy, geometry: Geometry) -> Plan:
             layers.append(of_window(windows[index], geometry))
             continue
         layer = policy.at(index, geometry)
-        if not isinstance(layer, LayerPolicy):
+        if isinstance(layer, type) or not isinstance(layer, LayerPolicy):
             raise InputError(
                 f"{type(policy).__name__}.at gives {layer!r:.60}; a layer's policy has init, take "
                 "and facts"
