@@ -147,6 +147,11 @@ def as_compiled(policy: Policy) -> Policy:
     return shared
 
 
+def is_shared(policy: Policy) -> bool:
+    """Whether it comes from `as_compiled` and lacks settings, so that it can make no cache."""
+    return any(getattr(policy, field.name) is _IN_CACHE for field in dataclasses.fields(policy))
+
+
 @flax.struct.dataclass
 class Chunk:
     """New tokens on their way into a layer: (a part of) a prompt, or one decoded token a row.

@@ -25,6 +25,7 @@ from jaxkv.policies.base import (
     LayerPolicy,
     Policy,
     WholePrompt,
+    is_shared,
 )
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import check_policy_given
@@ -110,6 +111,8 @@ class Plan:
         Raises:
           InputError: names the first of them.
         """
+        if is_shared(self.policy):
+            return  # in a program of ours, whose caches are made or read by the policy itself
         name = type(self.policy).__name__
         if len(layers) != len(self.layers):
             raise InputError(f"the cache has {len(layers)} layers; {name} has {len(self.layers)}")
