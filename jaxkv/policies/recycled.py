@@ -18,8 +18,8 @@ from jaxkv.errors import InputError
 from jaxkv.policies.base import Chunk, Geometry, in_caches, rotate
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.full import FullLayer, poison
+from jaxkv.policies.packing import keep_rows
 from jaxkv.policies.scores import best_slots, max_pool
-from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Queries
 
 
