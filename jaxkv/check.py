@@ -15,7 +15,15 @@ import numpy as np
 from jaxkv.cache.accounting import kept_tokens
 from jaxkv.errors import InputError, one_line
 from jaxkv.layer import prefill, step
-from jaxkv.policies.base import Chunk, Geometry, LayerCache, LayerPolicy, Policy, WholePrompt
+from jaxkv.policies.base import (
+    Chunk,
+    Constants,
+    Geometry,
+    LayerCache,
+    LayerPolicy,
+    Policy,
+    WholePrompt,
+)
 from jaxkv.policies.full import Full
 from jaxkv.policies.plan import plan
 from jaxkv.policies.registry import check_policy_given, with_budget
@@ -27,6 +35,7 @@ TOY = Geometry(
 )  # fmt: skip
 LENGTHS = (40, 1, 23)
 STEPS = 4
+WIDTH = 12  # D
 ROPE = Rope(8)
 CLOSE = 1e-4  # float32, sums in another order
 
@@ -80,8 +89,8 @@ def _shapes(policy: Policy) -> str:
     layer = _layer(policy)
     before = jax.eval_shape(layer.init)
     for count, decoding in ((7, False), (1, False), (1, True)):
-        q, k, v = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _tokens(count))
-        chunk = Chunk(q, k, v, None, ROPE, decoding)
+        q, k, v = _tokens(count)
+        chunk = Chunk(q, k, v, None, ROPE, decoding, _hidden(count), Constants(_wo()))
         got = jax.eval_shape(layer.take, before, chunk)
         if not (isinstance(got, tuple) and len(got) == 2):
             return f"it gives {type(got).__name__}"
@@ -199,6 +208,18 @@ def _tokens(count: int, seed: int = 0) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(draws.normal(size=shape), jnp.float32) for shape in shapes)
 
 
+def _hidden(count: int) -> jax.Array:
+    """[B, T, D]: what q, k and v might have been projected from."""
+    draws = np.random.default_rng(count).normal(size=(TOY.batch_size, count, WIDTH))
+    return jnp.asarray(draws, jnp.float32)
+
+
+def _wo() -> jax.Array:
+    """[N, H, D], an output projection."""
+    draws = np.random.default_rng(0).normal(size=(TOY.num_heads, TOY.head_dim, WIDTH))
+    return jnp.asarray(draws, jnp.float32)
+
+
 def _run(
     policy: Policy, rows: tuple[int, ...] = (0, 1, 2), padding: float = 0.0
 ) -> tuple[LayerCache, list[np.ndarray]]:
@@ -207,7 +228,10 @@ def _run(
     lengths = jnp.asarray(LENGTHS, jnp.int32)
     valid = jnp.arange(max(LENGTHS), dtype=jnp.int32)[None] < lengths[:, None]
     prompt = [jnp.where(valid[..., None, None], x, padding)[at] for x in _tokens(max(LENGTHS))]
-    cache, out = _prefill(layer, layer.init(), *prompt, rope=ROPE, lengths=lengths[at])
+    hidden = jnp.where(valid[..., None], _hidden(max(LENGTHS)), padding)[at]
+    cache, out = _prefill(
+        layer, layer.init(), *prompt, rope=ROPE, lengths=lengths[at], hidden=hidden, wo=_wo()
+    )
     outs = [np.where(valid[at][..., None, None], out, 0)]
     for index in range(STEPS):
         token = [x[at] for x in _tokens(1, index)]

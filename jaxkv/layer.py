@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from jaxkv.cache.slab import nan_past_the_end
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, LayerCache, LayerPolicy
-from jaxkv.typing import Lengths, NewKeys, Queries, Rotation
+from jaxkv.policies.base import Chunk, Constants, LayerCache, LayerPolicy
+from jaxkv.typing import Hidden, Lengths, NewKeys, OutputWeight, Queries, Rotation
 
 
 def prefill(
@@ -19,6 +19,8 @@ def prefill(
     *,
     rope: Rotation | None = None,
     lengths: Lengths | None = None,
+    hidden: Hidden | None = None,
+    wo: OutputWeight | None = None,
 ) -> tuple[LayerCache, Queries]:
     """Takes (a part of) a prompt into one layer's cache and attends.
 
@@ -30,15 +32,23 @@ def prefill(
       v: [B, T, K, H].
       rope: rotates (x [B, T, N, H], positions [B, T]); None for a model without.
       lengths: int32 [B], valid tokens in each row, padding on the right; None if all are.
+      hidden: [B, T, D], the states that q, k and v were projected from; for policies that need
+        "hidden".
+      wo: [N, H, D], the layer's output projection; for policies that need "constants".
 
     Returns:
       The cache after the tokens, and out [B, T, N, H]; NaN in rows past the last int32 position.
 
     Raises:
-      InputError: shapes that do not fit together.
+      InputError: shapes that do not fit together, or nothing where the policy needs it.
     """
     _check(q, k, v)
-    chunk = Chunk(q, k, v, lengths, rope, decoding=False)
+    if hidden is not None and (hidden.ndim != 3 or hidden.shape[:2] != q.shape[:2]):
+        raise InputError(f"hidden has shape {hidden.shape} and q {q.shape}; it must be [B, T, D]")
+    if wo is not None and (wo.ndim != 3 or wo.shape[:2] != q.shape[2:]):
+        raise InputError(f"wo has shape {wo.shape} and q {q.shape}; it must be [N, H, D]")
+    constants = None if wo is None else Constants(wo)
+    chunk = Chunk(q, k, v, lengths, rope, False, hidden, constants)
     after, out = policy.take(cache, chunk)
     return after, nan_past_the_end(cache, chunk.count, out)
 

@@ -38,9 +38,9 @@ POLICIES = {
     "window": Window(SLOTS - 1),
     "streaming": StreamingLLM(4, SLOTS - 5),
     "duo": DuoAttention(GATES, 0.5, 4, SLOTS - 5),
-    "snapkv": SnapKV(900, 32, 7, 120),
-    "headkv": HeadKV(SCORES, 700, 1.2, 8, 7, 120),
-    "adakv": AdaKV(900, 32, 7, 0.2, 120),
+    "snapkv": SnapKV(900, decode_room=120),
+    "headkv": HeadKV(700, scores=SCORES, decode_room=120),
+    "adakv": AdaKV(900, decode_room=120),
     "recycled": RecycledAttention(301, 5),
     "recycled-dynamic": RecycledAttention(301, 5, 0.8),
     "streaming-plus": StreamingLLMPlus(4, 297, 5),
@@ -87,7 +87,7 @@ def main() -> None:
 def temporaries(layers: int) -> int:
     """Bytes that reading a prompt of 512 tokens takes beside parameters and state."""
     config = dataclasses.replace(toys.CONFIG, num_layers=layers)
-    policy, params = SnapKV(64, 8), toys.params(config)
+    policy, params = SnapKV(64, window=8), toys.params(config)
     state = start(config, policy, 1, 512, "float32", 0)
     eos = jnp.asarray([2], jnp.int32)
     made = programs(params, config, policy, Greedy(), state, eos, 512).prefill

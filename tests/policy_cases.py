@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from own_policies import KeyDiff
+from own_policies import Expected, KeyDiff, Outputs
 
 from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.base import Policy
@@ -18,6 +18,7 @@ from jaxkv.policies.h2o import H2O
 from jaxkv.policies.headkv import HeadKV
 from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.recycled import RecycledAttention
+from jaxkv.policies.scored import ScoredPolicy
 from jaxkv.policies.snapkv import PyramidKV, SnapKV
 from jaxkv.policies.streaming import StreamingLLM
 from jaxkv.policies.streaming_plus import StreamingLLMPlus
@@ -26,6 +27,7 @@ from jaxkv.policies.window import Window
 
 GATES = str(Path(__file__).parent / "data" / "toy_gates.json")
 SCORES = str(Path(__file__).parent / "data" / "toy_scores.json")
+SHARES = str(Path(__file__).parent / "data" / "toy_shares.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +77,20 @@ def ring(policy: Policy, roomy: Policy, tokens: int) -> Case:
     return Case(policy, roomy, tokens, hard_for=("roomy", "exact", "kept", "finite"))
 
 
+# What is chosen differs, not what is done with it.
+AT_AN_END = ("roomy", "rows", "finite")
+
+
 def budgets(policy: Policy, roomy: Policy, tokens: int) -> Case:
-    """Budgets at an end of their range: what is chosen differs, not what is done with it."""
-    return selecting(policy, roomy, tokens, hard_for=("roomy", "rows", "finite"))
+    """Budgets at an end of their range."""
+    return selecting(policy, roomy, tokens, hard_for=AT_AN_END)
+
+
+def grown(
+    policy: ScoredPolicy, budget: float, tokens: int, hard_for: tuple[str, ...] | None = None
+) -> Case:
+    """A score, and the same with a budget for all."""
+    return selecting(policy, dataclasses.replace(policy, budget=budget), tokens, hard_for)
 
 
 CASES = {
@@ -96,20 +109,37 @@ CASES = {
         DuoAttention(GATES, 1.0, 2, 5), DuoAttention(GATES, 0.0, 2, 5), 4 * (2 + 5),
         hard_for=("roomy", "exact", "rows", "finite"),
     ),
-    "snapkv": selecting(SnapKV(8, 2, 3, 4), SnapKV(100, 2, 3, 4), 4 * (8 + 4)),
-    "snapkv-window-only": budgets(SnapKV(3, 3, 1, 0), SnapKV(64, 3, 1, 64), 4 * 3),
-    "snapkv-share": budgets(SnapKV(0.2, 4, 5, 2), SnapKV(1.0, 4, 5, 2), 4 * (13 + 2)),
-    "pyramidkv": selecting(
-        PyramidKV(10, 2, 3, 4, 3), PyramidKV(100, 2, 3, 4, 3), 4 * (10 + 3)
+    "snapkv": grown(SnapKV(8, window=2, kernel=3, decode_room=4), 100, 4 * (8 + 4)),
+    "snapkv-window-only": budgets(
+        SnapKV(3, window=3, kernel=1, decode_room=0),
+        SnapKV(64, window=3, kernel=1, decode_room=64), 4 * 3,
     ),
-    "headkv": selecting(
-        HeadKV(SCORES, 10, 1.2, 2, 3, 4), HeadKV(SCORES, 500, 1.2, 2, 3, 4), 4 * (10 + 4)
+    "snapkv-share": grown(
+        SnapKV(0.2, window=4, kernel=5, decode_room=2), 1.0, 4 * (13 + 2), AT_AN_END
+    ),
+    "snapkv-ada-sinks": grown(
+        SnapKV(12, sinks=3, window=2, kernel=3, decode_room=2, allocation="ada", floor=0.0), 100,
+        4 * (12 + 2), AT_AN_END,
+    ),
+    "snapkv-table": grown(
+        SnapKV(10, window=2, kernel=3, decode_room=4, allocation="table", table=SHARES), 100,
+        4 * (10 + 4), ("roomy", "rows", "store"),
+    ),
+    "pyramidkv": grown(
+        PyramidKV(10, window=2, kernel=3, beta=4, decode_room=3), 100, 4 * (10 + 3)
+    ),
+    "headkv": grown(
+        HeadKV(10, scores=SCORES, window=2, kernel=3, decode_room=4), 500, 4 * (10 + 4)
     ),
     "headkv-all-pooled": budgets(
-        HeadKV(SCORES, 6, 1.0, 2, 3, 0), HeadKV(SCORES, 500, 9, 2, 3), 4 * 6
+        HeadKV(6, scores=SCORES, beta=1.0, window=2, kernel=3, decode_room=0),
+        HeadKV(500, scores=SCORES, beta=9, window=2, kernel=3), 4 * 6,
     ),
-    "adakv": selecting(AdaKV(9, 2, 3, 0.2, 4), AdaKV(100, 2, 3, 0.2, 4), 4 * (9 + 4)),
-    "adakv-no-floor": budgets(AdaKV(20, 4, 3, 0.0, 0), AdaKV(64, 4, 3, 0.0, 64), 4 * 20),
+    "adakv": grown(AdaKV(9, window=2, kernel=3, decode_room=4), 100, 4 * (9 + 4)),
+    "adakv-no-floor": budgets(
+        AdaKV(20, window=4, kernel=3, floor=0.0, decode_room=0),
+        AdaKV(64, window=4, kernel=3, floor=0.0, decode_room=64), 4 * 20,
+    ),
     "recycled": selecting(RecycledAttention(5, 3), RecycledAttention(1.0, 3), 4 * (64 + 5)),
     "recycled-dynamic": selecting(
         RecycledAttention(0.1, 2, 0.5), RecycledAttention(64, 2, 0.5), 4 * (64 + 6)
@@ -119,7 +149,19 @@ CASES = {
     ),
     "h2o": selecting(H2O(8), H2O(64), 4 * 8),
     "tova": selecting(TOVA(8), TOVA(64), 4 * 8),
-    "own-keydiff": selecting(KeyDiff(10, 2, 2, 4), KeyDiff(100, 2, 2, 4), 4 * (10 + 4)),
+    "own-keydiff": grown(KeyDiff(10, sinks=2, window=2, decode_room=4), 100, 4 * (10 + 4)),
+    "own-keydiff-ada": grown(
+        KeyDiff(10, sinks=2, window=2, decode_room=4, allocation="ada"), 100, 4 * (10 + 4),
+        ("roomy", "heads", "store"),
+    ),
+    "own-expected": grown(
+        Expected(10, sinks=1, window=2, decode_room=4), 100, 4 * (10 + 4),
+        ("roomy", "rows", "jit", "heads"),
+    ),
+    "own-outputs": grown(
+        Outputs(10, sinks=1, window=2, decode_room=4), 100, 4 * (10 + 4),
+        ("roomy", "rows", "again", "kinds"),
+    ),
 }  # fmt: skip
 SLAB_CASES = {
     name: case for name, case in CASES.items() if not isinstance(case.policy, SlidingRecompute)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jaxkv import AdaKV, HeadKV, InputError, PyramidKV, SnapKV
 from jaxkv.policies.budgets import (
+    by_shares,
     headkv,
     in_tokens,
     pyramid,
@@ -103,6 +104,15 @@ def test_what_a_prompt_cannot_fill_goes_to_other_heads(caps, longest) -> None:
         np.testing.assert_array_equal(spread, given_caps)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any), st.integers(0, 400))
+def test_shares_are_dealt_out_to_the_last_token(weights, mean) -> None:
+    shares = np.asarray(weights)[None] / np.mean(weights)
+    caps = by_shares(shares, mean)
+    assert caps.sum() == mean * caps.size
+    assert np.abs(caps - shares * mean).max() < 1 + 1e-9
+
+
 def test_a_third_of_the_budget_is_not_lost_on_a_short_prompt() -> None:
     scores = np.random.default_rng(1).dirichlet(np.full(1024, 0.3)).reshape(32, 32)
     caps = headkv(scores, 1024, 1.2, 8)
@@ -120,8 +130,8 @@ def test_it_is_known_whose_budgets_depend_on_the_length() -> None:
     short, long = (toys.geometry(max_length=length) for length in (64, 2048))
     scores = policy_cases.SCORES
     for policy in (
-        HeadKV(scores, 64), HeadKV(scores, 128, 10.0), PyramidKV(256), PyramidKV(128, 64),
-        SnapKV(0.5),
+        HeadKV(64, scores=scores), HeadKV(scores=scores, beta=10.0), PyramidKV(256),
+        PyramidKV(128, window=64), SnapKV(0.5),
     ):  # fmt: skip
         assert plan(policy, short).keeps != plan(policy, long).keeps, policy
     for policy in (SnapKV(64), AdaKV(64)):
@@ -139,7 +149,17 @@ def test_it_is_known_whose_budgets_depend_on_the_length() -> None:
         (lambda: PyramidKV(beta=0), "beta is 0"),
         (lambda: HeadKV(beta=0.5), "beta is 0.5"),
         (lambda: HeadKV(beta=float("nan")), "beta is nan"),
-        (lambda: AdaKV(floor=1.5), "floor is 1.5"),
+        (lambda: AdaKV(floor=1.5), "floor is 1.5; it must be from 0 to 1"),
+        (lambda: SnapKV(budget=35, sinks=4), "budget is 35; it must be at least the 4 sinks and"),
+        (lambda: SnapKV(allocation="even"), "allocation is 'even'; it must be uniform, ada or tab"),
+        (lambda: SnapKV(allocation="own"), "allocation is 'own'; it must be uniform, ada or table"),
+        (lambda: PyramidKV(allocation=None), "allocation is None; it must be own, uniform, ada or"),
+        (lambda: SnapKV(allocation="global"), "by the prompt, which is not there yet; it must be"),
+        (lambda: SnapKV(allocation="table"), "table is not given; allocation 'table' needs a file"),
+        (lambda: SnapKV(table="a.json"), "table is 'a.json', which is for allocation 'table'; the"),
+        (lambda: SnapKV(floor=0.5), "floor is 0.5, which is for allocation 'ada'; the allocation"),
+        (lambda: PyramidKV(beta=3, allocation="ada"), "beta is 3, which is for allocation 'own'"),
+        (lambda: HeadKV(scores="a", allocation="ada"), "scores is 'a', which is for allocation"),
     ],
 )
 def test_bad_settings_are_one_line(make, says) -> None:

@@ -104,7 +104,7 @@ def probed(request):
     geometry = Geometry(1, 4, 2, 8, 2, 32)
     layers, outs = [x.at(0, geometry) for x in (policy, Full())], []
     caches = [layer.init() for layer in layers]
-    cache = aim(Cache((caches[0],), None, geometry), np.array([[*ANSWER, count]] * 2))
+    cache = aim(Cache((caches[0],), geometry), np.array([[*ANSWER, count]] * 2))
     caches[0] = cache.layers[0]
     for index, layer in enumerate(layers):
         lengths = jnp.asarray(PROMPTS, jnp.int32) - 1
@@ -141,7 +141,7 @@ class TestProbe:
 
     def test_scores_are_those_of_the_matrices(self, probed):
         score, (cache, _), _, q, k = probed
-        whole = Cache((cache,), None, Geometry(1, 4, 2, 8, 2, 32))
+        whole = Cache((cache,), Geometry(1, 4, 2, 8, 2, 32))
         rng = np.random.default_rng(0)
         found = 0.0
         for row, length in [*enumerate(PROMPTS)] * 3:

@@ -106,7 +106,7 @@ def test_laws(kind: str, name: str) -> None:
 def test_a_window_of_the_models_own_is_a_ring() -> None:
     """Whatever the policy keeps elsewhere."""
     config = KINDS["gemma"]
-    for policy in (Full(), SnapKV(8, 2, 3, 4)):
+    for policy in (Full(), SnapKV(8, window=2, kernel=3, decode_room=4)):
         local, other = jax.eval_shape(lambda p=policy: init_cache(config, p, 1, 64).layers)
         assert local.k.shape == (1, 2, 7, 8)
         assert jax.tree.leaves(other)[0].shape != local.k.shape
@@ -116,7 +116,7 @@ def test_a_long_prompt_goes_through_a_ring_in_chunks() -> None:
     """Where another layer wants it in one call; a ring would compare all tokens with all."""
     config = KINDS["gemma"]
     params, tokens = toys.params(config), toys.tokens(1, 1100)
-    policy = SnapKV(2000, 2, 3, 4)
+    policy = SnapKV(2000, window=2, kernel=3, decode_room=4)
     cache = init_cache(config, policy, 1, 2048)
     got, _ = run(params, config, policy, tokens, cache, None)
     cache = init_cache(config, Full(), 1, 1100)
@@ -128,7 +128,7 @@ def test_a_model_of_windows_alone_takes_no_policy() -> None:
     config = dataclasses.replace(toys.CONFIG, windows=(6, 6))
     init_cache(config, Full(), 1, 64)
     with pytest.raises(InputError, match="SnapKV, but every layer .* window of its own, of 7"):
-        init_cache(config, SnapKV(8, 2, 3, 4), 1, 64)
+        init_cache(config, SnapKV(8, window=2, kernel=3, decode_room=4), 1, 64)
     with pytest.raises(InputError, match="SlidingRecompute, but every layer"):
         init_cache(config, SlidingRecompute(9), 1, 64)
 
@@ -175,9 +175,9 @@ def test_budgets_are_dealt_to_the_layers_that_a_policy_rules() -> None:
     scores = str(Path(__file__).parent / "data" / "toy_scores.json")
     gates = str(Path(__file__).parent / "data" / "toy_gates.json")
     shapes = dataclasses.replace(toys.geometry(), windows=(6, 0))
-    kept = HeadKV(scores, 20, 1.2, 4, 3, 0).at(1, shapes).facts().keeps
+    kept = HeadKV(20, scores=scores, window=4, kernel=3, decode_room=0).at(1, shapes).facts().keeps
     assert sum(kept) == pytest.approx(2 * 20, abs=2)
-    kept = PyramidKV(20, 4, 3, 4, 0).at(1, shapes).facts().keeps
+    kept = PyramidKV(20, window=4, kernel=3, beta=4, decode_room=0).at(1, shapes).facts().keeps
     assert sum(kept) == 2 * 20
     duo = DuoAttention(gates, 0.5, 2, 5).at(1, shapes)
     assert [len(heads) for heads in duo.groups] == [1, 1]

@@ -230,10 +230,10 @@ def budgeted(budget: int) -> dict[str, Policy]:
         "duo-streaming": DuoAttention(
             SHIPPED + "duo.json", sparsity=1.0, sinks=4, recent=budget - 4
         ),
-        "headkv": HeadKV(SHIPPED + "headkv.json", budget, decode_room=0),
-        "snapkv": SnapKV(budget, 8, 7, 0),
-        "pyramidkv": PyramidKV(budget, 8, 7, decode_room=0),
-        "adakv": AdaKV(budget, 8, 7, 0.2, 0),
+        "headkv": HeadKV(budget, scores=SHIPPED + "headkv.json", decode_room=0),
+        "snapkv": SnapKV(budget, window=8, decode_room=0),
+        "pyramidkv": PyramidKV(budget, decode_room=0),
+        "adakv": AdaKV(budget, window=8, decode_room=0),
         "recycled": RecycledAttention(budget),
         "streaming-plus": StreamingLLMPlus(4, budget - 4),
         "h2o": H2O(budget),

@@ -52,7 +52,9 @@ def test_equals_one_prefill(model, batch_size: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "policy", [StreamingLLM(2, 9), SnapKV(8, 4, 3), RecycledAttention(6, 3)], ids=lambda p: type(p)
+    "policy",
+    [StreamingLLM(2, 9), SnapKV(8, window=4, kernel=3), RecycledAttention(6, 3)],
+    ids=lambda p: type(p),
 )
 def test_a_row_is_what_it_is_alone(model, policy) -> None:
     together = continuations(model, policy, pairs(), 3)

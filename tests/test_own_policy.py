@@ -69,15 +69,13 @@ def test_it_generates_and_its_settings_are_reported() -> None:
     model = jaxkv.load("tiny-random")
     policy = KeyDiff(budget=16, sinks=2, window=4, decode_room=4)
     out = jaxkv.generate(model, "hello there " * 12, policy=policy, max_new_tokens=12)
-    name = {"name": "own-keydiff", "budget": 16, "sinks": 2, "window": 4, "decode_room": 4}
-    assert out.stats["policy"] == name
+    own = {"budget": 16, "sinks": 2, "window": 4, "decode_room": 4}
+    others = {"allocation": "uniform", "table": None, "floor": 0.2}
+    assert out.stats["policy"] == {"name": "own-keydiff", **own, **others}
     assert {count for layer in out.stats["cache"]["kept_tokens"][0] for count in layer} == {
         16 + 4 + 1
     }
-    assert (
-        make_policy("own-keydiff", {"budget": 16, "sinks": 2, "window": 4, "decode_room": 4})
-        == policy
-    )
+    assert make_policy("own-keydiff", own) == policy
     whole = jaxkv.generate(model, "hello there", policy=KeyDiff(budget=64), max_new_tokens=12)
     assert whole.token_ids == jaxkv.generate(model, "hello there", max_new_tokens=12).token_ids
 

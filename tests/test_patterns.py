@@ -199,7 +199,7 @@ BAD_SCORES = {
 def test_bad_scores_are_one_line(name, tmp_path) -> None:
     content, says = BAD_SCORES[name]
     with pytest.raises(InputError, match=says):
-        HeadKV(write(tmp_path / "scores.json", content)).at(0, TOY)
+        HeadKV(scores=write(tmp_path / "scores.json", content)).at(0, TOY)
 
 
 def test_a_model_with_nothing_shipped_says_what_to_do() -> None:

@@ -29,6 +29,7 @@ from jaxkv.eval.attention_maps import MapLayer, Options, drawn_layers, pieces, p
 from jaxkv.eval.result import Result
 from jaxkv.policies.base import Chunk
 from jaxkv.policies.patterns import GATES, SCORES, save_pattern
+from jaxkv.policies.shares import save_shares
 from jaxkv.rope import Rope
 from jaxkv.scoring import Scoring
 
@@ -311,11 +312,17 @@ class TestHeads:
         assert kept.mean() == pytest.approx(32 + 128, abs=1)
         assert "calibrated" not in streaming and streaming["kept_tokens"] == [[200, 200]] * 3
 
-    def test_query_heads(self, capsys, listed):
-        policy = listed.split(",")[1] + ":query_heads=true"
-        report = run(capsys, "heads", "--policy", policy, "--length", "200")
-        np.testing.assert_allclose(report["calibrated"]["values"], np.array(self.SCORES) / 20)
-        assert np.shape(report["kept_tokens"]) == (3, 4) and report["n"] == 12
+    def test_shares_of_a_table(self, capsys, model, tmp_path):
+        shares = np.array([[[0.5, 1.5], [1.0, 1.0], [0.8, 1.2]]])
+        table = tmp_path / "shares.json"
+        save_shares(table, [0.2], shares, model.config.identity, {})
+        policy = f"snapkv:budget=40:allocation=table:table={table},headkv:allocation=uniform"
+        snapkv, headkv = run(capsys, "heads", "--policy", policy, "--length", "200")
+        assert snapkv["calibrated"]["what"] == "share"
+        np.testing.assert_allclose(snapkv["calibrated"]["values"], shares[0])
+        # Of the 40 the window of 32 is in every head, and 8 are dealt out; 128 more are decoded.
+        assert snapkv["kept_tokens"] == [[164, 172], [168, 168], [166, 170]]
+        assert "calibrated" not in headkv and headkv["kept_tokens"] == [[200, 200]] * 3
 
     def test_the_picture_shows_the_report(self, capsys, listed, tmp_path):
         path = tmp_path / "new" / "heads.svg"

@@ -20,7 +20,9 @@ from jaxkv.policies.base import as_compiled
 from jaxkv.policies.plan import plan
 from jaxkv.policies.ring import RingLayer
 
-COUPLED = {"adakv", "adakv-no-floor", "tova", "recycled-dynamic"}
+COUPLED = {
+    "adakv", "adakv-no-floor", "snapkv-ada-sinks", "own-keydiff-ada", "tova", "recycled-dynamic",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SLAB_CASES)

@@ -115,6 +115,6 @@ def test_numbers_that_no_machine_can_hold() -> None:
 
 def test_a_kernel_wider_than_the_prompt_is_the_prompts() -> None:
     model = toy.load()
-    wide = jaxkv.generate(model, "hello there " * 8, policy=jaxkv.SnapKV(32, 8, 100_001))
-    whole = jaxkv.generate(model, "hello there " * 8, policy=jaxkv.SnapKV(32, 8, 401))
+    policies = (jaxkv.SnapKV(32, window=8, kernel=kernel) for kernel in (100_001, 401))
+    wide, whole = (jaxkv.generate(model, "hello there " * 8, policy=x) for x in policies)
     assert wide.token_ids == whole.token_ids

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import policy_cases
 import pytest
+import query_heads
 import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,15 +31,15 @@ from jaxkv import (
 from jaxkv.cache.accounting import kept_tokens
 from jaxkv.layer import prefill, step
 from jaxkv.models import decoder
-from jaxkv.policies.selected import Attended, SelectedLayer
 
 ROPE = Rope(8)
 jit_prefill = jax.jit(functools.partial(prefill, rope=ROPE), static_argnums=0)
 jit_step = jax.jit(functools.partial(step, rope=ROPE), static_argnums=0)
 empty = jax.jit(init_cache, static_argnums=(0, 1, 2, 3))
-SNAPKV, PYRAMID = SnapKV(9, 3, 3, 4), PyramidKV(9, 2, 5, 4, 3)
-HEADKV = HeadKV(policy_cases.SCORES, 10, 1.2, 2, 3, 5)
-ADAKV = AdaKV(11, 3, 3, 0.25, 4)
+SNAPKV = SnapKV(9, window=3, kernel=3, decode_room=4)
+PYRAMID = PyramidKV(9, window=2, kernel=5, beta=4, decode_room=3)
+HEADKV = HeadKV(10, scores=policy_cases.SCORES, window=2, kernel=3, decode_room=5)
+ADAKV = AdaKV(11, window=3, kernel=3, floor=0.25, decode_room=4)
 
 
 def rotated(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -217,15 +217,17 @@ def test_uniform_scores_make_headkv_snapkv(tmp_path) -> None:
     path = tmp_path / "even.json"
     path.write_text('{"format": "jaxkv.headkv", "scores": [[1, 1, 1, 1], [1, 1, 1, 1]]}')
     params, tokens = toys.params(), toys.tokens(1, 40)
-    expected, _ = run_model(params, SnapKV(12, 4, 3, 4), tokens)
-    got, _ = run_model(params, HeadKV(str(path), 12, 2.0, 4, 3, 4), tokens)
+    same = {"window": 4, "kernel": 3, "decode_room": 4}
+    expected, _ = run_model(params, SnapKV(12, **same), tokens)
+    got, _ = run_model(params, HeadKV(12, scores=str(path), beta=2.0, **same), tokens)
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 def test_a_floor_of_one_makes_adakv_snapkv() -> None:
     params, tokens = toys.params(), toys.tokens(1, 40)
-    expected, _ = run_model(params, SnapKV(12, 4, 3, 4), tokens)
-    got, _ = run_model(params, AdaKV(12, 4, 3, 1.0, 4), tokens)
+    same = {"window": 4, "kernel": 3, "decode_room": 4}
+    expected, _ = run_model(params, SnapKV(12, **same), tokens)
+    got, _ = run_model(params, AdaKV(12, floor=1.0, **same), tokens)
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
@@ -233,22 +235,17 @@ def test_query_heads_of_one_each_are_kv_heads() -> None:
     """With as many KV heads as query heads both forms of HeadKV are one."""
     geometry = toys.geometry(heads=4, kv_heads=4)
     q, k, v = toys.qkv(1, 30, heads=4, kv_heads=4)
-    for policy in (HEADKV, dataclasses.replace(HEADKV, query_heads=True)):
-        layer = policy.at(0, geometry)
-        _, out = jit_prefill(layer, layer.init(), q, k, v)
-        first = out if policy is HEADKV else first
-    np.testing.assert_array_equal(out, first)
+    outs = []
+    for layer in (HEADKV.at(0, geometry), query_heads.layer_of(HEADKV, 0, geometry)):
+        outs.append(jit_prefill(layer, layer.init(), q, k, v)[1])
+    np.testing.assert_array_equal(*outs)
 
 
 def test_a_query_head_cache_chooses_for_each_query_head() -> None:
     """Against the same layer with its keys repeated by hand."""
-    policy = dataclasses.replace(HEADKV, query_heads=True)
     q, k, v = toys.qkv(1, 30)
-    layer = policy.at(0, toys.geometry())
-    wide = SelectedLayer(
-        toys.geometry(heads=4, kv_heads=4), layer.layer.caps, policy.window,
-        Attended(policy.kernel), policy.decode_room,
-    )  # fmt: skip
+    layer = query_heads.layer_of(HEADKV, 0, toys.geometry())
+    wide = query_heads.selected(HEADKV, toys.geometry(heads=4, kv_heads=4), layer.layer.caps)
     cache, _ = jit_prefill(layer, layer.init(), q, k, v)
     other, _ = jit_prefill(wide, wide.init(), q, np.repeat(k, 2, 2), np.repeat(v, 2, 2))
     assert kept_tokens((cache,)) == kept_tokens((other,))
@@ -257,7 +254,7 @@ def test_a_query_head_cache_chooses_for_each_query_head() -> None:
 
 def test_budgets_follow_the_prompt_without_a_new_program() -> None:
     """Ada-KV's are data: two prompts, other budgets, one trace."""
-    policy, traces = AdaKV(12, 3, 3, 0.0, 4), []
+    policy, traces = AdaKV(12, window=3, kernel=3, floor=0.0, decode_room=4), []
     layer = policy.at(0, toys.geometry())
 
     def counted(cache, q, k, v):
@@ -291,7 +288,7 @@ def test_an_even_start_is_full_until_the_prompt_ends() -> None:
 )  # fmt: skip
 def test_a_pool_holds_the_best_of_every_head(length, budget, floor, seed) -> None:
     """Whatever the budgets come to, the blocks suffice and no token is lost or doubled."""
-    policy = AdaKV(budget, 3, 3, floor, 0)
+    policy = AdaKV(budget, window=3, kernel=3, floor=floor, decode_room=0)
     layer = policy.at(0, toys.geometry())
     q, k, v = toys.qkv(1, 48, seed=seed)
     cache, _ = jit_prefill(layer, layer.init(), q, k, v, lengths=jnp.asarray([length], jnp.int32))

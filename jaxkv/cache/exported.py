@@ -37,9 +37,9 @@ def exportable(
     def read(text: bytes) -> Any:
         return tuple(from_json(_tuples(value)) for value in json.loads(text))
 
-    def build(values: Any, children: Sequence[Any]) -> Any:
+    def build(aux_data: Any, children: Sequence[Any]) -> Any:
         made = object.__new__(cls)  # children may be anything: a tree is made of them, not a cache
-        for name, value in [*zip(dynamic, children), *zip(static, values)]:  # noqa: B905
+        for name, value in [*zip(dynamic, children), *zip(static, aux_data)]:  # noqa: B905
             object.__setattr__(made, name, value)
         return made
 

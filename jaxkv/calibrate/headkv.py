@@ -33,6 +33,7 @@ from jaxkv.errors import InputError
 from jaxkv.generate.loop import DISPATCH, Programs, dispatch, feed, programs
 from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import State, start
+from jaxkv.policies.base import Cache
 from jaxkv.policies.patterns import SCORES, save_pattern
 
 SCORE_NAMES = ("r2", "r2-script", "r")
@@ -153,6 +154,7 @@ class Prober:
         begin, end = example.answer_span
         state = _empty(self.model, self.policy, self.capacity)
         target = np.array([[begin, end, counted(example, self.score)]])
+        assert isinstance(state.cache, Cache)
         state = dataclasses.replace(state, cache=aim(state.cache, target))
         prompt = list(example.ids)
         state = feed(self.programs, self.model.params, state, [prompt[:-1]])
@@ -169,6 +171,7 @@ class Prober:
             if "\n" in self._text(ids[1:]):
                 break
         said = self._first_line(ids[1:])
+        assert isinstance(state.cache, Cache)
         mass, top = notes(state.cache, 0, len(said))
         return Answer(self._text(said).partition("\n")[0], tuple(said), mass, top)
 

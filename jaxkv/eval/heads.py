@@ -25,15 +25,18 @@ from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.headkv import HeadKV
 from jaxkv.policies.plan import plan
 from jaxkv.policies.registry import describe
+from jaxkv.policies.scored import ScoredPolicy
 
 _DESCRIPTION = """What every KV head keeps of --length tokens, by each policy's own formula, and the calibrated
-gates (duo) or scores (headkv) by which it does. Nothing is run, so peak is 0.
+gates (duo), scores (headkv) or shares (allocation table) by which it does. Nothing is run, so peak
+is 0.
 
   score        tokens kept, in percent of all: the mean over layers and KV heads
   n            KV heads of all layers
   by           the same for the KV head that keeps least, and for the one that keeps most
   kept_tokens  by layer and KV head
-  calibrated   gates or scores by layer and KV head, with what they are; none for other policies
+  calibrated   gates, scores or shares by layer and KV head, with what they are; none where there are
+               none
 
 A KV head's score is the mean of those of its query heads, as its budget is; scores sum to 1 over
 all query heads of the model.
@@ -60,10 +63,12 @@ def calibrated(policy: Policy, geometry: Geometry) -> tuple[str, np.ndarray] | N
     """
     if isinstance(policy, DuoAttention):
         return "gate", patterns.head_gates(policy.pattern, geometry)
-    if isinstance(policy, HeadKV):
+    if isinstance(policy, HeadKV) and policy.allocation == "own":
         scores = patterns.head_scores(policy.scores, geometry)
-        heads = geometry.num_heads if policy.query_heads else geometry.num_kv_heads
-        return "score", scores.reshape(geometry.num_layers, heads, -1).mean(axis=-1)
+        of_group = geometry.num_layers, geometry.num_kv_heads, -1
+        return "score", scores.reshape(of_group).mean(axis=-1)
+    if isinstance(policy, ScoredPolicy) and policy.table is not None:
+        return "share", policy.table_shares(geometry)
     return None
 
 
@@ -76,10 +81,7 @@ def evaluate(
     shape = geometry(model.config, 1, options.length, dtype)
     for policy in common.policies:
         planned = plan(policy, shape)
-        rows = [facts.kept(options.length) for facts in planned.facts]
-        # Where a policy has query heads, a layer with a window of its own still has KV heads.
-        heads = max(map(len, rows))
-        kept = np.stack([np.repeat(row, heads // len(row)) for row in rows])
+        kept = np.stack([facts.kept(options.length) for facts in planned.facts])
         share = 100 * kept / options.length
         details: dict[str, Any] = {"length": options.length, "kept_tokens": kept.tolist()}
         if found := calibrated(policy, shape):
@@ -122,7 +124,7 @@ def draw(figure: Any, results: Sequence[Result]) -> None:
             _draw_map(top, found["values"], Normalize(0, most), found["what"])
         elif told:
             top.axis("off")
-        bottom.set_xlabel("query head" if result.policy.get("query_heads") else "KV head")
+        bottom.set_xlabel("KV head")
         (top if found else bottom).set_title(_title(result), fontsize=8)
 
 

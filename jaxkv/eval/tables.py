@@ -169,8 +169,10 @@ def _settings(policy: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> 
     defaults = {f.name: f.default for f in dataclasses.fields(cls)} if cls else {}
     same = [other for other in among if other["name"] == policy["name"]]
     for name, value in policy.items():
-        varied = len({json.dumps(other.get(name)) for other in same}) > 1
-        if name != "name" and (varied or value != defaults.get(name, _MISSING)):
+        # Reports may be older than a setting, or than its end.
+        default = defaults.get(name, value) if cls else None
+        varied = len({json.dumps(other.get(name, default)) for other in same}) > 1
+        if name != "name" and (varied or cls is None or value != default):
             if value is not None:
                 yield f"{name} {value:,}" if type(value) is int else f"{name} {value}"
 

@@ -20,6 +20,7 @@ from jaxkv.models.layers import mlp, norm, project, soft_capped
 from jaxkv.policies.base import (
     Cache,
     Chunk,
+    Constants,
     Geometry,
     LayerCache,
     LayerPolicy,
@@ -199,7 +200,8 @@ def run_layer(
 ) -> tuple[Residual, LayerCache]:
     """A layer over a decoded token, or over a chunk of a prompt."""
 
-    def attend(q: Queries, k: NewKeys, v: NewKeys) -> tuple[LayerCache, Queries]:
+    def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[LayerCache, Queries]:
+        del y
         return policy.take(cache, Chunk(q, k, v, lengths, rope, decoding))
 
     return _block(layer, config, x, attend, lengths if only_last else None)
@@ -223,14 +225,18 @@ def _whole_prompt(
         lengths = jnp.full((batch,), count, jnp.int32)
     padded = -(-count // size) * size
     x = jnp.pad(x, ((0, 0), (0, padded - count), (0, 0)))
+    constants = None
+    if "constants" in policy.needs:
+        constants = Constants(layer["wo"].reshape(config.num_heads, config.head_dim, width))
 
     def body(index: Array, carry: tuple[Hidden, Any]) -> tuple[Residual, Any]:
         x, draft = carry
         start = index * size
         valid = jnp.clip(lengths - start, 0, size)
 
-        def attend(q: Queries, k: NewKeys, v: NewKeys) -> tuple[Any, Queries]:
-            chunk = Chunk(q, k, v, valid, rope, decoding=False)
+        def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[Any, Queries]:
+            hidden = y if "hidden" in policy.needs else None
+            chunk = Chunk(q, k, v, valid, rope, decoding=False, hidden=hidden)
             return policy.feed(draft, start, padded, chunk)
 
         mine = jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
@@ -241,7 +247,8 @@ def _whole_prompt(
 
     def whole(carry: tuple[Hidden, LayerCache]) -> tuple[Residual, LayerCache]:
         x, cache = carry
-        x, draft = jax.lax.fori_loop(jnp.int32(0), chunks, body, (x, policy.open(cache, padded)))
+        draft = policy.provide(policy.open(cache, padded), x, constants)
+        x, draft = jax.lax.fori_loop(jnp.int32(0), chunks, body, (x, draft))
         return x, policy.close(draft, cache, rope)
 
     x, cache = compiler.together(whole, (x, cache), chunks)
@@ -252,7 +259,7 @@ def _block(
     layer: Params,
     config: ModelConfig,
     x: Hidden,
-    attend: Callable[[Queries, NewKeys, NewKeys], tuple[Any, Queries]],
+    attend: Callable[[Queries, NewKeys, NewKeys, Hidden], tuple[Any, Queries]],
     only_last: Lengths | None = None,
 ) -> tuple[Residual, Any]:
     """Pre-norm attention and MLP, each added to the residual stream; and what `attend` keeps.
@@ -271,7 +278,7 @@ def _block(
         q, k = norm(q, layer, "q_norm", config), norm(k, layer, "k_norm", config)
     if config.query_scale != 1:
         q = q * jnp.asarray(config.query_scale, q.dtype)
-    kept, out = attend(q, k, v)
+    kept, out = attend(q, k, v, y)
     if only_last is not None:
         x, y, out = (last_valid(z, only_last) for z in (x, y, out))
     out = out.reshape(*out.shape[:2], config.num_heads * config.head_dim)

@@ -20,16 +20,18 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxkv.cache.exported import exportable
 from jaxkv.cache.slab import Slab, new_positions
 from jaxkv.errors import InputError
 from jaxkv.scoring import of_heads
-from jaxkv.typing import Lengths, NewKeys, Positions, Queries, Rotation
+from jaxkv.typing import Hidden, Lengths, NewKeys, Positions, Queries, Rotation
 
 _Shape = jax.ShapeDtypeStruct
 LayerCache = Any  # a pytree of arrays with a static shape
+# What a layer may need of a prompt beside its keys and values; see `ScoredPolicy`.
+NEEDS = ("mass", "moments", "hidden", "constants")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +155,21 @@ def is_shared(policy: Policy) -> bool:
 
 
 @flax.struct.dataclass
+class Constants:
+    """Parameters of a layer, for policies that look at what becomes of attention's output.
+
+    Attributes:
+      wo: [N, H, D], the output projection of each query head.
+    """
+
+    wo: Array
+
+    def heads(self, queries: Sequence[int]) -> Constants:
+        """Those of some query heads."""
+        return Constants(take_heads(self.wo, queries, axis=0))
+
+
+@flax.struct.dataclass
 class Chunk:
     """New tokens on their way into a layer: (a part of) a prompt, or one decoded token a row.
 
@@ -165,6 +182,8 @@ class Chunk:
       rope: rotates (x [B, T, N, H], positions [B, T]); None for a model without. A `Scoring` also
         bends scores.
       decoding: whether these are decoded tokens, and T is 1. A prompt of one token is a prompt.
+      hidden: [B, T, D], the states that q, k and v were projected from, for layers that need them.
+      constants: of the layer, for those that need them and take a whole prompt at once.
     """
 
     q: Queries
@@ -173,6 +192,8 @@ class Chunk:
     lengths: Lengths | None
     rope: Rotation | None = flax.struct.field(pytree_node=False)
     decoding: bool = flax.struct.field(pytree_node=False)
+    hidden: Hidden | None = None
+    constants: Constants | None = None
 
     @property
     def count(self) -> int:
@@ -195,6 +216,7 @@ class Chunk:
             k=take_heads(self.k, keys),
             v=take_heads(self.v, keys),
             rope=of_heads(self.rope, queries),
+            constants=None if self.constants is None else self.constants.heads(queries),
         )
 
 
@@ -223,9 +245,15 @@ class WholePrompt(abc.ABC):
     """A layer policy that chooses what to keep when it has seen the whole prompt.
 
     A model runs the prompt through such a layer chunk by chunk, before it goes on to the next
-    layer, so that only one layer's keys are there in full: it calls `open`, `feed` for every chunk,
-    and `close`. `take` does the same with the prompt as one chunk.
+    layer, so that only one layer's keys are there in full: it calls `open`, `provide`, `feed` for
+    every chunk, and `close`. `take` does the same with the prompt as one chunk.
+
+    Attributes:
+      needs: of `NEEDS`, what the layer chooses by; with "hidden" among them chunks have their
+        hidden states, and with "constants" `provide` has the layer's.
     """
+
+    needs: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def init(self) -> LayerCache:
@@ -238,6 +266,18 @@ class WholePrompt(abc.ABC):
     @abc.abstractmethod
     def open(self, cache: LayerCache, count: int) -> Any:
         """A draft for a prompt of up to `count` tokens, on top of what is kept."""
+
+    def provide(self, draft: Any, like: Hidden | None, constants: Constants | None) -> Any:
+        """The draft with what the layer needs of its model, before anything is fed.
+
+        Args:
+          draft: from `open`.
+          like: [B, count, D], of the shape and dtype of all hidden states that will come; None
+            where none will.
+          constants: of the layer, for those that need them.
+        """
+        del like, constants
+        return draft
 
     @abc.abstractmethod
     def feed(self, draft: Any, start: Array, count: int, chunk: Chunk) -> tuple[Any, Queries]:
@@ -265,7 +305,7 @@ class WholePrompt(abc.ABC):
         """A decoded token, or a whole prompt at once."""
         if chunk.decoding:
             return self.step(cache, chunk)
-        draft = self.open(cache, chunk.count)
+        draft = self.provide(self.open(cache, chunk.count), chunk.hidden, chunk.constants)
         draft, out = self.feed(draft, jnp.int32(0), chunk.count, chunk)
         return self.close(draft, cache, chunk.rope), out
 
@@ -313,9 +353,9 @@ def rotate(rope: Rotation | None, x: Array, positions: Array) -> Array:
     return x if rope is None else rope(x, positions)
 
 
-def take_heads(x: Array, order: Sequence[int]) -> Array:
+def take_heads(x: Array, order: Sequence[int], axis: int = 2) -> Array:
     """Heads [B, T, N, H] in an order; a slice of them, or all as they are, where that does."""
     begin, count = (order[0] if order else 0), len(order)
     if list(order) != list(range(begin, begin + count)):
-        return jnp.take(x, jnp.asarray(order, jnp.int32), axis=2, mode="clip")
-    return x if count == x.shape[2] else x[:, :, begin : begin + count]
+        return jnp.take(x, jnp.asarray(order, jnp.int32), axis=axis, mode="clip")
+    return x if count == x.shape[axis] else lax.slice_in_dim(x, begin, begin + count, axis=axis)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxkv.errors import InputError
+from jaxkv.policies.base import Geometry
 
 MOST_GROUPS = 4
 
@@ -16,28 +16,6 @@ MOST_GROUPS = 4
 def in_tokens(budget: int | float, max_length: int) -> int:
     """A budget in tokens: as it is, or as a share of `max_length` where it is a float."""
     return round(budget * max_length) if isinstance(budget, float) else budget
-
-
-def check_budget(budget: int | float, window: int, kernel: int, decode_room: int) -> None:
-    """Refuses settings that no prompt can be selected by.
-
-    Raises:
-      InputError: names the field and what is allowed.
-    """
-    if isinstance(budget, float):
-        if not 0 < budget <= 1:
-            raise InputError(f"budget is {budget}; a share must be above 0 and at most 1")
-    elif budget < window:
-        raise InputError(
-            f"budget is {budget}; it must be at least the window of {window} tokens, which is "
-            "always kept"
-        )
-    if window < 1:
-        raise InputError(f"window is {window}; it must be at least 1")
-    if kernel < 1 or kernel % 2 == 0:
-        raise InputError(f"kernel is {kernel}; it must be odd and at least 1")
-    if decode_room < 0:
-        raise InputError(f"decode_room is {decode_room}; it must be at least 0")
 
 
 def round_up(slots: int) -> int:
@@ -127,6 +105,29 @@ def headkv(scores: np.ndarray, budget: int, beta: float, window: int) -> np.ndar
     own = budget - window
     pooled = own // beta
     return np.round(scores * (pooled * scores.size) + (own - pooled)).astype(np.int64)
+
+
+def by_shares(shares: np.ndarray, mean: int) -> np.ndarray:
+    """Deals out `mean` tokens a head by shares, to the last token: int64, the shape of `shares`.
+
+    What rounding down leaves goes to the largest remainders, of equal ones to the first.
+
+    Args:
+      shares: of the mean, [L, heads], not negative and 1 on average.
+      mean: tokens of a head.
+    """
+    exact = (shares * mean).reshape(-1)
+    caps = np.floor(exact).astype(np.int64)
+    left = mean * exact.size - int(caps.sum())
+    caps[np.argsort(caps - exact, kind="stable")[:left]] += 1
+    return caps.reshape(shares.shape)
+
+
+def of_ruled(caps: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Tokens [ruled layers, heads] in their places among all layers; none where none is ruled."""
+    every = np.zeros((geometry.num_layers, caps.shape[1]), np.int64)
+    every[list(geometry.ruled)] = caps
+    return every
 
 
 def redistribute(caps: np.ndarray, longest: int) -> np.ndarray:

@@ -14,30 +14,51 @@ from collections.abc import Sequence
 
 import flax.struct
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxkv.attention import attend_slots
 from jaxkv.cache.slab import Slab, append_run, concat_heads, gather_slots, pad_slots
-from jaxkv.policies.base import Chunk, Geometry
+from jaxkv.errors import InputError
+from jaxkv.policies.base import Chunk, Constants, Geometry
+from jaxkv.policies.moments import Moments, joined, moments_of, no_moments
 from jaxkv.policies.scores import mass_of
-from jaxkv.typing import Queries, Rotation
+from jaxkv.typing import Hidden, Queries, Rotation
+
+
+@flax.struct.dataclass
+class Last:
+    """The last W queries of a prompt.
+
+    Attributes:
+      q: [B, W, N, H], rotated.
+      q_pos: int32 [B, W], -1 where there were fewer.
+      lse: float32 [B, W, N].
+    """
+
+    q: Queries
+    q_pos: Array
+    lse: Array
 
 
 @flax.struct.dataclass
 class Draft:
-    """Attributes:
-    slab: slots [0, T) take this prompt in order; behind them is what was kept before. P = K.
-    began: int32 [B], tokens seen before this prompt.
-    q: [B, W, N, H], the last W queries, rotated.
-    q_pos: int32 [B, W], -1 where there were fewer.
-    lse: float32 [B, W, N], of those queries.
+    """A prompt that is being read. What the layer does not need is None.
+
+    Attributes:
+      slab: slots [0, T) take this prompt in order; behind them is what was kept before. P = K.
+      began: int32 [B], tokens seen before this prompt.
+      last: the last queries, for "mass".
+      moments: of this prompt's queries, not rotated.
+      hidden: [B, T, D], of this prompt's tokens, zero where there is none.
+      constants: of the layer.
     """
 
     slab: Slab
     began: Array
-    q: Queries
-    q_pos: Array
-    lse: Array
+    last: Last | None = None
+    moments: Moments | None = None
+    hidden: Array | None = None
+    constants: Constants | None = None
 
     @property
     def fed(self) -> Array:
@@ -53,26 +74,58 @@ class Draft:
         return jnp.where(first, jnp.minimum(end, count), self.slab.slots)
 
 
-def open_draft(parts: Sequence[Slab], count: int, geometry: Geometry, window: int) -> Draft:
+def open_draft(
+    parts: Sequence[Slab], count: int, geometry: Geometry, needs: Sequence[str], window: int = 0
+) -> Draft:
     """A draft for `count` tokens on top of what was kept.
 
     Args:
       parts: what was kept; the heads of each follow those of the one before. P = K.
       count: T, the most tokens of this prompt.
       geometry: of all parts.
-      window: W, the last queries to remember.
+      needs: of `NEEDS`.
+      window: W, the last queries to remember where "mass" is needed.
     """
     most = max(part.slots for part in parts)
     # With room for the prompt before what was kept, and up to the largest part after it.
     slab = concat_heads([pad_slots(part, count, most - part.slots) for part in parts])
-    last = (slab.seen.shape[0], window, geometry.num_heads)
-    return Draft(
-        slab=slab,
-        began=slab.seen,
-        q=jnp.zeros((*last, geometry.head_dim), geometry.dtype),
-        q_pos=jnp.full(last[:2], -1, jnp.int32),
-        lse=jnp.full(last, -jnp.inf, jnp.float32),
-    )
+    draft = Draft(slab, began=slab.seen)
+    batch, heads, dim = slab.seen.shape[0], geometry.num_heads, geometry.head_dim
+    if "mass" in needs:
+        last = Last(
+            q=jnp.zeros((batch, window, heads, dim), geometry.dtype),
+            q_pos=jnp.full((batch, window), -1, jnp.int32),
+            lse=jnp.full((batch, window, heads), -jnp.inf, jnp.float32),
+        )
+        draft = dataclasses.replace(draft, last=last)
+    if "moments" in needs:
+        draft = dataclasses.replace(draft, moments=no_moments(batch, heads, dim))
+    return draft
+
+
+def provide(
+    draft: Draft, needs: Sequence[str], like: Hidden | None, constants: Constants | None
+) -> Draft:
+    """See `WholePrompt.provide`.
+
+    Raises:
+      InputError: what is needed is not given.
+    """
+    if "hidden" in needs:
+        if like is None:
+            raise InputError(
+                "hidden is not given; the policy needs the states that q, k and v were projected "
+                "from, as in prefill(..., hidden=x), [B, T, D]"
+            )
+        draft = dataclasses.replace(draft, hidden=jnp.zeros_like(like))
+    if "constants" in needs:
+        if constants is None:
+            raise InputError(
+                "wo is not given; the policy needs the layer's output projection, as in "
+                "prefill(..., wo=w), [N, H, D]"
+            )
+        draft = dataclasses.replace(draft, constants=constants)
+    return draft
 
 
 def feed(draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries, Array]:
@@ -93,13 +146,26 @@ def feed(draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Q
     slab = append_run(slab, k, chunk.v, at, start)
     used = draft.used(start + chunk.count, count)
     out, lse = attend_slots(q, slab.k, slab.v, at, slab.pos, chunk.rope, num_slots=used)
-    return _remember(dataclasses.replace(draft, slab=slab), q, at, lse), out, lse
+    draft = dataclasses.replace(draft, slab=slab)
+    if draft.last is not None:
+        draft = dataclasses.replace(draft, last=_later(draft.last, q, at, lse))
+    if draft.moments is not None:
+        moments = joined(draft.moments, moments_of(chunk.q, at >= 0))
+        draft = dataclasses.replace(draft, moments=moments)
+    if draft.hidden is not None:
+        assert chunk.hidden is not None, "room was made for hidden states"
+        # Padding may hold anything.
+        new = jnp.where((at >= 0)[..., None], chunk.hidden.astype(draft.hidden.dtype), 0)
+        hidden = lax.dynamic_update_slice_in_dim(draft.hidden, new, start, axis=1)
+        draft = dataclasses.replace(draft, hidden=hidden)
+    return draft, out, lse
 
 
 def mass(draft: Draft, rope: Rotation | None) -> Array:
     """Attention that each slot received from the last queries: float32 [B, N, S]."""
-    slab = draft.slab
-    return mass_of(draft.q, draft.lse, slab.k, draft.q_pos, slab.pos, rope)
+    slab, last = draft.slab, draft.last
+    assert last is not None, "the layer needs no mass"
+    return mass_of(last.q, last.lse, slab.k, last.q_pos, slab.pos, rope)
 
 
 def newest(slab: Slab, window: int) -> Slab:
@@ -108,18 +174,16 @@ def newest(slab: Slab, window: int) -> Slab:
     return gather_slots(slab, index, jnp.ones(index.shape, bool))
 
 
-def _remember(draft: Draft, q: Queries, at: Array, lse: Array) -> Draft:
+def _later(last: Last, q: Queries, at: Array, lse: Array) -> Last:
     """The last W valid queries of those remembered and these; valid ones come first in `at`."""
-    window = draft.q_pos.shape[1]
+    window = last.q_pos.shape[1]
     index = (
         jnp.sum(at >= 0, axis=1, dtype=jnp.int32)[:, None]
         + jnp.arange(window, dtype=jnp.int32)[None]
     )
 
-    def last(old: Array, new: Array) -> Array:
+    def later(old: Array, new: Array) -> Array:
         both = jnp.concatenate([old, new.astype(old.dtype)], axis=1)
         return jnp.take_along_axis(both, index.reshape(*index.shape, *[1] * (old.ndim - 2)), axis=1)
 
-    return dataclasses.replace(
-        draft, q=last(draft.q, q), q_pos=last(draft.q_pos, at), lse=last(draft.lse, lse)
-    )
+    return Last(later(last.q, q), later(last.q_pos, at), later(last.lse, lse))

@@ -14,15 +14,15 @@ from jax import Array
 from jaxkv.attention import attend_one_mass
 from jaxkv.cache import store as stores
 from jaxkv.cache.exported import exportable
-from jaxkv.cache.slab import Slab, append_per_head, empty, gather_slots, pad_slots
+from jaxkv.cache.slab import Slab, append_per_head, empty
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
 from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt, rotate, swept
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.draft import Draft
+from jaxkv.policies.packing import gathered, keep_best
 from jaxkv.policies.ring import within_windows
-from jaxkv.policies.scores import best_slots, mass_of
-from jaxkv.policies.selected import keep_rows
+from jaxkv.policies.scores import mass_of
 from jaxkv.typing import Queries, Rotation
 
 
@@ -125,7 +125,7 @@ class H2OLayer(WholePrompt):
 
     def open(self, cache: Scored, count: int) -> ScoredDraft:
         """See `WholePrompt`."""
-        draft = drafts.open_draft([cache.slab], count, self.geometry, 1)
+        draft = drafts.open_draft([cache.slab], count, self.geometry, self.needs)
         return ScoredDraft(draft, stores.pad(cache.score, count, 0))
 
     def feed(
@@ -145,10 +145,13 @@ class H2OLayer(WholePrompt):
         slab = draft.draft.slab
         newest = slab.pos >= (slab.seen - self.recent)[:, None, None]
         value = jnp.where(newest, jnp.inf, draft.score)
-        index, valid = best_slots(jnp.where(slab.pos >= 0, value, -jnp.inf), self.budget)
-        kept = pad_slots(gather_slots(slab, index, valid), 0, 1)
-        score = stores.pad(stores.gather(draft.score, index, valid), 0, 1)
-        return keep_rows(draft.draft.fed, Scored(kept, score), cache)
+        value = jnp.where(slab.pos >= 0, value, -jnp.inf)
+
+        def pack(index: Array, kept: Array) -> Scored:
+            score = stores.pad(stores.gather(draft.score, index, kept), 0, 1)
+            return Scored(gathered(slab, index, kept, 1), score)
+
+        return keep_best(draft.draft.fed, value, self.budget, None, pack, cache)
 
     def facts(self) -> Facts:
         """The budget."""

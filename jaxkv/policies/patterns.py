@@ -59,7 +59,7 @@ def head_gates(path: str | None, geometry: Geometry) -> np.ndarray:
 def _gates(path: str | None, geometry: Geometry) -> tuple[str, Mapping[str, Any], np.ndarray]:
     where, content = _read(path, GATES, geometry)
     layers, heads = geometry.num_layers, geometry.num_kv_heads
-    return where, content, _matrix(content["gates"], layers, heads, "KV heads", where)
+    return where, content, matrix(content["gates"], layers, heads, "KV heads", where)
 
 
 def sparsify(gates: np.ndarray, sparsity: float) -> np.ndarray:
@@ -91,7 +91,7 @@ def head_scores(path: str | None, geometry: Geometry) -> np.ndarray:
       InputError: the file is missing, damaged, or of another model.
     """
     where, content = _read(path, SCORES, geometry)
-    scores = _matrix(content["scores"], geometry.num_layers, geometry.num_heads, "heads", where)
+    scores = matrix(content["scores"], geometry.num_layers, geometry.num_heads, "heads", where)
     if scores.min() < 0 or scores.sum() <= 0:
         raise InputError(f"{where} has scores below 0, or none above it")
     return scores / scores.sum()
@@ -127,11 +127,7 @@ def _read(path: str | None, kind: str, geometry: Geometry) -> tuple[str, Mapping
         return where, {"gates": _read_tsv(source / "full_attention_heads.tsv", where)}
     content = read_json(source, where, _LARGEST)
     if content.get("format") == kind:
-        if geometry.model and content.get("model") not in ("", None, geometry.model):
-            raise InputError(
-                f"{where} was made for a model of {content['model']!r:.120}, this one is "
-                f"{geometry.model!r}"
-            )
+        check_model(content, geometry, where)
         if ("gates" if kind == GATES else "scores") not in content:
             raise InputError(f"{where} holds no {'gates' if kind == GATES else 'scores'}")
         return where, content
@@ -177,15 +173,39 @@ def _by_name(content: Mapping[str, Any], geometry: Geometry, where: str) -> list
         row = []
         for head in range(geometry.num_heads):
             examples = content.get(f"{layer}-{head}")
-            if not isinstance(examples, list) or not examples or not all(map(_is_number, examples)):
+            if not isinstance(examples, list) or not examples or not all(map(is_number, examples)):
                 raise InputError(f"{where} has no numbers for {layer}-{head}")
             row.append(sum(examples) / len(examples))
         table.append(row)
     return table
 
 
-def _matrix(values: Any, layers: int, heads: int, what: str, where: str) -> np.ndarray:
-    """float64 [layers, heads], all finite."""
+def check_model(content: Mapping[str, Any], geometry: Geometry, where: str) -> None:
+    """Refuses what was made for another model, where both are known.
+
+    Raises:
+      InputError: names both.
+    """
+    if geometry.model and content.get("model") not in ("", None, geometry.model):
+        raise InputError(
+            f"{where} was made for a model of {content['model']!r:.120}, this one is "
+            f"{geometry.model!r}"
+        )
+
+
+def matrix(values: Any, layers: int, heads: int, what: str, where: str) -> np.ndarray:
+    """float64 [layers, heads], all finite.
+
+    Args:
+      values: from a file.
+      layers: that the model has.
+      heads: that a layer of it has.
+      what: the heads are called in errors.
+      where: the file is called in errors.
+
+    Raises:
+      InputError: it is something else.
+    """
     if not isinstance(values, Sequence) or not all(isinstance(row, list) for row in values):
         raise InputError(f"{where} must hold a list of numbers for each layer")
     widths = {len(row) for row in values}
@@ -194,7 +214,7 @@ def _matrix(values: Any, layers: int, heads: int, what: str, where: str) -> np.n
             f"{where} is for {len(values)} layers of {sorted(widths)} {what}; the model has "
             f"{layers} layers of {heads}"
         )
-    if not all(_is_number(x) for row in values for x in row):
+    if not all(is_number(x) for row in values for x in row):
         raise InputError(f"{where} holds something that is not a finite number")
     return np.asarray(values, np.float64)
 
@@ -213,5 +233,6 @@ def _stored_mask(
     return np.asarray(rows, bool)
 
 
-def _is_number(x: Any) -> bool:
+def is_number(x: Any) -> bool:
+    """Whether a value of a file is a finite number that float32 can hold, and no bool."""
     return isinstance(x, int | float) and not isinstance(x, bool) and -1e30 < x < 1e30

@@ -21,9 +21,9 @@ from jaxkv.errors import InputError
 from jaxkv.policies.base import Chunk, Facts, Geometry, in_caches, rotate, swept
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.full import FullLayer, poison
+from jaxkv.policies.packing import keep_rows
 from jaxkv.policies.ring import within_windows
 from jaxkv.policies.scores import best_slots, max_pool
-from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Queries
 from pallas_kernels import compiler
 

@@ -6,81 +6,76 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+from jax import Array
+
 from jaxkv.errors import InputError
 from jaxkv.policies.base import Geometry
-from jaxkv.policies.budgets import check_budget, in_tokens, pyramid
-from jaxkv.policies.selected import Attended, SelectedLayer
+from jaxkv.policies.budgets import pyramid
+from jaxkv.policies.prompt import Prompt
+from jaxkv.policies.scored import ScoredPolicy
+from jaxkv.policies.scores import pooled_scores
 
 
-@dataclasses.dataclass(frozen=True)
-class SnapKV:
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SnapKV(ScoredPolicy):
     """SnapKV (arXiv 2404.14469), per KV head.
 
-    The prompt is read with full attention; then each KV head keeps the tokens that the last
-    `window` queries attended to most, and the last `window` themselves. The reference code keeps
-    tokens per query head, which takes as many times the memory as query heads share a KV head.
+    A token's score is the attention of the prompt's last `window` queries, max-pooled over its
+    neighbours. The reference code keeps tokens per query head, which takes as many times the memory
+    as query heads share a KV head, and never evicts while decoding; `decode_room` bounds memory.
 
     Attributes:
-      budget: tokens of a prompt that a KV head keeps, the window included; as a float, a share of
-        `max_length`.
-      window: last tokens of the prompt, whose queries choose.
+      budget, sinks, window, decode_room, allocation, table, floor: as for `ScoredPolicy`.
       kernel: neighbours over which scores are max-pooled, odd.
-      decode_room: decoded tokens that are kept before the oldest of the newest are overwritten,
-        so that memory is bounded; the reference code never evicts while decoding.
-
-    Memory: `budget + decode_room` tokens per KV head, and one slot for the newest token.
     """
 
-    budget: int | float = 1024
+    needs = ("mass",)
+
+    sinks: int = 0
     window: int = 32
     kernel: int = 7
-    decode_room: int = 128
 
     def __post_init__(self) -> None:
-        check_budget(self.budget, self.window, self.kernel, self.decode_room)
+        super().__post_init__()
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise InputError(f"kernel is {self.kernel}; it must be odd and at least 1")
 
-    def at(self, layer: int, geometry: Geometry) -> SelectedLayer:
-        """The same for every layer."""
-        del layer
-        budget = max(in_tokens(self.budget, geometry.max_length), self.window)
-        caps = (budget - self.window,) * geometry.num_kv_heads
-        return SelectedLayer(geometry, caps, self.window, Attended(self.kernel), self.decode_room)
+    def score(self, prompt: Prompt) -> Array:
+        """See `pooled_scores`."""
+        return pooled_scores(prompt.mass(), prompt.positions, prompt.valid, self.kernel)
 
 
-@dataclasses.dataclass(frozen=True)
-class PyramidKV:
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyramidKV(SnapKV):
     """PyramidKV (arXiv 2406.02069): as `SnapKV`, but lower layers keep more than higher ones.
 
     Budgets fall linearly with depth and sum to `budget` a layer; the reference code's sum is above
     it, by 4 % at 128 tokens.
 
     Attributes:
-      budget: tokens of a prompt that a KV head keeps, mean over the layers.
-      window: last tokens of the prompt, whose queries choose.
-      kernel: neighbours over which scores are max-pooled, odd.
+      budget, sinks, window, decode_room, kernel: as for `SnapKV`.
+      allocation: "own" is by depth; or as for `ScoredPolicy`.
       beta: steepness: the last layer chooses a `1 / beta` of the mean.
-      decode_room: as for `SnapKV`.
-
-    Memory: `budget + decode_room` tokens per KV head on average, and one slot for the newest token.
     """
 
-    budget: int | float = 1024
+    allocations = ("own", *ScoredPolicy.allocations)
+
     window: int = 8
-    kernel: int = 7
+    allocation: str = "own"
     beta: int = 20
-    decode_room: int = 128
 
     def __post_init__(self) -> None:
-        check_budget(self.budget, self.window, self.kernel, self.decode_room)
+        super().__post_init__()
         if self.beta < 1:
             raise InputError(f"beta is {self.beta}; it must be at least 1")
+        self.only_with("own", "beta")
 
-    def at(self, layer: int, geometry: Geometry) -> SelectedLayer:
-        """Less with every layer."""
-        budget = max(in_tokens(self.budget, geometry.max_length), self.window)
-        ruled = geometry.ruled
-        caps = pyramid(budget, self.window, self.beta, len(ruled), geometry.max_length)
-        return SelectedLayer(
-            geometry, (caps[ruled.index(layer)],) * geometry.num_kv_heads,
-            self.window, Attended(self.kernel), self.decode_room,
-        )  # fmt: skip
+    def own_caps(self, layer: int, geometry: Geometry) -> tuple[int, ...]:
+        """Less with every layer, the sinks beside it."""
+        ruled, sinks = geometry.ruled, self.sinks
+        budget, longest = self.budget_tokens(geometry) - sinks, geometry.max_length - sinks
+        caps = pyramid(budget, self.window, self.beta, len(ruled), longest)
+        return (sinks + caps[ruled.index(layer)],) * geometry.num_kv_heads

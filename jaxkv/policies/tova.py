@@ -11,15 +11,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.attention import attend_one_mass
-from jaxkv.cache.slab import Slab, append, empty, gather_slots, pad_slots
+from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
 from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt, swept
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.draft import Draft
+from jaxkv.policies.packing import gathered, keep_best
 from jaxkv.policies.ring import within_windows
-from jaxkv.policies.scores import best_slots
-from jaxkv.policies.selected import keep_rows
 from jaxkv.typing import Queries, Rotation
 
 
@@ -57,6 +56,8 @@ class TOVA:
 class TOVALayer(WholePrompt):
     """One layer: `budget` tokens, and one slot that is free before every step."""
 
+    needs = ("mass",)
+
     geometry: Geometry
     budget: int
 
@@ -83,7 +84,7 @@ class TOVALayer(WholePrompt):
         """See `WholePrompt`."""
         g = self.geometry
         pos = jnp.broadcast_to(cache.pos, (g.batch_size, g.num_kv_heads, cache.slots))
-        return drafts.open_draft([dataclasses.replace(cache, pos=pos)], count, g, 1)
+        return drafts.open_draft([dataclasses.replace(cache, pos=pos)], count, g, self.needs, 1)
 
     def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
@@ -94,11 +95,15 @@ class TOVALayer(WholePrompt):
         """Keeps what the last query attends to most; a row that took no token keeps what it had."""
         slab, heads = draft.slab, self.geometry.num_kv_heads
         mean = jnp.mean(drafts.mass(draft, rope), axis=1, keepdims=True)
-        index, valid = best_slots(jnp.where(slab.pos[:, :1] >= 0, mean, -jnp.inf), self.budget)
-        every = (*index.shape[:1], heads, index.shape[-1])
-        kept = gather_slots(slab, jnp.broadcast_to(index, every), jnp.broadcast_to(valid, every))
-        kept = pad_slots(dataclasses.replace(kept, pos=kept.pos[:, :1]), 0, 1)
-        return keep_rows(draft.fed, kept, cache)
+        value = jnp.where(slab.pos[:, :1] >= 0, mean, -jnp.inf)
+
+        def pack(index: Array, kept: Array) -> Slab:
+            every = (*index.shape[:1], heads, index.shape[-1])
+            index, kept = (jnp.broadcast_to(x, every) for x in (index, kept))
+            packed = gathered(slab, index, kept, 1)
+            return dataclasses.replace(packed, pos=packed.pos[:, :1])
+
+        return keep_best(draft.fed, value, self.budget, None, pack, cache)
 
     def facts(self) -> Facts:
         """The budget; all heads choose together."""

@@ -47,7 +47,7 @@ POLICIES: dict[str, Callable[[int, Path], Policy]] = {
     "full": lambda layers, folder: Full(),
     "streaming": lambda layers, folder: StreamingLLM(4, 1020),
     "duo": lambda layers, folder: DuoAttention(pattern(GATES, layers, folder), 0.5, 64, 256),
-    "headkv": lambda layers, folder: HeadKV(pattern(SCORES, layers, folder), 1024),
+    "headkv": lambda layers, folder: HeadKV(1024, scores=pattern(SCORES, layers, folder)),
     "adakv": lambda layers, folder: AdaKV(1024),
     "recycled": lambda layers, folder: RecycledAttention(1024, 10),
 }
