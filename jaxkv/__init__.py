@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxkv.errors import InputError as InputError
     from jaxkv.generate.api import Generation as Generation
     from jaxkv.generate.api import generate as generate
+    from jaxkv.generate.compress import compress as compress
     from jaxkv.generate.saved import load_cache as load_cache
     from jaxkv.generate.saved import save_cache as save_cache
     from jaxkv.layer import prefill as prefill
@@ -64,6 +65,7 @@ _PLACES = {
     "convert.sources": "load",
     "errors": "InputError",
     "generate.api": "Generation generate",
+    "generate.compress": "compress",
     "generate.saved": "load_cache save_cache",
     "layer": "prefill step",
     "models.config": "ModelConfig",

@@ -77,6 +77,14 @@ def slice(store: T, begin: int, end: int, axis: int = SLOTS) -> T:
     return jax.tree.map(part, store)
 
 
+def heads(store: T, order: Sequence[int]) -> T:
+    """Some heads, or all of them in another order."""
+    if list(order) == list(range(num_heads(store))):
+        return store
+    at = jnp.asarray(order, jnp.int32)
+    return jax.tree.map(lambda x: jnp.take(x, at, axis=HEADS, mode="clip"), store)
+
+
 def pad(store: T, before: int, after: int, fill: int = 0) -> T:
     """With so many slots more."""
 

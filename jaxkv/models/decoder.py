@@ -225,9 +225,7 @@ def _whole_prompt(
         lengths = jnp.full((batch,), count, jnp.int32)
     padded = -(-count // size) * size
     x = jnp.pad(x, ((0, 0), (0, padded - count), (0, 0)))
-    constants = None
-    if "constants" in policy.needs:
-        constants = Constants(layer["wo"].reshape(config.num_heads, config.head_dim, width))
+    constants = constants_of(layer, config) if "constants" in policy.needs else None
 
     def body(index: Array, carry: tuple[Hidden, Any]) -> tuple[Residual, Any]:
         x, draft = carry
@@ -253,6 +251,11 @@ def _whole_prompt(
 
     x, cache = compiler.together(whole, (x, cache), chunks)
     return last_valid(x, lengths) if only_last else x[:, :count], cache
+
+
+def constants_of(layer: Params, config: ModelConfig) -> Constants:
+    """What policies may look at of a layer's parameters."""
+    return Constants(layer["wo"].reshape(config.num_heads, config.head_dim, config.hidden_size))
 
 
 def _block(

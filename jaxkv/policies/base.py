@@ -310,6 +310,41 @@ class WholePrompt(abc.ABC):
         return self.close(draft, cache, chunk.rope), out
 
 
+class FromFull(abc.ABC):
+    """A layer policy that can choose from a cache that kept everything.
+
+    Attributes:
+      last_queries: how many of the last queries it looks at.
+      query_moments: whether it looks at the moments of all.
+    """
+
+    @property
+    def last_queries(self) -> int:
+        """None, unless it says so."""
+        return 0
+
+    @property
+    def query_moments(self) -> bool:
+        """Not, unless it says so."""
+        return False
+
+    @abc.abstractmethod
+    def from_full(
+        self, empty: LayerCache, kept: Any, rope: Rotation | None, constants: Constants | None
+    ) -> LayerCache:
+        """The cache as it would be, had the layer read the prompt itself.
+
+        Args:
+          empty: a cache of this layer.
+          kept: everything: a `Slab`, or a `draft.Read`, which holds more.
+          rope: how the model scores in this layer.
+          constants: of the layer.
+
+        Raises:
+          InputError: the layer needs what was not kept.
+        """
+
+
 @runtime_checkable
 class Policy(Protocol):
     """A way to keep a small cache. Frozen and hashable; its fields are what users set."""

@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.attention import attend_slots
+from jaxkv.cache import store as stores
+from jaxkv.cache.exported import exportable
 from jaxkv.cache.slab import Slab, append_run, concat_heads, gather_slots, pad_slots
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, Constants, Geometry
+from jaxkv.policies.base import Chunk, Constants, Geometry, take_heads
+from jaxkv.policies.grouped import HeadOrder
 from jaxkv.policies.moments import Moments, joined, moments_of, no_moments
 from jaxkv.policies.scores import mass_of
 from jaxkv.typing import Hidden, Queries, Rotation
 
 
+@exportable
 @flax.struct.dataclass
 class Last:
     """The last W queries of a prompt.
@@ -74,6 +79,90 @@ class Draft:
         return jnp.where(first, jnp.minimum(end, count), self.slab.slots)
 
 
+@exportable
+@flax.struct.dataclass
+class Read:
+    """Everything of a stream, and what is known of its queries.
+
+    Attributes:
+      slab: slot p holds position p, P = 1.
+      last: the last queries, if any are remembered.
+      moments: of all queries, not rotated, if they are.
+    """
+
+    slab: Slab
+    last: Last | None
+    moments: Moments | None
+
+
+def note(
+    last: Last | None, moments: Moments | None, q: Queries, chunk: Chunk, at: Array, lse: Array
+) -> tuple[Last | None, Moments | None]:
+    """What is known of the queries after a chunk that was rotated to `at` as q."""
+    if last is not None:
+        last = _later(last, q, at, lse)
+    if moments is not None:
+        moments = joined(moments, moments_of(chunk.q, at >= 0))
+    return last, moments
+
+
+def of_full(
+    kept: Any, geometry: Geometry, order: HeadOrder | None, needs: Sequence[str], window: int,
+    constants: Constants | None,
+) -> Draft:  # fmt: skip
+    """The draft of a prompt that a full cache holds.
+
+    Args:
+      kept: a `Slab`, or a `Read`.
+      geometry: of the layer.
+      order: in which the draft has the heads; None is the model's.
+      needs: of `NEEDS`.
+      window: W, the last queries that "mass" is of.
+      constants: of the layer, in the order of the draft.
+
+    Raises:
+      InputError: what is needed was not kept.
+    """
+    read = kept if isinstance(kept, Read) else Read(kept, None, None)
+    if "hidden" in needs:
+        raise InputError("hidden states are gone when a prompt has been read; generate with it")
+    if "mass" in needs and (read.last is None or read.last.q.shape[1] < window):
+        held = 0 if read.last is None else read.last.q.shape[1]
+        raise InputError(
+            f"the last {window} queries are needed, and the cache kept {held}; read the prompt "
+            f"under Full(queries={window})"
+        )
+    if "moments" in needs and read.moments is None:
+        raise InputError(
+            "moments of the queries are needed, and the cache kept none; read the prompt under "
+            "Full(moments=True)"
+        )
+    slab = read.slab
+    keys = tuple(range(geometry.num_kv_heads)) if order is None else order.keys
+    queries = tuple(range(geometry.num_heads)) if order is None else order.queries
+    k, v = stores.heads((slab.k, slab.v), keys)
+    pos = jnp.broadcast_to(slab.pos, (slab.pos.shape[0], len(keys), slab.slots))
+    draft = Draft(Slab(k, v, pos, slab.seen), jnp.zeros_like(slab.seen))
+    if "mass" in needs and read.last is not None:
+        q, q_pos, lse = (x[:, -window:] for x in (read.last.q, read.last.q_pos, read.last.lse))
+        at = jnp.asarray(queries, jnp.int32)
+        last = Last(take_heads(q, queries), q_pos, lse[:, :, at])
+        draft = dataclasses.replace(draft, last=last)
+    if "moments" in needs and read.moments is not None:
+        draft = dataclasses.replace(draft, moments=read.moments.heads(queries))
+    return dataclasses.replace(draft, constants=constants if "constants" in needs else None)
+
+
+def last_of(geometry: Geometry, window: int) -> Last:
+    """No queries yet, of the `window` that are to be remembered."""
+    batch, heads, dim = geometry.batch_size, geometry.num_heads, geometry.head_dim
+    return Last(
+        q=jnp.zeros((batch, window, heads, dim), geometry.dtype),
+        q_pos=jnp.full((batch, window), -1, jnp.int32),
+        lse=jnp.full((batch, window, heads), -jnp.inf, jnp.float32),
+    )
+
+
 def open_draft(
     parts: Sequence[Slab], count: int, geometry: Geometry, needs: Sequence[str], window: int = 0
 ) -> Draft:
@@ -90,16 +179,11 @@ def open_draft(
     # With room for the prompt before what was kept, and up to the largest part after it.
     slab = concat_heads([pad_slots(part, count, most - part.slots) for part in parts])
     draft = Draft(slab, began=slab.seen)
-    batch, heads, dim = slab.seen.shape[0], geometry.num_heads, geometry.head_dim
     if "mass" in needs:
-        last = Last(
-            q=jnp.zeros((batch, window, heads, dim), geometry.dtype),
-            q_pos=jnp.full((batch, window), -1, jnp.int32),
-            lse=jnp.full((batch, window, heads), -jnp.inf, jnp.float32),
-        )
-        draft = dataclasses.replace(draft, last=last)
+        draft = dataclasses.replace(draft, last=last_of(geometry, window))
     if "moments" in needs:
-        draft = dataclasses.replace(draft, moments=no_moments(batch, heads, dim))
+        none = no_moments(geometry.batch_size, geometry.num_heads, geometry.head_dim)
+        draft = dataclasses.replace(draft, moments=none)
     return draft
 
 
@@ -147,11 +231,8 @@ def feed(draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Q
     used = draft.used(start + chunk.count, count)
     out, lse = attend_slots(q, slab.k, slab.v, at, slab.pos, chunk.rope, num_slots=used)
     draft = dataclasses.replace(draft, slab=slab)
-    if draft.last is not None:
-        draft = dataclasses.replace(draft, last=_later(draft.last, q, at, lse))
-    if draft.moments is not None:
-        moments = joined(draft.moments, moments_of(chunk.q, at >= 0))
-        draft = dataclasses.replace(draft, moments=moments)
+    last, moments = note(draft.last, draft.moments, q, chunk, at, lse)
+    draft = dataclasses.replace(draft, last=last, moments=moments)
     if draft.hidden is not None:
         assert chunk.hidden is not None, "room was made for hidden states"
         # Padding may hold anything.

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 
 from jaxkv.attention import attend_one, attend_slots
 from jaxkv.cache.slab import Slab, append, empty
-from jaxkv.policies.base import Chunk, Facts, Geometry
+from jaxkv.errors import InputError
+from jaxkv.policies.base import Chunk, Constants, Facts, FromFull, Geometry
+from jaxkv.policies.draft import Read, last_of, note
+from jaxkv.policies.moments import no_moments
 from jaxkv.policies.ring import RingLayer, of_window
-from jaxkv.typing import Queries
+from jaxkv.typing import Queries, Rotation
 
 
 @jax.tree_util.register_static
@@ -21,39 +24,75 @@ from jaxkv.typing import Queries
 class Full:
     """The whole context in the cache.
 
+    Attributes:
+      queries: last queries that are kept too, which `jaxkv.compress` to most methods looks at.
+      moments: whether mean and covariance of all queries are kept too, for others.
+
     Memory: `max_length` tokens per KV head, allocated at the start. A token past it makes its
     row's output NaN rather than plausible.
     """
+
+    queries: int = 0
+    moments: bool = False
+
+    def __post_init__(self) -> None:
+        if self.queries < 0:
+            raise InputError(f"queries is {self.queries}; it must be at least 0")
 
     def at(self, layer: int, geometry: Geometry) -> FullLayer | RingLayer:
         """The same for every layer, but for those that do not see everything themselves."""
         if window := geometry.windows[layer] if geometry.windows else 0:
             return of_window(min(window, geometry.max_length), geometry)
-        return FullLayer(geometry)
+        return FullLayer(geometry, self.queries, self.moments)
 
 
 @dataclasses.dataclass(frozen=True)
-class FullLayer:
-    """One layer of `Full`: the token at position p is in slot p."""
+class FullLayer(FromFull):
+    """One layer of `Full`: the token at position p is in slot p.
+
+    Its cache is a `Slab`, or a `Read` where something is kept of the queries.
+    """
 
     geometry: Geometry
+    queries: int = 0
+    moments: bool = False
 
-    def init(self) -> Slab:
+    def init(self) -> Slab | Read:
         """An empty slab of `max_length` slots."""
         g = self.geometry
-        return empty(g.batch_size, g.num_kv_heads, g.max_length, g.head_dim, g.dtype)
+        slab = empty(g.batch_size, g.num_kv_heads, g.max_length, g.head_dim, g.dtype)
+        if not (self.queries or self.moments):
+            return slab
+        last = last_of(g, self.queries) if self.queries else None
+        shape = g.batch_size, g.num_heads, g.head_dim
+        return Read(slab, last, no_moments(*shape) if self.moments else None)
 
-    def take(self, cache: Slab, chunk: Chunk) -> tuple[Slab, Queries]:
+    def take(self, cache: Slab | Read, chunk: Chunk) -> tuple[Slab | Read, Queries]:
         """Writes the chunk, then attends: of a prompt over the slots in use, else over all."""
-        at = chunk.positions(cache)
+        slab = cache.slab if isinstance(cache, Read) else cache
+        at = chunk.positions(slab)
         q, k = chunk.rotated(at)
-        cache = append(cache, k, chunk.v, at, at, consecutive=True)
-        keys = cache.k, cache.v, at, cache.pos, chunk.rope
+        slab = append(slab, k, chunk.v, at, at, consecutive=True)
+        keys = slab.k, slab.v, at, slab.pos, chunk.rope
         if chunk.decoding:
-            out, _ = attend_one(q, *keys)
+            out, lse = attend_one(q, *keys)
         else:
-            out, _ = attend_slots(q, *keys, num_slots=jnp.max(cache.seen))
-        return cache, poison(out, at, cache.slots)
+            out, lse = attend_slots(q, *keys, num_slots=jnp.max(slab.seen))
+        out = poison(out, at, slab.slots)
+        if not isinstance(cache, Read):
+            return slab, out
+        return Read(slab, *note(cache.last, cache.moments, q, chunk, at, lse)), out
+
+    def from_full(
+        self, empty: Slab | Read, kept: Slab | Read, rope: Rotation | None,
+        constants: Constants | None,
+    ) -> Slab | Read:  # fmt: skip
+        """All of it."""
+        del rope, constants
+        slab = kept.slab if isinstance(kept, Read) else kept
+        if not isinstance(empty, Read):
+            return slab
+        raise InputError("what is known of queries is kept while a prompt is read, or not at all")
 
     def facts(self) -> Facts:
         """Everything."""

@@ -6,17 +6,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
+from jaxkv.cache import store as stores
 from jaxkv.cache.grouped import Grouped
+from jaxkv.cache.slab import Slab
 from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, Facts, Geometry, LayerPolicy, take_heads
-from jaxkv.typing import Queries
+from jaxkv.policies.base import (
+    Chunk,
+    Constants,
+    Facts,
+    FromFull,
+    Geometry,
+    LayerPolicy,
+    take_heads,
+)
+from jaxkv.typing import Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadGroups:
+class HeadGroups(FromFull):
     """Gives each group of KV heads, and the query heads that read them, its own layer policy.
 
     The new q, k and v are brought to the groups' order, and the outputs back; a cache is never
@@ -68,6 +79,20 @@ class HeadGroups:
             begin = end
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
         return Grouped(tuple(slabs), cache.heads), take_heads(out, order.undo)
+
+    def from_full(
+        self, empty: Grouped, kept: Any, rope: Rotation | None, constants: Constants | None
+    ) -> Grouped:
+        """Each group chooses from its heads."""
+        slab = kept if isinstance(kept, Slab) else kept.slab
+        slabs = []
+        for (heads, layer), none in zip(self._parts(), empty.slabs, strict=True):
+            if not isinstance(layer, FromFull):
+                raise InputError(f"{type(layer).__name__} cannot choose from a full cache")
+            k, v = stores.heads((slab.k, slab.v), heads)
+            mine = dataclasses.replace(slab, k=k, v=v)
+            slabs.append(layer.from_full(none, mine, rope, constants))
+        return Grouped(tuple(slabs), empty.heads)
 
     def facts(self) -> Facts:
         """What the groups say, and what each head keeps in the model's order of heads."""

@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.cache.exported import exportable
 from jaxkv.typing import Queries
 from pallas_kernels.precision import einsum
 
 
+@exportable
 @flax.struct.dataclass
 class Moments:
     """What is known of the vectors of each head so far.
@@ -28,6 +32,11 @@ class Moments:
     count: Array
     mean: Array
     spread: Array
+
+    def heads(self, order: Sequence[int]) -> Moments:
+        """Of some heads."""
+        at = jnp.asarray(order, jnp.int32)
+        return Moments(self.count, self.mean[:, at], self.spread[:, at])
 
     @property
     def covariance(self) -> Array:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxkv.cache.exported import exportable
 from jaxkv.cache.pool import Pool, as_slab, empty_pool, fill
 from jaxkv.cache.slab import Slab, append, append_slots, concat_slots, empty
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Chunk, Constants, Facts, Geometry, WholePrompt
+from jaxkv.policies.base import Chunk, Constants, Facts, FromFull, Geometry, WholePrompt
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.packing import keep_best
 from jaxkv.policies.prompt import Prompt, Scorer, scores_of, sinks_first
@@ -38,7 +39,7 @@ class Pooled:
 
 
 @dataclasses.dataclass(frozen=True)
-class PooledLayer(WholePrompt):
+class PooledLayer(WholePrompt, FromFull):
     """Chooses from a whole prompt, as `SelectedLayer` does, but with budgets that are traced.
 
     The best tokens of all KV heads of the layer compete for its budget (Ada-KV, arXiv 2407.11550),
@@ -135,6 +136,23 @@ class PooledLayer(WholePrompt):
 
         # A head may win the budget of all.
         return keep_best(draft.fed, order, max(1, heads * self.cap), caps, pack, cache)
+
+    @property
+    def last_queries(self) -> int:
+        """Those of its window, where it asks for their attention."""
+        return self.window if "mass" in self.needs else 0
+
+    @property
+    def query_moments(self) -> bool:
+        """Where it asks for them."""
+        return "moments" in self.needs
+
+    def from_full(
+        self, empty: Pooled, kept: Any, rope: Rotation | None, constants: Constants | None
+    ) -> Pooled:
+        """See `FromFull`."""
+        draft = drafts.of_full(kept, self.geometry, None, self.needs, self.window, constants)
+        return self.close(draft, empty, rope)
 
     def facts(self) -> Facts:
         """As many on average; a head may have more and another less."""

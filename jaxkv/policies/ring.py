@@ -12,14 +12,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxkv.attention import attend_chunk, attend_one, attend_slots
-from jaxkv.cache.slab import Slab, append, empty, slice_slots
-from jaxkv.policies.base import Chunk, Facts, Geometry, rotate
+from jaxkv.cache.slab import Slab, append, append_slots, empty, slice_slots
+from jaxkv.policies.base import Chunk, Constants, Facts, FromFull, Geometry, rotate
+from jaxkv.policies.draft import Read
 from jaxkv.softmax import merge
 from jaxkv.typing import NewKeys, Positions, Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)
-class RingLayer:
+class RingLayer(FromFull):
     """Sinks in slots [0, sinks), then a ring of window + 1 slots that is written before attending.
 
     With `window` slots the oldest token would be gone one step early: its slot is the new one's.
@@ -105,6 +106,18 @@ class RingLayer:
             window=self.window, sinks=self.sinks, q_sink=sink_q if self.in_cache else None,
         )  # fmt: skip
         return out
+
+    def from_full(
+        self, empty: Slab, kept: Slab | Read, rope: Rotation | None, constants: Constants | None
+    ) -> Slab:
+        """The sinks, and the end, each where it would have been written."""
+        del rope, constants
+        slab = kept.slab if isinstance(kept, Read) else kept
+        at, ring = slab.pos[:, 0], self.window + 1
+        slots = jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)
+        stays = (at < self.sinks) | (at >= slab.seen[:, None] - ring)
+        slots = jnp.where(stays & (at >= 0), slots, empty.slots)
+        return append_slots(empty, slab, slots)
 
     def facts(self) -> Facts:
         """The sinks and the window. Sinks at their absolute distance may be any distance away."""

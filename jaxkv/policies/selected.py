@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -13,7 +14,15 @@ from jaxkv.attention import attend_one
 from jaxkv.cache.grouped import Grouped
 from jaxkv.cache.slab import Slab, append, append_slots, empty, slice_heads
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Chunk, Constants, Facts, Geometry, WholePrompt, take_heads
+from jaxkv.policies.base import (
+    Chunk,
+    Constants,
+    Facts,
+    FromFull,
+    Geometry,
+    WholePrompt,
+    take_heads,
+)
 from jaxkv.policies.budgets import round_up, split_heads
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.grouped import HeadGroups, HeadOrder, head_order, part
@@ -90,7 +99,7 @@ class PrefixRing:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectedLayer(WholePrompt):
+class SelectedLayer(WholePrompt, FromFull):
     """Keeps, of each KV head, the `caps[head]` best tokens of the prompt and its last `window`.
 
     A later prompt (the next turn of a chat) attends to all that is kept and to itself, then it is
@@ -152,6 +161,24 @@ class SelectedLayer(WholePrompt):
             slabs.append(group.keep(draft.fed, mine, scores[:, begin:end], last, old))
             begin = end
         return Grouped(tuple(slabs), cache.heads)
+
+    @property
+    def last_queries(self) -> int:
+        """Those of its window, where it asks for their attention."""
+        return self.window if "mass" in self.needs else 0
+
+    @property
+    def query_moments(self) -> bool:
+        """Where it asks for them."""
+        return "moments" in self.needs
+
+    def from_full(
+        self, empty: Grouped, kept: Any, rope: Rotation | None, constants: Constants | None
+    ) -> Grouped:
+        """See `FromFull`."""
+        mine = None if constants is None else constants.heads(self._order.queries)
+        draft = drafts.of_full(kept, self.geometry, self._order, self.needs, self.window, mine)
+        return self.close(draft, empty, rope)
 
     def facts(self) -> Facts:
         """What each head keeps, in the model's order of heads."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxkv.attention import attend_one_mass
 from jaxkv.cache.slab import Slab, append, empty
 from jaxkv.errors import InputError
 from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt, swept
+from jaxkv.policies.base import Chunk, Constants, Facts, FromFull, Geometry, WholePrompt, swept
 from jaxkv.policies.budgets import in_tokens
 from jaxkv.policies.draft import Draft
 from jaxkv.policies.packing import gathered, keep_best
@@ -53,7 +54,7 @@ class TOVA:
 
 
 @dataclasses.dataclass(frozen=True)
-class TOVALayer(WholePrompt):
+class TOVALayer(WholePrompt, FromFull):
     """One layer: `budget` tokens, and one slot that is free before every step."""
 
     needs = ("mass",)
@@ -104,6 +105,18 @@ class TOVALayer(WholePrompt):
             return dataclasses.replace(packed, pos=packed.pos[:, :1])
 
         return keep_best(draft.fed, value, self.budget, None, pack, cache)
+
+    @property
+    def last_queries(self) -> int:
+        """The last."""
+        return 1
+
+    def from_full(
+        self, empty: Slab, kept: Any, rope: Rotation | None, constants: Constants | None
+    ) -> Slab:
+        """See `FromFull`."""
+        draft = drafts.of_full(kept, self.geometry, None, self.needs, 1, constants)
+        return self.close(draft, empty, rope)
 
     def facts(self) -> Facts:
         """The budget; all heads choose together."""
