@@ -136,6 +136,27 @@ MUTATIONS = [
         ),
     ),
     Mutation(
+        "the queries of padding count in the moments",
+        "tests/test_evidence.py::test_evidence_is_that_of_the_whole_prompt[16-even]",
+        (("jaxkv/policies/draft.py", "chunk.q, at >= 0)", "chunk.q, at >= -1)"),),
+    ),
+    Mutation(
+        "sinks compete for what a pool deals out",
+        "tests/test_allocations.py::test_sinks_are_in_every_head_and_the_pool_suffices[11-0.0]",
+        (
+            (
+                "jaxkv/policies/pooled.py",
+                "self._caps(jnp.where(first, -jnp.inf, scores))",
+                "self._caps(order)",
+            ),
+        ),
+    ),
+    Mutation(
+        "a head's share is that of the next table, whatever lies between",
+        "tests/test_allocations.py::test_what_is_kept_is_the_formulas[snapkv-table]",
+        (("jaxkv/policies/shares.py", "(at - low) * (tables[high]", "(tables[high]"),),
+    ),
+    Mutation(
         "a shape is not what its annotation says",
         "tests/test_grouped.py::test_every_head_is_as_it_would_be_alone",
         (("jaxkv/typing.py", 'Lengths = Int[Array, "B"]', 'Lengths = Int[Array, "B T"]'),),

@@ -19,6 +19,7 @@ from test_selected import Oracle, positions_held, rotated
 
 import jaxkv
 from jaxkv import AdaKV, HeadKV, PyramidKV, Rope, SnapKV
+from jaxkv.eval.__main__ import main as evaluate
 from jaxkv.layer import prefill
 from jaxkv.policies.scored import ScoredPolicy
 from jaxkv.policies.shares import save_shares
@@ -151,6 +152,26 @@ def test_ada_is_a_policy_of_its_own_and_a_setting() -> None:
     assert SnapKV(11, kernel=3, window=3, decode_room=4, allocation="ada") == set_so
     with pytest.raises(TypeError, match="positional"):
         SnapKV(11, 3)
+
+
+def test_flags_and_files_say_the_same(tmp_path, capsys) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "policy: {name: snapkv, allocation: ada, budget: 50, sinks: 2, floor: 0.5}"
+    )
+    words = ["heads", "--model", "tiny-random", "--json", "--length", "200"]
+    flags = {"allocation": "ada", "budget": "50", "sinks": "2", "floor": "0.5"}
+    typed = [word for name, value in flags.items() for word in (f"--policy.{name}", value)]
+    told = []
+    for more in (
+        ["--config", str(tmp_path / "a.yaml")],
+        ["--policy", "snapkv", *typed],
+        ["--policy", "snapkv:allocation=ada:budget=50:sinks=2:floor=0.5"],
+    ):
+        evaluate([*words, *more])
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0] == told[1] == told[2]
+    assert told[0]["policy"].items() >= {"allocation": "ada", "floor": 0.5, "table": None}.items()
+    assert told[0]["kept_tokens"] == [[50 + 128] * 2] * 3
 
 
 def test_a_model_generates_by_a_table(tmp_path) -> None:

@@ -18,7 +18,6 @@ from jaxkv.cache.pool import Pool
 from jaxkv.cache.slab import Slab
 from jaxkv.convert import toy
 from jaxkv.errors import InputError
-from jaxkv.policies.base import FromFull
 from jaxkv.policies.plan import plan
 
 READ = jaxkv.Full(queries=8, moments=True)
@@ -28,8 +27,7 @@ run = jax.jit(jaxkv.forward)
 CHOOSING = [
     name for name, case in CASES.items()
     if not isinstance(case.policy, jaxkv.SlidingRecompute)
-    and all(isinstance(layer, FromFull) for layer in plan(case.policy, toys.geometry()).layers)
-    and name != "own-outputs"  # which looks at hidden states
+    and plan(case.policy, toys.geometry()).chooses
 ]  # fmt: skip
 
 
@@ -107,11 +105,11 @@ def test_what_cannot_be_chosen_afterwards_is_said(model) -> None:
         jaxkv.compress(model, plain, snapkv)
     with pytest.raises(InputError, match="'h2o' cannot choose from a full cache; it must read"):
         jaxkv.compress(model, plain, jaxkv.H2O(8))
-    with pytest.raises(InputError, match="hidden states are gone when a prompt has been read"):
+    with pytest.raises(InputError, match="cannot choose from a full cache; it must"):
         jaxkv.compress(model, read(READ), CASES["own-outputs"].policy)
     with pytest.raises(InputError, match="made for another policy than Full"):
         jaxkv.compress(model, read(jaxkv.Window(9)), jaxkv.TOVA(8))
-    with pytest.raises(InputError, match="kept while a prompt is read, or not at all"):
+    with pytest.raises(InputError, match="'full' cannot choose from a full cache; it must read"):
         jaxkv.compress(model, plain, jaxkv.Full(queries=4))
     with pytest.raises(InputError, match="queries is -1"):
         jaxkv.Full(queries=-1)

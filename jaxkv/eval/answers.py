@@ -13,6 +13,7 @@ from jaxkv.arguments import check_positive
 from jaxkv.cache.accounting import bytes_read, kept_tokens
 from jaxkv.convert.model import Model
 from jaxkv.convert.table import Progress
+from jaxkv.eval.contexts import Contexts
 from jaxkv.eval.journal import key_of
 from jaxkv.eval.metrics import Metric, contained
 from jaxkv.eval.plot import bars, heat_maps, kept_maps, trade_off
@@ -63,10 +64,12 @@ class Manner:
     Attributes:
       query_aware: whether the question is seen before anything is evicted.
       batch_size: rows at once.
+      each_reads: whether every policy reads the contexts itself, although one prefill would do.
     """
 
     query_aware: bool
     batch_size: int
+    each_reads: bool = False
 
 
 def pieces(model: Model, row: Row) -> tuple[list[int], list[int]]:
@@ -162,17 +165,21 @@ def evaluate_rows(
 ) -> Iterator[Result]:
     """Puts the rows to the model under each policy; `overall` makes the score of the rows'."""
     prompts = [pieces(model, row) for row in rows]
+    alone = manner.query_aware or manner.each_reads
+    contexts = Contexts.of(model, () if alone else common.policies)
     for policy in common.policies:
         what = f"{task} {policy_label(policy)}"
 
         def draw(done: int, total: int, what: str = what) -> None:
             progress(what, done, total)
 
-        found = answer_rows(model, common, policy, manner, rows, prompts, draw)
+        found = answer_rows(model, common, policy, manner, rows, prompts, draw, contexts)
         scores = [
             row.metric(text, row.answers) for text, row in zip(found.texts, rows, strict=True)
         ]
         details: dict[str, Any] = {"query_aware": manner.query_aware, **found.figures()}
+        if policy in contexts.serves:
+            details["shared_prefill"] = True
         if table := cells(rows, scores):
             details["cells"] = table
         yield Result(
@@ -220,12 +227,15 @@ def answer_rows(
     rows: Sequence[Row],
     prompts: Sequence[tuple[list[int], list[int]]],
     progress: Callable[[int, int], None],
+    contexts: Contexts | None = None,
 ) -> Answers:
     """Answers rows in batches.
 
-    Every batch starts from an empty cache of the same shape, so all of them share two programs.
+    Every batch starts from an empty cache of the same shape, so all of them share two programs; or
+    from what the policy chooses of `contexts`, if it is one of those that they serve.
     Rows of similar length go together. A batch that is in the journal is not run again.
     """
+    shared = contexts if contexts and policy in contexts.serves else None
     longest = max(len(first) + len(rest) for first, rest in prompts)
     most_new = max(row.max_new_tokens for row in rows)
     settings = Settings(
@@ -247,12 +257,15 @@ def answer_rows(
         asked = [prompts[i] for i in batch]
         # A last batch that is short is filled up: another shape would be another program.
         asked += asked[-1:] * (size - len(batch))
-        key = key_of(common.model, common.dtype, mine, manner.query_aware, longest, asked)
+        how = manner.query_aware, shared is not None
+        key = key_of(common.model, common.dtype, mine, how, longest, asked)
         done = common.journal.get(key)
-        if done is None:
+        if done is None and shared:
+            done = _answer_shared(shared, mine, asked, len(batch) - 1)
+        elif done is None:
             session = Session.begin(model, mine, size, longest)
-            done = _answer_batch(session, manner.query_aware, asked, len(batch) - 1)
-            common.journal.put(key, done)
+            done = _answer_batch(session, _parts(asked, manner.query_aware), len(batch) - 1)
+        common.journal.put(key, done)
         for i, ids in zip(batch, done["token_ids"], strict=False):
             texts[i] = model.tokenizer.decode(ids[: rows[i].max_new_tokens])
         batches.append(done)
@@ -269,19 +282,36 @@ def answer_rows(
     )
 
 
-def _answer_batch(
-    session: Session, query_aware: bool, prompts: list[tuple[list[int], list[int]]], longest: int
+def _parts(prompts: list[tuple[list[int], list[int]]], query_aware: bool) -> list[list[list[int]]]:
+    """What is fed after one another, each of all rows."""
+    if query_aware:
+        return [[[*first, *rest] for first, rest in prompts]]
+    return [[prompt[part] for prompt in prompts] for part in (0, 1)]
+
+
+def _answer_shared(
+    contexts: Contexts, settings: Settings, prompts: list[tuple[list[int], list[int]]], longest: int
 ) -> dict[str, Any]:
-    """Answers to prompts in two parts, and what they took, as plain data.
+    """As `_answer_batch`, of contexts that are read once for several policies."""
+    first, rest = _parts(prompts, query_aware=False)
+    reading = contexts.read(key_of(first, settings.max_length, settings.kv_dtype), settings, first)
+    state, seconds = contexts.choose(reading, settings.policy, settings.seed)
+    most = max(map(len, rest))
+    session = Session.begin(contexts.model, settings, len(prompts), most, state)
+    done = _answer_batch(session, [rest], longest)
+    peak = max(done["cache"]["peak_bytes"], reading.peak_bytes)
+    taken = done["prefill_s"] + reading.seconds + seconds
+    return done | {"prefill_s": taken, "cache": done["cache"] | {"peak_bytes": peak}}
+
+
+def _answer_batch(session: Session, parts: list[list[list[int]]], longest: int) -> dict[str, Any]:
+    """Answers to prompts that come in parts, and what they took, as plain data.
 
     `longest` is the row whose cache is reported.
     """
-    if query_aware:
-        session.feed([[*first, *rest] for first, rest in prompts])
-    else:
-        for part in (0, 1):
-            session.feed([prompt[part] for prompt in prompts])
-    generation = answer(session, [sum(map(len, prompt)) for prompt in prompts])
+    for part in parts:
+        session.feed(part)
+    generation = answer(session, [sum(map(len, row)) for row in zip(*parts, strict=True)])
     made, cache = session.made, generation.state.cache
     peak = max(made.prefill.peak_bytes, made.decode.peak_bytes)
     return {
@@ -323,9 +353,16 @@ def add_manner(add: Callable[..., Any]) -> None:
         help="the question is read with the context, before anything is evicted",
     )
     add("--batch-size", type=int, default=1, metavar="N", help="rows at once (default: 1)")
+    add(
+        "--each-reads",
+        action="store_true",
+        help="every policy reads the contexts itself. By default one prefill, with everything kept, "
+        "serves all of the list that choose after a prompt; scores are the same, peak memory is then "
+        "that of the full cache",
+    )
 
 
 def check_manner(given: argparse.Namespace) -> Manner:
     """The flags of `Manner`, checked."""
     check_positive(given, "batch_size")
-    return Manner(given.query_aware, given.batch_size)
+    return Manner(given.query_aware, given.batch_size, given.each_reads)

@@ -13,7 +13,7 @@ from jaxkv.cache.accounting import nbytes
 from jaxkv.generate.recompute import Remembered
 from jaxkv.generate.running import running
 from jaxkv.policies.base import Cache, Policy
-from jaxkv.policies.registry import describe
+from jaxkv.policies.registry import describe, usual_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,13 @@ def from_json(value: Mapping[str, Any]) -> Result:
 
 
 def label(policy: Mapping[str, Any]) -> str:
-    """A described policy in one line, such as "streaming sinks=4 window=1020"."""
-    fields = [f"{name}={value}" for name, value in policy.items() if name != "name"]
+    """A described policy in one line, such as "streaming sinks=4 window=1020".
+
+    Settings that are given by name alone are left out where they are the default.
+    """
+    usual = usual_settings(policy["name"])
+    told = {name: value for name, value in policy.items() if name != "name"}
+    fields = [f"{x}={told[x]}" for x in told if x not in usual or told[x] != usual[x]]
     return " ".join([policy["name"], *fields])
 
 

@@ -43,12 +43,11 @@ def compress(model: Model, cache: Cache, policy: Policy) -> Cache:
     """
     plan(_read_under(cache), cache.geometry).check(cache.layers)
     planned = plan(policy, cache.geometry)
-    for layer in planned.layers:
-        if not isinstance(layer, FromFull):
-            raise InputError(
-                f"policy {describe(policy)['name']!r} cannot choose from a full cache; it must "
-                "read the prompt itself"
-            )
+    if not planned.chooses:
+        raise InputError(
+            f"policy {describe(policy)['name']!r} cannot choose from a full cache; it must read "
+            "the prompt itself"
+        )
     empty = planned.init()
     statics = (("config", model.config), ("policy", policy))
     program = _compile(Signature.of((model.params, empty, cache)), statics)

@@ -314,9 +314,15 @@ class FromFull(abc.ABC):
     """A layer policy that can choose from a cache that kept everything.
 
     Attributes:
+      afterwards: whether it can; what it looks at may be gone by then.
       last_queries: how many of the last queries it looks at.
       query_moments: whether it looks at the moments of all.
     """
+
+    @property
+    def afterwards(self) -> bool:
+        """It can, unless it says so."""
+        return True
 
     @property
     def last_queries(self) -> int:

@@ -20,6 +20,7 @@ from jaxkv.policies.base import (
     Cache,
     Chunk,
     Facts,
+    FromFull,
     Geometry,
     LayerCache,
     LayerPolicy,
@@ -71,6 +72,18 @@ class Plan:
     def whole_prompt(self) -> bool:
         """Whether a prompt must come in one call, because a layer chooses after it."""
         return any(isinstance(layer, WholePrompt) for layer in self.layers)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it can choose from a cache that kept everything."""
+        return all(isinstance(layer, FromFull) and layer.afterwards for layer in self.layers)
+
+    @property
+    def looks_at(self) -> tuple[int, bool]:
+        """What it must know of the queries then: how many of the last, and the moments of all."""
+        choosing = [layer for layer in self.layers if isinstance(layer, FromFull)]
+        last = max((layer.last_queries for layer in choosing), default=0)
+        return last, any(layer.query_moments for layer in choosing)
 
     @property
     def far(self) -> bool:

@@ -138,6 +138,11 @@ class PooledLayer(WholePrompt, FromFull):
         return keep_best(draft.fed, order, max(1, heads * self.cap), caps, pack, cache)
 
     @property
+    def afterwards(self) -> bool:
+        """Unless it asks for hidden states."""
+        return "hidden" not in self.needs
+
+    @property
     def last_queries(self) -> int:
         """Those of its window, where it asks for their attention."""
         return self.window if "mass" in self.needs else 0

@@ -150,6 +150,13 @@ def fields_of(name: str) -> list[str]:
         return []
 
 
+def usual_settings(name: str) -> dict[str, Any]:
+    """Defaults of the settings that are given by name alone; none if there is no such policy."""
+    cls = POLICIES.get(name) or _REGISTERED.get(name)
+    fields = () if cls is None else dataclasses.fields(cls)
+    return {field.name: field.default for field in fields if field.kw_only}
+
+
 def make_policy(name: str, fields: Mapping[str, Any] | None = None) -> Policy:
     """A policy from its name and settings.
 

@@ -163,6 +163,11 @@ class SelectedLayer(WholePrompt, FromFull):
         return Grouped(tuple(slabs), cache.heads)
 
     @property
+    def afterwards(self) -> bool:
+        """Unless it asks for hidden states."""
+        return "hidden" not in self.needs
+
+    @property
     def last_queries(self) -> int:
         """Those of its window, where it asks for their attention."""
         return self.window if "mass" in self.needs else 0

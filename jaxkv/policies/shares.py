@@ -9,7 +9,8 @@ One JSON object:
 
 `model` is `ModelConfig.identity`, or empty for any model of this shape. `ratios` are shares of a
 prompt that are kept, rising. For each there are shares of the mean budget, a list of a layer's KV
-heads for each layer; their mean over the model is 1.
+heads for each layer; their mean over the model is 1. What is dealt out by them is the budget less
+the sinks and the window, which every head keeps.
 """
 
 from __future__ import annotations
