@@ -16,6 +16,7 @@ import jaxkv
 from jaxkv.errors import InputError
 from jaxkv.eval import answers
 from jaxkv.eval.__main__ import main
+from jaxkv.eval.contexts import Contexts
 from jaxkv.eval.journal import Journal, append_line, json_lines, key_of, plain
 from jaxkv.eval.metrics import contained
 from jaxkv.generate.loop import compilations
@@ -79,6 +80,29 @@ def test_points_are_added_and_never_run_again(sweep, counted, tmp_path) -> None:
     sweep("--budgets", "8,12", "--batch-size", "3", "--seed", "1")
     assert counted[0] == 12 and len(list(json_lines(tmp_path / "points.jsonl"))) == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["points.jsonl", "rows.jsonl"]
+
+
+@pytest.mark.slow
+def test_one_prefill_serves_all_that_choose_after_it(sweep, monkeypatch) -> None:
+    """With the answers and the tokens that each policy has when it reads the contexts itself."""
+    read, real = [], Contexts.read
+
+    def reading(self, key, *rest):
+        read.append((key, key in self.held))
+        return real(self, key, *rest)
+
+    monkeypatch.setattr(Contexts, "read", reading)
+    policies = "full,tova:budget=8,snapkv:budget=12:window=4:decode_room=8,h2o:budget=8"
+    together = sweep("--policy", policies)
+    assert [row.get("shared_prefill", False) for row in together] == [False, True, True, False]
+    assert [held for _, held in read] == [False] * 3 + [True] * 3 and len(set(read)) == 6
+    alone = sweep("--policy", policies, "--each-reads", out="alone.jsonl")
+    assert len(read) == 6 and not any("shared_prefill" in row for row in alone)
+    for mine, theirs in zip(together, alone, strict=True):
+        for name in ("policy", "score", "by", "kept_tokens", "bytes_read_per_token"):
+            assert mine[name] == theirs[name]
+        sizes = [row["cache"]["physical_bytes"] for row in (mine, theirs)]
+        assert sizes[0] == sizes[1]
 
 
 @pytest.mark.slow

@@ -356,9 +356,9 @@ def add_manner(add: Callable[..., Any]) -> None:
     add(
         "--each-reads",
         action="store_true",
-        help="every policy reads the contexts itself. By default one prefill, with everything kept, "
-        "serves all of the list that choose after a prompt; scores are the same, peak memory is then "
-        "that of the full cache",
+        help="every policy reads the contexts itself. By default one prefill, with everything "
+        "kept, serves all of the list that choose after a prompt: scores are the same, and peak "
+        "memory is that of the full cache",
     )
 
 
