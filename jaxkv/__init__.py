@@ -1,6 +1,20 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Long-context inference in JAX with KV caches that stay small."""
+"""Long-context inference in JAX with KV caches that stay small.
+
+A policy says what is kept, a cache is a pytree of static shape, a step is one compiled program.
+
+    import jaxkv
+
+    model = jaxkv.load("smollm2-135m-instruct")
+    policy = jaxkv.SnapKV(budget=256)
+    out = jaxkv.generate(model, "A long text ...", policy=policy, max_new_tokens=64)
+    print(out.texts[0], out.stats["cache"]["physical_bytes"])
+
+By hand, or in programs of your own: `init_cache`, `forward`, and `prefill` and `step` of one layer.
+A policy of your own is a `ScoredPolicy` with a `score`, or anything with `at`, and `check_policy`
+tries it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxkv.cache.accounting import nbytes as nbytes
     from jaxkv.cache.slab import Slab as Slab
+    from jaxkv.cache.store import Packed as Packed
     from jaxkv.check import check_policy as check_policy
     from jaxkv.convert.export import export_hf as export_hf
     from jaxkv.convert.model import Model as Model
@@ -37,27 +52,44 @@ if TYPE_CHECKING:
     from jaxkv.policies.full import Full as Full
     from jaxkv.policies.h2o import H2O as H2O
     from jaxkv.policies.headkv import HeadKV as HeadKV
+    from jaxkv.policies.prompt import Prompt as Prompt
     from jaxkv.policies.recompute import SlidingRecompute as SlidingRecompute
     from jaxkv.policies.recycled import RecycledAttention as RecycledAttention
     from jaxkv.policies.registry import make_policy as make_policy
     from jaxkv.policies.registry import register as register
     from jaxkv.policies.scored import ScoredPolicy as ScoredPolicy
-    from jaxkv.policies.selected import Prompt as Prompt
     from jaxkv.policies.snapkv import PyramidKV as PyramidKV
     from jaxkv.policies.snapkv import SnapKV as SnapKV
     from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
-    from jaxkv.policies.streaming_plus import StreamingLLMPlus as StreamingLLMPlus
     from jaxkv.policies.tova import TOVA as TOVA
     from jaxkv.policies.window import Window as Window
     from jaxkv.rope import Rope as Rope
 
 __version__ = "0.1.0"
 
+__all__ = [
+    # Models in and out.
+    "load", "Model", "ModelConfig", "Rope", "named_config", "export_hf",
+    # Text.
+    "generate", "Generation",
+    # Caches.
+    "init_cache", "forward", "prefill", "step", "compress", "nbytes", "save_cache", "load_cache",
+    # Policies.
+    "Full", "Window", "StreamingLLM", "SlidingRecompute", "DuoAttention", "HeadKV", "SnapKV",
+    "PyramidKV", "AdaKV", "RecycledAttention", "H2O", "TOVA", "make_policy",
+    # A policy of your own.
+    "ScoredPolicy", "Prompt", "register", "check_policy", "Policy", "LayerPolicy", "Chunk",
+    "Geometry", "Slab", "Packed",
+    # What is wrong with what was given.
+    "InputError",
+]  # fmt: skip
+
 # Where each name is. It is imported when it is first used, so that a command can say what is wrong
 # with its flags, or end by Ctrl-C, before jax is there.
 _PLACES = {
     "cache.accounting": "nbytes",
     "cache.slab": "Slab",
+    "cache.store": "Packed",
     "check": "check_policy",
     "convert.export": "export_hf",
     "convert.model": "Model",
@@ -80,10 +112,9 @@ _PLACES = {
     "policies.recycled": "RecycledAttention",
     "policies.registry": "make_policy register",
     "policies.scored": "ScoredPolicy",
-    "policies.selected": "Prompt",
+    "policies.prompt": "Prompt",
     "policies.snapkv": "PyramidKV SnapKV",
     "policies.streaming": "StreamingLLM",
-    "policies.streaming_plus": "StreamingLLMPlus",
     "policies.tova": "TOVA",
     "policies.window": "Window",
     "rope": "Rope",

@@ -23,13 +23,13 @@ from jaxkv import (
     RecycledAttention,
     SnapKV,
     StreamingLLM,
-    StreamingLLMPlus,
     Window,
 )
 from jaxkv.cache.accounting import nbytes
 from jaxkv.generate.loop import Signature, compile_program, decode_tokens, programs
 from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import start
+from jaxkv.policies.streaming_plus import StreamingLLMPlus
 
 SLOTS = 1043  # a number that nothing else has
 CONFIG = dataclasses.replace(toys.CONFIG, num_layers=2)

@@ -93,6 +93,9 @@ def grown(
     return selecting(policy, dataclasses.replace(policy, budget=budget), tokens, hard_for)
 
 
+# A layer that another row takes through all laws, in sizes of its own.
+OTHER_SIZES = ("roomy", "rows", "finite", "trace", "again", "saved")
+
 CASES = {
     "full": Case(Full(), Full(), 4 * 64),
     "window": Case(Window(9), Window(100), 4 * 9),
@@ -126,10 +129,11 @@ CASES = {
         4 * (10 + 4), ("roomy", "rows", "store"),
     ),
     "pyramidkv": grown(
-        PyramidKV(10, window=2, kernel=3, beta=4, decode_room=3), 100, 4 * (10 + 3)
+        PyramidKV(10, window=2, kernel=3, beta=4, decode_room=3), 100, 4 * (10 + 3), OTHER_SIZES
     ),
     "headkv": grown(
-        HeadKV(10, scores=SCORES, window=2, kernel=3, decode_room=4), 500, 4 * (10 + 4)
+        HeadKV(10, scores=SCORES, window=2, kernel=3, decode_room=4), 500, 4 * (10 + 4),
+        (*OTHER_SIZES, "kinds"),
     ),
     "headkv-all-pooled": budgets(
         HeadKV(6, scores=SCORES, beta=1.0, window=2, kernel=3, decode_room=0),
@@ -142,7 +146,7 @@ CASES = {
     ),
     "recycled": selecting(RecycledAttention(5, 3), RecycledAttention(1.0, 3), 4 * (64 + 5)),
     "recycled-dynamic": selecting(
-        RecycledAttention(0.1, 2, 0.5), RecycledAttention(64, 2, 0.5), 4 * (64 + 6)
+        RecycledAttention(0.1, 2, 0.5), RecycledAttention(64, 2, 0.5), 4 * (64 + 6), OTHER_SIZES
     ),
     "streaming-plus": selecting(
         StreamingLLMPlus(2, 7, 3), StreamingLLMPlus(2, 100, 3), 4 * (64 + 2 + 7)

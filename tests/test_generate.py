@@ -28,7 +28,6 @@ from jaxkv import (
     RecycledAttention,
     SlidingRecompute,
     StreamingLLM,
-    StreamingLLMPlus,
     Window,
     generate,
 )
@@ -41,6 +40,7 @@ from jaxkv.generate.running import running
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.text import Row
+from jaxkv.policies.streaming_plus import StreamingLLMPlus
 
 PROMPTS = ["a", "The quick brown fox jumps over the lazy dog", "some words"]
 RING = StreamingLLM(2, 7)

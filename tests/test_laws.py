@@ -28,7 +28,6 @@ from jaxkv import (
     Rope,
     SnapKV,
     StreamingLLM,
-    StreamingLLMPlus,
     Window,
     make_policy,
     nbytes,
@@ -40,6 +39,7 @@ from jaxkv.models.decoder import geometry as geometry_of
 from jaxkv.policies.base import Policy
 from jaxkv.policies.plan import plan
 from jaxkv.policies.registry import describe
+from jaxkv.policies.streaming_plus import StreamingLLMPlus
 
 ROPE = Rope(8)
 # Of a chunk and of a batch: the same for all laws, as every other is another program to compile.

@@ -13,8 +13,9 @@ import pytest
 import toys
 from test_selected import rotated, softmax
 
-from jaxkv import H2O, TOVA, Full, RecycledAttention, Rope, StreamingLLM, StreamingLLMPlus
+from jaxkv import H2O, TOVA, Full, RecycledAttention, Rope, StreamingLLM
 from jaxkv.layer import prefill, step
+from jaxkv.policies.streaming_plus import StreamingLLMPlus
 
 ROPE = Rope(8)
 jit_prefill = jax.jit(functools.partial(prefill, rope=ROPE), static_argnums=0)
