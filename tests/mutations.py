@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RING = "jaxkv/policies/streaming.py"
+RING = "jaxkv/policies/ring.py"
 FULL = "jaxkv/policies/full.py"
 SLAB = "jaxkv/cache/slab.py"
 STORE = "jaxkv/cache/store.py"
