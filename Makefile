@@ -44,6 +44,6 @@ ci:  ## everything, in fresh environments
 # The laws, generation, the kernels and the command lines, and what reads files by libraries.
 VERSIONS = tests/test_laws.py tests/test_generate.py tests/test_selected.py tests/test_recycled.py \
   tests/test_streaming.py tests/kernels tests/test_decode_command.py tests/test_convert_command.py \
-  tests/test_convert_orbax.py tests/test_tokenizer.py tests/test_chat.py tests/test_errors.py
+  tests/test_orbax.py tests/test_tokenizer.py tests/test_chat.py tests/test_errors.py
 
 .PHONY: help test test-fast test-versions lint types parity aot aot-brief mutations compilers ci

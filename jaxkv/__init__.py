@@ -24,35 +24,36 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxkv.cache.accounting import nbytes as nbytes
+    from jaxkv.cache.bytes import nbytes as nbytes
     from jaxkv.cache.slab import Slab as Slab
     from jaxkv.cache.store import Packed as Packed
     from jaxkv.check import check_policy as check_policy
-    from jaxkv.convert.export import export_hf as export_hf
-    from jaxkv.convert.model import Model as Model
-    from jaxkv.convert.named import named_config as named_config
-    from jaxkv.convert.sources import load as load
-    from jaxkv.errors import InputError as InputError
+    from jaxkv.checkpoints.export import export_hf as export_hf
+    from jaxkv.checkpoints.model import Model as Model
+    from jaxkv.checkpoints.named import named_config as named_config
+    from jaxkv.checkpoints.sources import load as load
+    from jaxkv.core.errors import InputError as InputError
+    from jaxkv.core.rope import Rope as Rope
     from jaxkv.generate.api import Generation as Generation
     from jaxkv.generate.api import generate as generate
     from jaxkv.generate.compress import compress as compress
     from jaxkv.generate.saved import load_cache as load_cache
     from jaxkv.generate.saved import save_cache as save_cache
-    from jaxkv.layer import prefill as prefill
-    from jaxkv.layer import step as step
+    from jaxkv.layers.api import prefill as prefill
+    from jaxkv.layers.api import step as step
+    from jaxkv.layers.base import Chunk as Chunk
+    from jaxkv.layers.base import Geometry as Geometry
+    from jaxkv.layers.base import LayerPolicy as LayerPolicy
+    from jaxkv.layers.base import Policy as Policy
+    from jaxkv.layers.prompt import Prompt as Prompt
     from jaxkv.models.config import ModelConfig as ModelConfig
     from jaxkv.models.decoder import forward as forward
     from jaxkv.models.decoder import init_cache as init_cache
     from jaxkv.policies.adakv import AdaKV as AdaKV
-    from jaxkv.policies.base import Chunk as Chunk
-    from jaxkv.policies.base import Geometry as Geometry
-    from jaxkv.policies.base import LayerPolicy as LayerPolicy
-    from jaxkv.policies.base import Policy as Policy
     from jaxkv.policies.duo import DuoAttention as DuoAttention
     from jaxkv.policies.full import Full as Full
     from jaxkv.policies.h2o import H2O as H2O
     from jaxkv.policies.headkv import HeadKV as HeadKV
-    from jaxkv.policies.prompt import Prompt as Prompt
     from jaxkv.policies.recompute import SlidingRecompute as SlidingRecompute
     from jaxkv.policies.recycled import RecycledAttention as RecycledAttention
     from jaxkv.policies.registry import make_policy as make_policy
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from jaxkv.policies.streaming import StreamingLLM as StreamingLLM
     from jaxkv.policies.tova import TOVA as TOVA
     from jaxkv.policies.window import Window as Window
-    from jaxkv.rope import Rope as Rope
 
 __version__ = "0.1.0"
 
@@ -87,23 +87,25 @@ __all__ = [
 # Where each name is. It is imported when it is first used, so that a command can say what is wrong
 # with its flags, or end by Ctrl-C, before jax is there.
 _PLACES = {
-    "cache.accounting": "nbytes",
+    "cache.bytes": "nbytes",
     "cache.slab": "Slab",
     "cache.store": "Packed",
     "check": "check_policy",
-    "convert.export": "export_hf",
-    "convert.model": "Model",
-    "convert.named": "named_config",
-    "convert.sources": "load",
-    "errors": "InputError",
+    "checkpoints.export": "export_hf",
+    "checkpoints.model": "Model",
+    "checkpoints.named": "named_config",
+    "checkpoints.sources": "load",
+    "core.errors": "InputError",
+    "core.rope": "Rope",
     "generate.api": "Generation generate",
     "generate.compress": "compress",
     "generate.saved": "load_cache save_cache",
-    "layer": "prefill step",
+    "layers.api": "prefill step",
+    "layers.base": "Chunk Geometry LayerPolicy Policy",
+    "layers.prompt": "Prompt",
     "models.config": "ModelConfig",
     "models.decoder": "forward init_cache",
     "policies.adakv": "AdaKV",
-    "policies.base": "Chunk Geometry LayerPolicy Policy",
     "policies.duo": "DuoAttention",
     "policies.full": "Full",
     "policies.h2o": "H2O",
@@ -112,12 +114,10 @@ _PLACES = {
     "policies.recycled": "RecycledAttention",
     "policies.registry": "make_policy register",
     "policies.scored": "ScoredPolicy",
-    "policies.prompt": "Prompt",
     "policies.snapkv": "PyramidKV SnapKV",
     "policies.streaming": "StreamingLLM",
     "policies.tova": "TOVA",
     "policies.window": "Window",
-    "rope": "Rope",
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names.split()}
 

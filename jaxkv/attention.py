@@ -13,10 +13,10 @@ import math
 from jax import Array
 
 from jaxkv.cache.store import Packed, Store, as_slots
-from jaxkv.scoring import bent
-from jaxkv.softmax import Partial
-from jaxkv.typing import NewKeys, Positions, Queries, Rotation, SlotPositions
+from jaxkv.core.scoring import bent
+from jaxkv.core.typing import NewKeys, Positions, Queries, Rotation, SlotPositions
 from pallas_kernels import decode_attention, pool_attention, prefill_attention
+from pallas_kernels.softmax import Partial
 
 
 def attend_one(

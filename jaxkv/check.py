@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkv.cache.accounting import kept_tokens
-from jaxkv.errors import InputError, one_line
-from jaxkv.layer import prefill, step
-from jaxkv.policies.base import (
+from jaxkv.cache.bytes import kept_tokens
+from jaxkv.core.errors import InputError, one_line
+from jaxkv.core.rope import Rope
+from jaxkv.layers.api import prefill, step
+from jaxkv.layers.base import (
     Chunk,
     Constants,
     Geometry,
@@ -24,10 +25,9 @@ from jaxkv.policies.base import (
     Policy,
     WholePrompt,
 )
+from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
-from jaxkv.policies.plan import plan
 from jaxkv.policies.registry import check_policy_given, with_budget
-from jaxkv.rope import Rope
 
 # Two KV heads that two query heads each read; rows of different lengths, and padding behind them.
 TOY = Geometry(

@@ -13,8 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.int8 import product_dtype
-from pallas_kernels.order import LANES
 from pallas_kernels.precision import einsum
+from pallas_kernels.tpu_layout import LANES
 
 ROW_TILE = 16  # rows that a tile takes in any dtype that is served
 VMEM_BYTES = 8 << 20  # for blocks and what is computed of them: half of the smallest limit

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Small Llamas in the formats that others publish in, for the tests of `jaxkv.convert`."""
+"""Small Llamas in the formats that others publish in, for the tests of `jaxkv.checkpoints`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxkv.convert import toy
+from jaxkv.checkpoints import toy
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

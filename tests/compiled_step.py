@@ -25,7 +25,7 @@ from jaxkv import (
     StreamingLLM,
     Window,
 )
-from jaxkv.cache.accounting import nbytes
+from jaxkv.cache.bytes import nbytes
 from jaxkv.generate.loop import Signature, compile_program, decode_tokens, programs
 from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import start

@@ -24,12 +24,12 @@ import hypothesis
 import jax
 import pytest
 
-from jaxkv.convert import download
-from jaxkv.convert.progress import bars
-from jaxkv.convert.sources import Model, load
-from jaxkv.errors import InputError
-from jaxkv.files import home, whole_file
-from jaxkv.startup import processor
+from jaxkv.checkpoints import download
+from jaxkv.checkpoints.sources import Model, load
+from jaxkv.cli.startup import processor
+from jaxkv.core.errors import InputError
+from jaxkv.core.files import home, whole_file
+from jaxkv.core.progress import bars
 
 GEMMA_BYTES = 253113024
 
@@ -101,7 +101,7 @@ def few_maps() -> None:
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands called in this process leave nothing in the user's cache, and read nothing there."""
-    for module in ("startup", "calibrate.command", "bench.command"):
+    for module in ("cli.startup", "calibrate.command", "bench.command"):
         monkeypatch.setattr(f"jaxkv.{module}.prepare", lambda: None)
 
 

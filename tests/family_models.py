@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.convert import toy
-from jaxkv.convert.export import export_hf
-from jaxkv.convert.families import by_hf_type
-from jaxkv.convert.fields import Fields
-from jaxkv.convert.model import Model
-from jaxkv.convert.table import flat_shapes, tree
+from jaxkv.checkpoints import toy
+from jaxkv.checkpoints.export import export_hf
+from jaxkv.checkpoints.families import by_hf_type
+from jaxkv.checkpoints.model import Model
+from jaxkv.checkpoints.table import flat_shapes, tree
+from jaxkv.core.fields import Fields
 
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

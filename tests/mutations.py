@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RING = "jaxkv/policies/ring.py"
-FULL = "jaxkv/policies/full.py"
+RING = "jaxkv/layers/ring.py"
+FULL = "jaxkv/layers/full.py"
 SLAB = "jaxkv/cache/slab.py"
 STORE = "jaxkv/cache/store.py"
 KEPT = "min(seen, self.sinks + self.window),"
@@ -60,7 +60,7 @@ MUTATIONS = [
         LAWS + "bytes_are_the_papers_and_the_compilers[full]",
         (
             (
-                "jaxkv/cache/accounting.py",
+                "jaxkv/cache/bytes.py",
                 "for x in jax.tree.leaves(cache))",
                 "for x in jax.tree.leaves(cache) if x.dtype.kind == 'f')",
             ),
@@ -115,7 +115,7 @@ MUTATIONS = [
         LAWS + "rows_are_independent_and_padding_never_matters[snapkv]",
         (
             (
-                "jaxkv/policies/selected.py",
+                "jaxkv/layers/selected.py",
                 "        recent = drafts.newest(slab, self.window)\n        slabs, begin",
                 "        recent = drafts.newest(slab, self.window)\n"
                 "        scores = jnp.broadcast_to(scores[:1], scores.shape)\n        slabs, begin",
@@ -138,14 +138,14 @@ MUTATIONS = [
     Mutation(
         "the queries of padding count in the moments",
         "tests/test_evidence.py::test_evidence_is_that_of_the_whole_prompt[16-even]",
-        (("jaxkv/policies/draft.py", "chunk.q, at >= 0)", "chunk.q, at >= -1)"),),
+        (("jaxkv/layers/draft.py", "chunk.q, at >= 0)", "chunk.q, at >= -1)"),),
     ),
     Mutation(
         "sinks compete for what a pool deals out",
         "tests/test_allocations.py::test_sinks_are_in_every_head_and_the_pool_suffices[11-0.0]",
         (
             (
-                "jaxkv/policies/pooled.py",
+                "jaxkv/layers/pooled.py",
                 "self._caps(jnp.where(first, -jnp.inf, scores))",
                 "self._caps(order)",
             ),
@@ -159,7 +159,7 @@ MUTATIONS = [
     Mutation(
         "a shape is not what its annotation says",
         "tests/test_grouped.py::test_every_head_is_as_it_would_be_alone",
-        (("jaxkv/typing.py", 'Lengths = Int[Array, "B"]', 'Lengths = Int[Array, "B T"]'),),
+        (("jaxkv/core/typing.py", 'Lengths = Int[Array, "B"]', 'Lengths = Int[Array, "B T"]'),),
     ),
     Mutation(
         "sinks are overwritten like any other token",
@@ -179,7 +179,7 @@ def plant(mutation: Mutation, tree: Path) -> None:
 def outcome(mutation: Mutation, folder: Path) -> str:
     """`red` and why, or what happened instead."""
     tree = folder / "tree"
-    for part in ("jaxkv", "pallas_kernels", "tests", "configs"):
+    for part in ("jaxkv", "pallas_kernels", "tests", "tools", "configs"):
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tree)
     plant(mutation, tree)

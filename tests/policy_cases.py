@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from own_policies import Expected, KeyDiff, Outputs
 
+from jaxkv.layers.base import Policy
 from jaxkv.policies.adakv import AdaKV
-from jaxkv.policies.base import Policy
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.full import Full
 from jaxkv.policies.h2o import H2O

@@ -10,12 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt
+from jaxkv.core.typing import Queries, Rotation
+from jaxkv.layers.base import Chunk, Facts, Geometry, WholePrompt
+from jaxkv.layers.selected import SelectedLayer
 from jaxkv.policies.budgets import headkv, redistribute
+from jaxkv.policies.head_scores import head_scores
 from jaxkv.policies.headkv import HeadKV
-from jaxkv.policies.patterns import head_scores
-from jaxkv.policies.selected import SelectedLayer
-from jaxkv.typing import Queries, Rotation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from test_selected import Oracle, positions_held, rotated
 import jaxkv
 from jaxkv import AdaKV, HeadKV, PyramidKV, Rope, SnapKV
 from jaxkv.eval.__main__ import main as evaluate
-from jaxkv.layer import prefill
+from jaxkv.layers.api import prefill
 from jaxkv.policies.scored import ScoredPolicy
 from jaxkv.policies.shares import save_shares
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jaxkv import InputError
-from jaxkv.arguments import flags_named, make_parser, parse
+from jaxkv.cli.arguments import make_parser, parse
+from jaxkv.core.settings import flags_named
 
 
 @pytest.fixture

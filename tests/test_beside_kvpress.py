@@ -17,16 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxkv
-from jaxkv.bench import beside_kvpress, kvpress_env, kvpress_worker
+from jaxkv.bench import beside_kvpress
+from jaxkv.bench.beside import env, worker
+from jaxkv.bench.beside.report import print_report
+from jaxkv.bench.beside.timed_rows import answer_job, make_job, score_job
 from jaxkv.bench.beside_kvpress import compare, main, run_job
-from jaxkv.bench.kvpress_report import print_report
-from jaxkv.convert.toy import load as toy
-from jaxkv.errors import InputError
-from jaxkv.eval.timed_rows import answer_job, make_job, score_job
+from jaxkv.checkpoints.toy import load as toy
+from jaxkv.core.errors import InputError
 from jaxkv.generate.prompts import prompt_ids
 from jaxkv.policies.snapkv import SnapKV
 
-WORKER = Path(kvpress_worker.__file__)
+WORKER = Path(worker.__file__)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_wrong_input_is_one_line_and_starts_nothing(monkeypatch, capsys, argumen
 @given(st.integers(2, 200_000), st.data())
 def test_kvpress_keeps_exactly_the_budget(tokens, data):
     budget = data.draw(st.integers(1, tokens - 1))
-    ratio = kvpress_worker.compression_ratio(budget, tokens)
+    ratio = worker.compression_ratio(budget, tokens)
     # As compute_n_kept of kvpress 0.5.5 and StreamingLLMPress have it, and as PyramidKVPress.
     assert 0 < ratio < 1
     assert int(tokens * (1 - ratio)) == budget == round(tokens * (1 - ratio))
@@ -73,7 +74,7 @@ def test_kvpress_keeps_exactly_the_budget(tokens, data):
 
 @pytest.mark.parametrize("tokens", [1, 100, 128])
 def test_a_context_within_the_budget_is_not_compressed(tokens):
-    assert kvpress_worker.compression_ratio(128, tokens) == 0
+    assert worker.compression_ratio(128, tokens) == 0
 
 
 def test_the_worker_needs_nothing_of_ours(tmp_path):
@@ -205,7 +206,7 @@ def test_a_quiet_machine_and_no_win_are_said(capsys):
     [
         ("json.dump(json.load(open(source)) | {'b': 2}, open(target, 'w'))", {"a": 1, "b": 2}),
         ("raise ValueError('too short')", {"failed": "ValueError: too short"}),
-        ("sys.exit('jaxkv.eval.timed_rows: error: a budget')", {"failed": "a budget"}),
+        ("sys.exit('jaxkv.bench.beside.timed_rows: error: a budget')", {"failed": "a budget"}),
         ("sys.exit(3)", {"failed": "ended with status 3"}),
         ("os.kill(os.getpid(), 9)", {"failed": "ended by signal 9"}),
         ("pass", {"failed": "ended with status 0"}),
@@ -228,14 +229,14 @@ def test_an_environment_is_made_once_and_whole(monkeypatch, tmp_path, capsys):
         fails = "--index-url" in command or (len(ran) == 3 and "pip" in command)
         return subprocess.CompletedProcess(command, int(fails), "", "ERROR: no network\n")
 
-    monkeypatch.setattr(kvpress_env.subprocess, "run", run)
+    monkeypatch.setattr(env.subprocess, "run", run)
     with pytest.raises(InputError, match="ERROR: no network.*kvpress==.*--env FOLDER"):
-        kvpress_env.own_python()
+        env.own_python()
     assert len(ran) == 3
-    python = kvpress_env.own_python()
+    python = env.own_python()
     assert python.is_relative_to(tmp_path / "kvpress-env")
     assert "venv --clear" in ran[3] and "kvpress==0.5.5" in ran[5] and "torch==" in ran[5]
-    assert kvpress_env.own_python() == python and len(ran) == 6
+    assert env.own_python() == python and len(ran) == 6
     assert "making an environment" in capsys.readouterr().err
 
 
@@ -243,7 +244,7 @@ def test_an_environment_without_kvpress_is_refused(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to("/bin/false")
     with pytest.raises(InputError, match="no kvpress"):
-        kvpress_env.given_python(str(tmp_path))
+        env.given_python(str(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +317,7 @@ def test_the_command_from_end_to_end(tmp_path, monkeypatch, capsys):
     python.write_text(
         f"#!{sys.executable}\nimport json, sys\n"
         "if sys.argv[1:3] == ['-I', '-c']: sys.exit(0)\n"
-        "assert sys.argv[2].endswith('kvpress_worker.py'), sys.argv\n"
+        "assert sys.argv[2].endswith('beside/worker.py'), sys.argv\n"
         f"made = {canned!r}\nmade['rows'] = made['rows'][:1]\n"
         "assert json.load(open(sys.argv[3]))['policy'] == {'name': 'full'}\n"
         "json.dump(made, open(sys.argv[4], 'w'))\n"

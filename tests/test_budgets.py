@@ -14,16 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkv import AdaKV, HeadKV, InputError, PyramidKV, SnapKV
-from jaxkv.policies.budgets import (
-    by_shares,
-    headkv,
-    in_tokens,
-    pyramid,
-    redistribute,
-    round_up,
-    split_heads,
-)
-from jaxkv.policies.plan import plan
+from jaxkv.layers.capacity import round_up, split_heads
+from jaxkv.models.plan import plan
+from jaxkv.policies.budgets import by_shares, headkv, in_tokens, pyramid, redistribute
 
 
 @pytest.mark.parametrize(

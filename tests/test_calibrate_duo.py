@@ -29,13 +29,13 @@ from jaxkv.calibrate.training import (
     rate,
     start,
 )
-from jaxkv.convert import toy
-from jaxkv.convert.model import Model
+from jaxkv.checkpoints import toy
+from jaxkv.checkpoints.model import Model
+from jaxkv.models.block import rms_norm
 from jaxkv.models.decoder import geometry, run_layers
-from jaxkv.models.layers import rms_norm
+from jaxkv.models.plan import plan
 from jaxkv.policies.duo import DuoAttention
-from jaxkv.policies.patterns import GATES, full_heads, save_pattern, sparsify
-from jaxkv.policies.plan import plan
+from jaxkv.policies.head_scores import GATES, full_heads, save_pattern, sparsify
 
 POLICY = Gated(sinks=2, recent=5, chunk=8)
 TOTAL, VALID = 32, 27

@@ -17,18 +17,18 @@ import toys
 
 import jaxkv
 from jaxkv import InputError, Rope
-from jaxkv.arguments import make_parser, parse
 from jaxkv.calibrate import headkv, needles
 from jaxkv.calibrate.probe import Probe, aim, notes
 from jaxkv.calibrate.task import Common
-from jaxkv.convert import toy
-from jaxkv.convert.model import Model
+from jaxkv.checkpoints import toy
+from jaxkv.checkpoints.model import Model
+from jaxkv.cli.arguments import make_parser, parse
 from jaxkv.generate.loop import compilations
+from jaxkv.layers.base import Cache, Geometry
 from jaxkv.models.config import ModelConfig, parameter_shapes
 from jaxkv.models.decoder import forward, init_cache
-from jaxkv.policies.base import Cache, Geometry
 from jaxkv.policies.full import Full
-from jaxkv.policies.patterns import head_scores
+from jaxkv.policies.head_scores import head_scores
 
 ROPE = Rope(8)
 NEEDLE, ANSWER = (3, 11), (7, 10)  # of the prompts below

@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from jaxkv.convert import toy
-from jaxkv.convert.model import Model
-from jaxkv.convert.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, Pieces, byte_level, sentence_pieces
-from jaxkv.convert.text_stream import byte_of_character
-from jaxkv.convert.tokenizer import Tokenizer, make
-from jaxkv.decode import interactive
-from jaxkv.decode.options import parse_options
-from jaxkv.errors import InputError
-from jaxkv.generate.chat import next_turn
+from jaxkv.checkpoints import toy
+from jaxkv.checkpoints.model import Model
+from jaxkv.cli.decode import interactive
+from jaxkv.cli.decode.options import parse_options
+from jaxkv.core.errors import InputError
 from jaxkv.generate.prompts import prompt_ids
 from jaxkv.generate.session import Session
+from jaxkv.text.chat import next_turn
+from jaxkv.text.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, Pieces, byte_level, sentence_pieces
+from jaxkv.text.stream import byte_of_character
+from jaxkv.text.tokenizer import Tokenizer, make
 
 TOY = toy.load()
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -14,10 +14,10 @@ from own_policies import KeyDiff
 
 from jaxkv.cache.slab import Slab
 from jaxkv.check import LAWS, check_policy
-from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, Facts, Geometry
-from jaxkv.policies.full import FullLayer
-from jaxkv.policies.ring import RingLayer
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import Chunk, Facts, Geometry
+from jaxkv.layers.full import FullLayer
+from jaxkv.layers.ring import RingLayer
 from jaxkv.policies.streaming import StreamingLLM
 
 

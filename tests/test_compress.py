@@ -16,9 +16,9 @@ from policy_cases import CASES
 import jaxkv
 from jaxkv.cache.pool import Pool
 from jaxkv.cache.slab import Slab
-from jaxkv.convert import toy
-from jaxkv.errors import InputError
-from jaxkv.policies.plan import plan
+from jaxkv.checkpoints import toy
+from jaxkv.core.errors import InputError
+from jaxkv.models.plan import plan
 
 READ = jaxkv.Full(queries=8, moments=True)
 LENGTHS = [40, 23]

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkv.convert import sources
+from jaxkv.checkpoints import sources
 from jaxkv.convert.__main__ import main
-from jaxkv.errors import InputError
+from jaxkv.core.errors import InputError
 
 
 def _run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -88,7 +88,7 @@ def test_overwriting_must_be_asked_for(tmp_path: Path, capsys) -> None:
 
 _SLOW = """
 import os, sys, time
-from jaxkv.convert import tokenizer
+from jaxkv.text import tokenizer
 from jaxkv.convert.__main__ import main
 def wait(self, folder):
     print("half", flush=True)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from jaxkv import load_cache, nbytes
-from jaxkv.decode import interactive
+from jaxkv.cli.decode import interactive
 from jaxkv.decode.__main__ import main
-from jaxkv.generate.text import Row
+from jaxkv.text.stops import Row
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--model", "tiny-random", "--policy.window", "20", "--max-new-tokens", "6"]

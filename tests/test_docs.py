@@ -49,7 +49,7 @@ def test_the_floors_are_those_that_are_tested() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     told = {
         name: int(floor)
-        for floor, names in re.findall(r"^\| (\d) \| (.*?) \|", text, re.M)
+        for floor, names in re.findall(r"^\| (\d+) \| (.*?) \|", text, re.M)
         for name in re.findall(r"`([\w.]+)`", names)
     }
     assert told == FLOORS

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxkv.convert import toy
-from jaxkv.convert.model import Model
-from jaxkv.errors import InputError
-from jaxkv.eval import babilong, documents, longbench, loogle
+from jaxkv.checkpoints import toy
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
 from jaxkv.eval.__main__ import main
-from jaxkv.eval.answers import Row, row_ids
-from jaxkv.eval.options import parse_options
+from jaxkv.eval.questions import documents
+from jaxkv.eval.questions.answers import Row, row_ids
+from jaxkv.eval.runner.options import parse_options
+from jaxkv.eval.tasks import babilong, longbench, loogle
 
 LONG = "The grass is green. The sky is blue. " * 40
 

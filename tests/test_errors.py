@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxkv.errors import InputError, one_line, one_line_errors, say, visible
+from jaxkv.cli.edge import one_line_errors
+from jaxkv.core.errors import InputError, one_line, say, visible
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +52,7 @@ def test_an_error_line_has_a_bounded_length() -> None:
 
 def test_a_reader_that_has_seen_enough() -> None:
     code = (
-        "from jaxkv.errors import one_line_errors\n"
+        "from jaxkv.cli.edge import one_line_errors\n"
         "with one_line_errors('cmd'):\n    print('x' * 10**6)\n    raise SystemExit(0)"
     )
     with subprocess.Popen(
@@ -79,8 +80,8 @@ def test_closed_streams(closed: str, tmp_path: Path) -> None:
 
 _BUSY = """
 import sys, time
-from jaxkv.errors import one_line_errors
-from jaxkv.interrupts import raises, unheard
+from jaxkv.cli.edge import one_line_errors
+from jaxkv.cli.interrupts import raises, unheard
 with one_line_errors("cmd", "interrupted, nothing was written"):
     how = sys.argv[1]
     print("ready", flush=True)

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkv.convert import toy
-from jaxkv.convert.model import Model
-from jaxkv.errors import InputError
-from jaxkv.eval import answers, copying, metrics, passkey, ppl, rows
+from jaxkv.checkpoints import toy
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
 from jaxkv.eval.__main__ import main
-from jaxkv.eval.nll import bounded_tokens, score_decoded, score_sampled, score_stream
-from jaxkv.eval.options import make_policies, parse_options
-from jaxkv.eval.result import Result
+from jaxkv.eval.questions import answers, metrics, rows
+from jaxkv.eval.runner.options import make_policies, parse_options
+from jaxkv.eval.runner.result import Result
+from jaxkv.eval.tasks import copying, passkey, ppl
+from jaxkv.eval.tasks.nll import bounded_tokens, score_decoded, score_sampled, score_stream
 from jaxkv.models.decoder import forward, init_cache
 from jaxkv.policies.full import Full
 from jaxkv.policies.recompute import SlidingRecompute

@@ -20,12 +20,12 @@ from test_selected import Oracle, positions_held, rotated
 
 import jaxkv
 from jaxkv import InputError, Rope, SnapKV, forward, init_cache
-from jaxkv.layer import prefill
+from jaxkv.layers.api import prefill
+from jaxkv.layers.base import NEEDS, Chunk, Constants
+from jaxkv.layers.moments import joined, moments_of, no_moments
+from jaxkv.layers.prompt import Prompt
+from jaxkv.layers.selected import SelectedLayer
 from jaxkv.models import decoder
-from jaxkv.policies.base import NEEDS, Chunk, Constants
-from jaxkv.policies.moments import joined, moments_of, no_moments
-from jaxkv.policies.prompt import Prompt
-from jaxkv.policies.selected import SelectedLayer
 
 LENGTH, WIDTH = 48, 6  # of a prompt, and of a hidden state
 ROPE = Rope(8)

@@ -32,10 +32,10 @@ from jaxkv import (
     init_cache,
     load,
 )
-from jaxkv.convert import hf, orbax
-from jaxkv.convert.export import export_hf
-from jaxkv.convert.table import flatten
-from jaxkv.scoring import alibi_slopes
+from jaxkv.checkpoints import hf, orbax
+from jaxkv.checkpoints.export import export_hf
+from jaxkv.checkpoints.table import flatten
+from jaxkv.core.scoring import alibi_slopes
 
 # All that a family may ask of a policy: a part of a head rotated; ALiBi; soft caps, and layers with
 # a window and a rotation of their own.
@@ -190,7 +190,7 @@ def test_rings_are_no_longer_than_a_full_cache() -> None:
 
 
 def test_a_large_model_is_written_in_shards(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("jaxkv.convert.export.SHARD_BYTES", 30_000)
+    monkeypatch.setattr("jaxkv.checkpoints.export.SHARD_BYTES", 30_000)
     source = family_models.write_family(tmp_path / "hf", "gpt_neox")
     model = hf.load(source, dtype="bfloat16")
     assert len(list(source.glob("model-*.safetensors"))) > 2

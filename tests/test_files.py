@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from jaxkv import files
-from jaxkv.checksums import check_sums, file_sum, sums_of
-from jaxkv.errors import InputError
-from jaxkv.eval.journal import Journal, alone, append_line, json_lines
-from jaxkv.files import whole_file, whole_folder
-from jaxkv.reading import parse_json, read_bytes, read_json, read_text
+from jaxkv.core import files
+from jaxkv.core.checksums import check_sums, file_sum, sums_of
+from jaxkv.core.errors import InputError
+from jaxkv.core.files import whole_file, whole_folder
+from jaxkv.core.reading import parse_json, read_bytes, read_json, read_text
+from jaxkv.eval.runner.journal import Journal, alone, append_line, json_lines
 
 ROOT = Path(__file__).parent.parent
 
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from jaxkv import files
+from jaxkv.core import files
 target, when = Path(sys.argv[1]), sys.argv[2]
 moves = []
 plain = os.replace

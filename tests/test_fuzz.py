@@ -28,17 +28,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxkv.calibrate.command import parse_options as calibrate_options
-from jaxkv.convert import gguf, hf, hf_tokenizer, orbax, toy
-from jaxkv.convert.template import render
-from jaxkv.decode.options import parse_options as decode_options
-from jaxkv.errors import InputError
-from jaxkv.eval.loogle import read as read_loogle
-from jaxkv.eval.options import parse_options as eval_options
-from jaxkv.eval.rows import read_rows
+from jaxkv.checkpoints import gguf, hf, orbax, toy
+from jaxkv.cli.decode.options import parse_options as decode_options
+from jaxkv.core.errors import InputError
+from jaxkv.eval.questions.rows import read_rows
+from jaxkv.eval.runner.options import parse_options as eval_options
+from jaxkv.eval.tasks.loogle import read as read_loogle
 from jaxkv.generate.saved import load_cache, save_cache
 from jaxkv.models.decoder import init_cache
-from jaxkv.policies.patterns import full_heads, head_scores
+from jaxkv.policies.head_scores import full_heads, head_scores
 from jaxkv.policies.streaming import StreamingLLM
+from jaxkv.text import hf as hf_tokenizer
+from jaxkv.text.template import render
 
 EXAMPLES = int(os.environ.get("JAXKV_FUZZ", "200"))
 SECONDS = 10.0

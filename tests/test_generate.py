@@ -31,7 +31,7 @@ from jaxkv import (
     Window,
     generate,
 )
-from jaxkv.convert import toy
+from jaxkv.checkpoints import toy
 from jaxkv.generate import loop
 from jaxkv.generate.api import answer
 from jaxkv.generate.loop import compilations, forget_programs
@@ -39,8 +39,8 @@ from jaxkv.generate.prompts import prompt_ids
 from jaxkv.generate.running import running
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.session import Session, Settings
-from jaxkv.generate.text import Row
 from jaxkv.policies.streaming_plus import StreamingLLMPlus
+from jaxkv.text.stops import Row
 
 PROMPTS = ["a", "The quick brown fox jumps over the lazy dog", "some words"]
 RING = StreamingLLM(2, 7)

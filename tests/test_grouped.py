@@ -13,12 +13,12 @@ import pytest
 import toys
 
 from jaxkv import Full, InputError, Rope, StreamingLLM
-from jaxkv.cache.accounting import kept_tokens, nbytes
-from jaxkv.layer import prefill, step
-from jaxkv.policies.base import Chunk
-from jaxkv.policies.full import FullLayer
-from jaxkv.policies.grouped import HeadGroups, part
-from jaxkv.policies.ring import RingLayer
+from jaxkv.cache.bytes import kept_tokens, nbytes
+from jaxkv.layers.api import prefill, step
+from jaxkv.layers.base import Chunk
+from jaxkv.layers.full import FullLayer
+from jaxkv.layers.grouped import HeadGroups, part
+from jaxkv.layers.ring import RingLayer
 
 ROPE = Rope(8)
 GEOMETRY = toys.geometry(batch=2, heads=8, kv_heads=4)

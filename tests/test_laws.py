@@ -32,12 +32,12 @@ from jaxkv import (
     make_policy,
     nbytes,
 )  # fmt: skip
-from jaxkv.cache.accounting import kept_tokens
+from jaxkv.cache.bytes import kept_tokens
 from jaxkv.generate.running import forward, running
-from jaxkv.layer import prefill, step
+from jaxkv.layers.api import prefill, step
+from jaxkv.layers.base import Policy
 from jaxkv.models.decoder import geometry as geometry_of
-from jaxkv.policies.base import Policy
-from jaxkv.policies.plan import plan
+from jaxkv.models.plan import plan
 from jaxkv.policies.registry import describe
 from jaxkv.policies.streaming_plus import StreamingLLMPlus
 

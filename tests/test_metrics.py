@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkv.eval import metrics
+from jaxkv.eval.questions import metrics
 
 # What rouge 1.0.1 gives as ["rouge-l"] for an answer and a reference.
 ROUGE = {

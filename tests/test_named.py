@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from jaxkv import Full, InputError, StreamingLLM, forward, init_cache, load, named_config, nbytes
-from jaxkv.convert import named
-from jaxkv.convert.table import flat_shapes, tree
+from jaxkv.checkpoints import named
+from jaxkv.checkpoints.table import flat_shapes, tree
 
 FOLDER = Path(__file__).parents[1] / "configs" / "models"
 every = pytest.mark.parametrize("name", named.names())

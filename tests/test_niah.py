@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkv.convert import toy
-from jaxkv.convert.model import Model
-from jaxkv.eval import answers, chain, niah
+from jaxkv.checkpoints import toy
+from jaxkv.checkpoints.model import Model
 from jaxkv.eval.__main__ import main
-from jaxkv.eval.options import parse_options
+from jaxkv.eval.questions import answers
+from jaxkv.eval.runner.options import parse_options
+from jaxkv.eval.tasks import chain, niah
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ import toys
 from own_policies import KeyDiff, Loose, Unnamed, Wrong
 
 import jaxkv
+from jaxkv.core.errors import InputError
 from jaxkv.decode.__main__ import main as decode
-from jaxkv.errors import InputError
 from jaxkv.eval.__main__ import main as evaluate
 from jaxkv.policies.registry import (
     check_policy_given,

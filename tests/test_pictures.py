@@ -20,18 +20,24 @@ from matplotlib.figure import Figure
 from jaxkv.bench import plot
 from jaxkv.bench.__main__ import main as bench
 from jaxkv.calibrate.plot import draw_heads
-from jaxkv.convert import hf, toy
-from jaxkv.convert.model import Model
-from jaxkv.errors import InputError
-from jaxkv.eval import attention_maps, heads
+from jaxkv.checkpoints import hf, toy
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
+from jaxkv.core.rope import Rope
+from jaxkv.core.scoring import Scoring
 from jaxkv.eval.__main__ import main
-from jaxkv.eval.attention_maps import MapLayer, Options, drawn_layers, pieces, probabilities
-from jaxkv.eval.result import Result
-from jaxkv.policies.base import Chunk
-from jaxkv.policies.patterns import GATES, SCORES, save_pattern
+from jaxkv.eval.pictures import attention_maps, heads
+from jaxkv.eval.pictures.attention_maps import (
+    MapLayer,
+    Options,
+    drawn_layers,
+    pieces,
+    probabilities,
+)
+from jaxkv.eval.runner.result import Result
+from jaxkv.layers.base import Chunk
+from jaxkv.policies.head_scores import GATES, SCORES, save_pattern
 from jaxkv.policies.shares import save_shares
-from jaxkv.rope import Rope
-from jaxkv.scoring import Scoring
 
 PNG, SVG = b"\x89PNG\r\n\x1a\n", b"<?xml"
 TEXT = "One line of text, and then some more of it; and so on, and on, for a while. " * 20

@@ -14,11 +14,11 @@ import toys
 from policy_cases import CASES, SLAB_CASES
 
 import jaxkv
-from jaxkv.convert import toy
-from jaxkv.errors import InputError
-from jaxkv.policies.base import as_compiled
-from jaxkv.policies.plan import plan
-from jaxkv.policies.ring import RingLayer
+from jaxkv.checkpoints import toy
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import as_compiled
+from jaxkv.layers.ring import RingLayer
+from jaxkv.models.plan import plan
 
 COUPLED = {
     "adakv", "adakv-no-floor", "snapkv-ada-sinks", "own-keydiff-ada", "tova", "recycled-dynamic",

@@ -15,11 +15,11 @@ from policy_cases import CASES
 
 import jaxkv
 from jaxkv.cache.slab import LAST_POSITION, Slab
-from jaxkv.convert import toy
-from jaxkv.errors import InputError
+from jaxkv.checkpoints import toy
+from jaxkv.core.errors import InputError
 from jaxkv.generate.session import MARGIN, Session, Settings
 from jaxkv.models.decoder import forward, init_cache
-from jaxkv.policies.plan import plan
+from jaxkv.models.plan import plan
 from jaxkv.policies.streaming import StreamingLLM
 
 # Of each kind of layer; other policies are these with other sizes.

@@ -14,7 +14,7 @@ import toys
 from test_selected import rotated, softmax
 
 from jaxkv import H2O, TOVA, Full, RecycledAttention, Rope, StreamingLLM
-from jaxkv.layer import prefill, step
+from jaxkv.layers.api import prefill, step
 from jaxkv.policies.streaming_plus import StreamingLLMPlus
 
 ROPE = Rope(8)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkv.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from jaxkv.core.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 
 def rotated(x: np.ndarray, position: int, freqs: np.ndarray) -> np.ndarray:

@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxkv.convert import toy
-from jaxkv.convert.table import no_progress
-from jaxkv.errors import InputError
-from jaxkv.eval import ruler
+from jaxkv.checkpoints import toy
+from jaxkv.core.errors import InputError
+from jaxkv.core.progress import no_progress
 from jaxkv.eval.__main__ import main
-from jaxkv.eval.answers import Row
-from jaxkv.eval.haystacks import builtin_text
-from jaxkv.eval.metrics import any_contained, contained
-from jaxkv.eval.options import parse_options
-from jaxkv.eval.rows import read_rows
-from jaxkv.eval.ruler_lexicon import ADJECTIVES, NOUNS, VERBS
-from jaxkv.eval.ruler_text import first_pieces
-from jaxkv.eval.ruler_words import cwe
+from jaxkv.eval.questions.answers import Row
+from jaxkv.eval.questions.haystacks import builtin_text
+from jaxkv.eval.questions.metrics import any_contained, contained
+from jaxkv.eval.questions.rows import read_rows
+from jaxkv.eval.runner.options import parse_options
+from jaxkv.eval.tasks.ruler import task as ruler
+from jaxkv.eval.tasks.ruler.lexicon import ADJECTIVES, NOUNS, VERBS
+from jaxkv.eval.tasks.ruler.text import first_pieces
+from jaxkv.eval.tasks.ruler.words import cwe
 
 NIAH = [name for name in ruler.NAMES if name.startswith("niah")]
 NO_FILE = [*NIAH, "vt", "cwe", "fwe"]

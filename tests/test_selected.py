@@ -28,8 +28,8 @@ from jaxkv import (
     forward,
     init_cache,
 )
-from jaxkv.cache.accounting import kept_tokens
-from jaxkv.layer import prefill, step
+from jaxkv.cache.bytes import kept_tokens
+from jaxkv.layers.api import prefill, step
 from jaxkv.models import decoder
 
 ROPE = Rope(8)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkv.softmax import merge
+from pallas_kernels.softmax import merge
 
 
 def attend(scores: np.ndarray, values: np.ndarray):

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkv.convert import download, orbax, sources
-from jaxkv.errors import InputError
+from jaxkv.checkpoints import download, orbax, sources
+from jaxkv.core.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +240,7 @@ def test_a_changed_file_of_the_hub_is_taken_anew(hub: _Hub, monkeypatch) -> None
 
 def test_import_is_light() -> None:
     heavy = ["transformers", "torch", "orbax", "safetensors", "tokenizers", "gguf"]
-    code = f"import sys, jaxkv.convert.sources; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, jaxkv.checkpoints.sources; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -23,11 +23,11 @@ from policy_cases import SLAB_CASES, law
 
 from jaxkv import Rope
 from jaxkv.cache import store as stores
-from jaxkv.cache.accounting import bytes_read, kept_tokens, nbytes
+from jaxkv.cache.bytes import bytes_read, kept_tokens, nbytes
 from jaxkv.cache.pool import Pool
 from jaxkv.cache.slab import Slab
 from jaxkv.cache.store import Packed
-from jaxkv.layer import prefill, step
+from jaxkv.layers.api import prefill, step
 from pallas_kernels import Int8
 
 PROMPT, STEPS = 17, 6

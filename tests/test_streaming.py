@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from jaxkv import InputError, Rope, StreamingLLM
 from jaxkv.cache.slab import Slab
-from jaxkv.layer import prefill, step
-from jaxkv.scoring import Scoring, alibi_slopes
+from jaxkv.core.scoring import Scoring, alibi_slopes
+from jaxkv.layers.api import prefill, step
 
 
 def rotate(x: np.ndarray, position: int, rotary: int, theta: float) -> np.ndarray:

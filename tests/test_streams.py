@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkv.cache.accounting import nbytes, tokens_seen
-from jaxkv.convert import toy
-from jaxkv.convert.model import Model
-from jaxkv.eval import streameval, streamqa, streams
+from jaxkv.cache.bytes import nbytes, tokens_seen
+from jaxkv.checkpoints import toy
+from jaxkv.checkpoints.model import Model
 from jaxkv.eval.__main__ import main
-from jaxkv.eval.options import parse_options
-from jaxkv.eval.streams import Asked
+from jaxkv.eval.runner.options import parse_options
+from jaxkv.eval.tasks.streams import stream as streams
+from jaxkv.eval.tasks.streams import streameval, streamqa
+from jaxkv.eval.tasks.streams.stream import Asked
 from jaxkv.policies.full import Full
 from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.window import Window
@@ -220,7 +221,7 @@ class TestStream:
         assert "15 back" not in plot.read_text() and "distance of the answer" in plot.read_text()
 
     def test_a_finished_stream_is_not_run_again(self, tmp_path, model):
-        from jaxkv.eval.journal import Journal
+        from jaxkv.eval.runner.journal import Journal
 
         _, common, options = parse_options(
             ["streameval", "--lines", "11", "--distances", "5,10", "--every", "5",

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 
 import jaxkv
-from jaxkv.errors import InputError
-from jaxkv.eval import answers
+from jaxkv.core.errors import InputError
 from jaxkv.eval.__main__ import main
-from jaxkv.eval.contexts import Contexts
-from jaxkv.eval.journal import Journal, append_line, json_lines, key_of, plain
-from jaxkv.eval.metrics import contained
+from jaxkv.eval.questions import answers
+from jaxkv.eval.questions.contexts import Contexts
+from jaxkv.eval.questions.metrics import contained
+from jaxkv.eval.runner.journal import Journal, append_line, json_lines, key_of, plain
 from jaxkv.generate.loop import compilations
 from jaxkv.policies.registry import POLICIES, describe, make_policies, with_budget
 
@@ -108,7 +108,7 @@ def test_one_prefill_serves_all_that_choose_after_it(sweep, monkeypatch) -> None
 @pytest.mark.slow
 def test_programs_are_let_go_unless_the_next_policy_runs_them(sweep, monkeypatch) -> None:
     forgotten, before = [], compilations()["decode"]
-    monkeypatch.setattr("jaxkv.eval.report.forget_programs", lambda: forgotten.append(1))
+    monkeypatch.setattr("jaxkv.eval.runner.report.forget_programs", lambda: forgotten.append(1))
     policies = "recycled:k=8:stride=1,recycled:k=8:stride=2,recycled:k=9:stride=2"
     assert len(sweep("--policy", policies, "--batch-size", "3")) == 3
     assert len(forgotten) == 2 and compilations()["decode"] - before == 2
@@ -148,7 +148,7 @@ def test_perplexity_goes_on(tmp_path, capsys, monkeypatch) -> None:
              "full,window:window=16", "--json", "--prefill-chunk", "32"]  # fmt: skip
     main(words)
     expected = json.loads(capsys.readouterr().out)
-    real, calls = jaxkv.eval.ppl.score_stream, []
+    real, calls = jaxkv.eval.tasks.ppl.score_stream, []
 
     def score(model, policy, *rest):
         calls.append(policy)
@@ -156,7 +156,7 @@ def test_perplexity_goes_on(tmp_path, capsys, monkeypatch) -> None:
             raise KeyboardInterrupt
         return real(model, policy, *rest)
 
-    monkeypatch.setattr(jaxkv.eval.ppl, "score_stream", score)
+    monkeypatch.setattr(jaxkv.eval.tasks.ppl, "score_stream", score)
     with pytest.raises(SystemExit):
         main([*words, "--out", str(out)])
     main([*words, "--out", str(out)])
@@ -183,7 +183,7 @@ def test_a_journal_gives_back_what_was_put(tmp_path_factory, values: dict) -> No
 def test_keys_tell_functions_and_settings_apart(tmp_path: Path) -> None:
     row = answers.Row("a", "b", "", ("c",), 4)
     assert key_of(row) == key_of(answers.Row("a", "b", "", ("c",), 4))
-    assert plain(row)[1]["metric"] == "jaxkv.eval.metrics.contained"
+    assert plain(row)[1]["metric"] == "jaxkv.eval.questions.metrics.contained"
     partials = [functools.partial(contained, answers=[x]) for x in "ab"]
     assert key_of(partials[0]) != key_of(partials[1])
     append_line(tmp_path / "x", [1])

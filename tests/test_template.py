@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from jaxkv.convert.template import render
-from jaxkv.errors import InputError
+from jaxkv.core.errors import InputError
+from jaxkv.text.template import render
 
 SAID = {"messages": [{"role": "user", "content": "é <b>"}], "add_generation_prompt": True}
 

@@ -17,12 +17,13 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkv.convert import hf_tokenizer, spm, toy
-from jaxkv.convert.fields import Fields
-from jaxkv.convert.gguf_tokenizer import tokenizer_from_gguf
-from jaxkv.convert.pieces import BYTE_LEVEL_SPLITS, byte_level
-from jaxkv.convert.tokenizer import Tokenizer
-from jaxkv.errors import InputError
+from jaxkv.checkpoints import toy
+from jaxkv.core.errors import InputError
+from jaxkv.core.fields import Fields
+from jaxkv.text import hf, spm
+from jaxkv.text.gguf import tokenizer_from_gguf
+from jaxkv.text.pieces import BYTE_LEVEL_SPLITS, byte_level
+from jaxkv.text.tokenizer import Tokenizer
 
 TEXTS = [
     "",
@@ -112,7 +113,7 @@ def test_no_template_no_chat() -> None:
 def _engine(folder: Path, **config) -> Tokenizer:
     TOY.save(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return hf_tokenizer.load(folder)
+    return hf.load(folder)
 
 
 def test_small_files_of_a_folder(tmp_path: Path) -> None:
@@ -141,12 +142,12 @@ def test_templates_and_bos_found_elsewhere(tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    tokenizer = hf_tokenizer.load(tmp_path)
+    tokenizer = hf.load(tmp_path)
     assert tokenizer.bos_ids == (1,) and tokenizer.chat_template == "d"
     assert len(tokenizer.encode("Hello")) > 2
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="tokenizer.json"):
-        hf_tokenizer.load(tmp_path)
+        hf.load(tmp_path)
 
 
 @pytest.mark.parametrize("split", BYTE_LEVEL_SPLITS)
@@ -194,7 +195,7 @@ def test_what_is_written_adds_what_was_read(tmp_path: Path, bos: tuple, baked: b
     again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert again.encode("hello").ids == [*bos, *TOY.encode("hello")]
     os.remove(tmp_path / "tokenizer_config.json")
-    assert hf_tokenizer.load(tmp_path).bos_ids == bos
+    assert hf.load(tmp_path).bos_ids == bos
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_a_role_makes_a_token_special(tmp_path: Path, listed: str) -> None:
     config = {"eos_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 13]}')
-    again = hf_tokenizer.load(tmp_path)
+    again = hf.load(tmp_path)
     ids = TOY.encode("hello")
     assert again.eos_ids == (0, 13, 2)  # 2 closes a turn in the template
     assert again.special_ids >= {0, 1, 2} and 13 not in again.special_ids
@@ -314,7 +315,7 @@ def test_sentencepiece_from_a_gguf_header(tmp_path: Path) -> None:
     bare = tokenizer_from_gguf(Fields({**header, _PREFIX: False}, "m.gguf"), 512)
     assert bare.encode("ab") != ours.encode("ab") and bare.decode(bare.encode(" ab")) == " ab"
     ours.save(tmp_path)
-    again = hf_tokenizer.load(tmp_path)
+    again = hf.load(tmp_path)
     assert again.encode(TEXTS[3]) == ours.encode(TEXTS[3]) and again.bos_ids == (1,)
 
 

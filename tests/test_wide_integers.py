@@ -11,7 +11,7 @@ import pytest
 import toys
 from policy_cases import CASES
 
-from jaxkv.convert import toy
+from jaxkv.checkpoints import toy
 from jaxkv.generate.api import generate
 from jaxkv.models.decoder import forward, init_cache
 from jaxkv.policies.window import Window

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkv.core.rope import Rope
+from jaxkv.layers.base import Geometry
 from jaxkv.models.config import ModelConfig, parameter_shapes
-from jaxkv.policies.base import Geometry
-from jaxkv.rope import Rope
 
 CONFIG = ModelConfig(
     vocab_size=61,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jaxkv.errors import as_process, one_line_errors
+from jaxkv.cli.edge import as_process, one_line_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,19 +18,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jaxkv.arguments import check_positive, flags_named, make_parser, parse
-from jaxkv.bench.kvpress_env import given_python, own_python
-from jaxkv.bench.kvpress_report import by_measure, print_report, side_row, wins
-from jaxkv.convert.progress import bars
-from jaxkv.errors import InputError, one_line_errors
-from jaxkv.files import check_target, write_json
-from jaxkv.interrupts import raises
+from jaxkv.bench.beside.env import given_python, own_python
+from jaxkv.bench.beside.report import by_measure, print_report, side_row, wins
+from jaxkv.cli.arguments import check_positive, make_parser, parse
+from jaxkv.cli.edge import one_line_errors
+from jaxkv.cli.interrupts import raises
+from jaxkv.core.errors import InputError
+from jaxkv.core.files import check_target, write_json
+from jaxkv.core.progress import bars
+from jaxkv.core.settings import flags_named
 from jaxkv.policies.snapkv import SnapKV
 
 COMMAND = "jaxkv.bench.beside_kvpress"
 SINKS = 4
 SIDES = ("jaxkv", "kvpress")
-_OURS = "jaxkv.eval.timed_rows"
+_OURS = "jaxkv.bench.beside.timed_rows"
 _DESCRIPTION = f"""Put the same questions to jaxkv and to kvpress, with the same model in float32 on the CPU.
 
 Both sides get the same token ids and as many threads, and answer greedily; each method of each side
@@ -138,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 python = python or own_python()
 
                 def run(side: str, job: Job) -> dict[str, Any]:
-                    worker = Path(__file__).with_name("kvpress_worker.py")
+                    worker = Path(__file__).parent / "beside" / "worker.py"
                     # Isolated: modules beside the worker are not to be found by their bare names.
                     theirs = [str(python), "-I", str(worker)]
                     ours = [sys.executable, "-m", _OURS]

@@ -10,15 +10,15 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from jaxkv.arguments import check_positive, make_parser, parse
-from jaxkv.errors import InputError, say
-from jaxkv.figures import check_picture
-from jaxkv.files import check_target, write_json
-from jaxkv.flags import add_model, add_plot, add_policy, add_prefill_chunk, check_dtype
-from jaxkv.interrupts import raises
-from jaxkv.policies.base import Policy
+from jaxkv.cli.arguments import check_positive, make_parser, parse
+from jaxkv.cli.figures import check_picture
+from jaxkv.cli.flags import add_model, add_plot, add_policy, add_prefill_chunk, check_dtype
+from jaxkv.cli.interrupts import raises
+from jaxkv.cli.startup import prepare
+from jaxkv.core.errors import InputError, say
+from jaxkv.core.files import check_target, write_json
+from jaxkv.layers.base import Policy
 from jaxkv.policies.registry import POLICIES, make_policies
-from jaxkv.startup import prepare
 
 COMMAND = "jaxkv.bench"
 _DESCRIPTION = """Time decoding, prefill, a long stream, or the attention ops alone.
@@ -75,9 +75,9 @@ def run(words: Sequence[str]) -> None:
 def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str, Any]:
     from jaxkv.bench.measure import matvec_bandwidth
     from jaxkv.bench.runs import stream
-    from jaxkv.convert.progress import bars
-    from jaxkv.convert.sources import load
-    from jaxkv.machine import where
+    from jaxkv.checkpoints.sources import load
+    from jaxkv.core.machine import where
+    from jaxkv.core.progress import bars
 
     with bars() as progress:
         if options.task == "kernels":
@@ -152,7 +152,7 @@ def _compare(
 
 def _plot(options: argparse.Namespace, result: dict[str, Any]) -> None:
     from jaxkv.bench import kernels, plot
-    from jaxkv.figures import save_picture
+    from jaxkv.cli.figures import save_picture
 
     draw = kernels.draw if options.task == "kernels" else plot.draw
     save_picture(options.plot, lambda figure: draw(figure, result["rows"]))

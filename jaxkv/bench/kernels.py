@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.bench.measure import copy_bandwidth, median_seconds
-from jaxkv.convert.table import Progress
+from jaxkv.core.progress import Progress
 from pallas_kernels.decode.api import IMPLEMENTATIONS as DECODE
 from pallas_kernels.dispatch import order
 from pallas_kernels.int8 import Slots, quantise, split_scale, widen

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.convert.export import config_to_hf, tensors_to_hf
-from jaxkv.convert.model import Model
-from jaxkv.errors import InputError
+from jaxkv.checkpoints.export import config_to_hf, tensors_to_hf
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
 
 QUIET = 0.5  # seconds after a run; OpenMP's threads spin for up to 0.2 s
 

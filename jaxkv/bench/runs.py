@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkv.cache.accounting import nbytes, steps_taken
-from jaxkv.convert.model import Model
+from jaxkv.cache.bytes import nbytes, steps_taken
+from jaxkv.checkpoints.model import Model
 from jaxkv.generate.loop import DISPATCH, compilations
 from jaxkv.generate.running import running
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import start
-from jaxkv.policies.base import Policy
+from jaxkv.layers.base import Policy
 from jaxkv.policies.registry import describe
 
 NEVER = jnp.asarray([-2], jnp.int32)  # no token ends a timed run

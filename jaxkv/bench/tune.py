@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxkv.bench.kernels import OPS, Shapes, arguments, one_after_another, seconds_of
-from jaxkv.convert.table import Progress
-from jaxkv.errors import InputError
-from jaxkv.files import write_json
+from jaxkv.core.errors import InputError
+from jaxkv.core.files import write_json
+from jaxkv.core.progress import Progress
 from pallas_kernels import tuned
 from pallas_kernels.dispatch import order
 

@@ -20,7 +20,7 @@ from jax import Array
 from jaxkv.cache import store as stores
 from jaxkv.cache.exported import exportable
 from jaxkv.cache.store import Store
-from jaxkv.typing import Lengths, NewKeys, Positions
+from jaxkv.core.typing import Lengths, NewKeys, Positions
 
 LAST_POSITION = 2**31 - 1
 

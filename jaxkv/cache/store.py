@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxkv.typing import Positions, SlotKeys
-from pallas_kernels import compiler, order
+from jaxkv.core.typing import Positions, SlotKeys
+from pallas_kernels import compiler
+from pallas_kernels import tpu_layout as order
 from pallas_kernels.int8 import Slots, split_scale
 
 UNROLLED = 4  # rows whose writes are spelled out
@@ -126,7 +127,7 @@ def as_tokens(store: T) -> T:
 
 
 def keep_order(store: T) -> T:
-    """Each slab of it as `pallas_kernels.order.keep_order` holds it."""
+    """Each slab of it as `pallas_kernels.tpu_layout.keep_order` holds it."""
     return jax.tree.map(lambda x: order.keep_order(x) if x.ndim == 4 else x, store)
 
 

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxkv.checksums import check_sums, sums_of
-from jaxkv.convert.quiet import quiet
-from jaxkv.errors import InputError
-from jaxkv.files import whole_folder
-from jaxkv.reading import read_json
+from jaxkv.core.checksums import check_sums, sums_of
+from jaxkv.core.errors import InputError
+from jaxkv.core.files import whole_folder
+from jaxkv.core.quiet import quiet
+from jaxkv.core.reading import read_json
 
 _FORMAT = 2
 _NOTE, _ARRAYS = "run.json", "arrays"

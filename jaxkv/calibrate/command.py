@@ -9,15 +9,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkv.arguments import make_parser, model_named, parse
 from jaxkv.calibrate import duo, headkv
 from jaxkv.calibrate.task import Calibration, Common
-from jaxkv.errors import InputError
-from jaxkv.figures import check_picture
-from jaxkv.files import check_target
-from jaxkv.flags import add_config, add_model, add_plot
-from jaxkv.interrupts import raises
-from jaxkv.startup import prepare
+from jaxkv.cli.arguments import make_parser, model_named, parse
+from jaxkv.cli.figures import check_picture
+from jaxkv.cli.flags import add_config, add_model, add_plot
+from jaxkv.cli.interrupts import raises
+from jaxkv.cli.startup import prepare
+from jaxkv.core.errors import InputError
+from jaxkv.core.files import check_target
 
 COMMAND = "jaxkv.calibrate"
 KINDS: Mapping[str, Calibration] = {
@@ -82,8 +82,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[Calibration, Common, Any]:
 
 
 def _run(calibration: Calibration, common: Common, own: Any) -> str:
-    from jaxkv.convert.progress import bars
-    from jaxkv.convert.sources import load
+    from jaxkv.checkpoints.sources import load
+    from jaxkv.core.progress import bars
 
     with raises(), bars() as progress:
         with model_named(common.model):

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxkv.arguments import read_text
 from jaxkv.calibrate.checkpoints import Checkpoints
 from jaxkv.calibrate.gated import Gated, losses, stack_layers
 from jaxkv.calibrate.passkeys import ORDINALS, Example, Recipe, check_room, make_example
@@ -33,10 +32,11 @@ from jaxkv.calibrate.training import (
     start,
     train,
 )
-from jaxkv.convert.model import Model
-from jaxkv.convert.table import Progress
-from jaxkv.errors import InputError
-from jaxkv.policies.patterns import GATES, save_pattern, sparsify
+from jaxkv.checkpoints.model import Model
+from jaxkv.cli.arguments import read_text
+from jaxkv.core.errors import InputError
+from jaxkv.core.progress import Progress
+from jaxkv.policies.head_scores import GATES, save_pattern, sparsify
 
 SPARSITY = 0.5  # the file holds the mask for this one; others are made from the gates
 _CHUNK = 128  # tokens that attend at a time

@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxkv.errors import InputError
+from jaxkv.core.errors import InputError
+from jaxkv.core.typing import Hidden, Lengths, Params, Queries, Tokens
+from jaxkv.layers.base import Chunk, Facts, Geometry, LayerCache, LayerPolicy
+from jaxkv.layers.full import FullLayer
+from jaxkv.layers.ring import RingLayer
+from jaxkv.models.block import norm
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import embed, geometry, run_layer
-from jaxkv.models.layers import norm
-from jaxkv.policies.base import Chunk, Facts, Geometry, LayerCache, LayerPolicy
-from jaxkv.policies.full import FullLayer
-from jaxkv.policies.ring import RingLayer
-from jaxkv.typing import Hidden, Lengths, Params, Queries, Tokens
 
 
 @flax.struct.dataclass

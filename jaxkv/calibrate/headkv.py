@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkv.arguments import check_positive, read_text
 from jaxkv.calibrate.needles import (
     KINDS,
     Example,
@@ -27,14 +26,15 @@ from jaxkv.calibrate.needles import (
 )
 from jaxkv.calibrate.probe import Probe, aim, notes
 from jaxkv.calibrate.task import Calibration, Common
-from jaxkv.convert.model import Model
-from jaxkv.convert.table import Progress
-from jaxkv.errors import InputError
+from jaxkv.checkpoints.model import Model
+from jaxkv.cli.arguments import check_positive, read_text
+from jaxkv.core.errors import InputError
+from jaxkv.core.progress import Progress
 from jaxkv.generate.loop import DISPATCH, Programs, dispatch, feed, programs
 from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import State, start
-from jaxkv.policies.base import Cache
-from jaxkv.policies.patterns import SCORES, save_pattern
+from jaxkv.layers.base import Cache
+from jaxkv.policies.head_scores import SCORES, save_pattern
 
 SCORE_NAMES = ("r2", "r2-script", "r")
 MOST_NEW = 50  # tokens of an answer

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxkv.convert.tokenizer import Tokenizer
-from jaxkv.errors import InputError
-from jaxkv.prose import bare_words, depth_percents, f1, sentences
+from jaxkv.core.errors import InputError
+from jaxkv.text.prose import bare_words, depth_percents, f1, sentences
+from jaxkv.text.tokenizer import Tokenizer
 
 KINDS = ("reasoning", "passkey")
 

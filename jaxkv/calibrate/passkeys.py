@@ -19,8 +19,8 @@ import dataclasses
 
 import numpy as np
 
-from jaxkv.convert.tokenizer import Tokenizer
-from jaxkv.errors import InputError
+from jaxkv.core.errors import InputError
+from jaxkv.text.tokenizer import Tokenizer
 
 ALPHABET = (
     "alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett",

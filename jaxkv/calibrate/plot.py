@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.figures import save_picture
+from jaxkv.cli.figures import save_picture
 
 
 def draw_heads(figure: Any, values: np.ndarray, title: str, label: str) -> None:

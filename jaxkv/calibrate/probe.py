@@ -13,9 +13,9 @@ from jax import Array, lax
 
 from jaxkv.attention import attend_one_mass
 from jaxkv.cache.slab import Slab
-from jaxkv.policies.base import Cache, Chunk, Facts, Geometry, rotate
-from jaxkv.policies.full import FullLayer
-from jaxkv.typing import Queries
+from jaxkv.core.typing import Queries
+from jaxkv.layers.base import Cache, Chunk, Facts, Geometry, rotate
+from jaxkv.layers.full import FullLayer
 
 
 @flax.struct.dataclass

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxkv.convert.model import Model
-from jaxkv.convert.table import Progress
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxkv.calibrate.checkpoints import Checkpoints
-from jaxkv.convert.table import Progress
-from jaxkv.errors import InputError
+from jaxkv.core.errors import InputError
+from jaxkv.core.progress import Progress
 
 if TYPE_CHECKING:
     import optax

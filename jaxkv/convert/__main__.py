@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxkv.errors import InputError, as_process, one_line_errors
-from jaxkv.interrupts import raises
+from jaxkv.cli.edge import as_process, one_line_errors
+from jaxkv.cli.interrupts import raises
+from jaxkv.core.errors import InputError
 
 _COMMAND = "jaxkv.convert"
 _DESCRIPTION = """Convert a model to a checkpoint of jaxkv, a folder with orbax arrays, or back.
@@ -60,9 +61,9 @@ def convert(
     _check_target(Path(dst).expanduser(), overwrite)
     import jax
 
-    from jaxkv.convert import export, orbax
-    from jaxkv.convert.progress import bars
-    from jaxkv.convert.sources import load
+    from jaxkv.checkpoints import export, orbax
+    from jaxkv.checkpoints.sources import load
+    from jaxkv.core.progress import bars
 
     start = time.perf_counter()
     with raises(), bars() as progress:
@@ -87,7 +88,7 @@ def convert(
 
 
 def _check_target(dst: Path, overwrite: bool) -> None:
-    from jaxkv.convert.orbax import MARK
+    from jaxkv.checkpoints.orbax import MARK
 
     if not dst.exists() and not dst.is_symlink():
         return

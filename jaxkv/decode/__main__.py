@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxkv.errors import as_process, one_line_errors, say
-from jaxkv.interrupts import raises
+from jaxkv.cli.edge import as_process, one_line_errors
+from jaxkv.cli.interrupts import raises
+from jaxkv.core.errors import say
 
 if TYPE_CHECKING:
-    from jaxkv.decode.options import Options
+    from jaxkv.cli.decode.options import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show all characters
     with one_line_errors("jaxkv.decode"):
-        from jaxkv.decode.options import parse_options
-        from jaxkv.startup import prepare
+        from jaxkv.cli.decode.options import parse_options
+        from jaxkv.cli.startup import prepare
 
         options = parse_options(arguments)
         prepare()
@@ -33,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: Options, began: float) -> None:
-    from jaxkv.arguments import model_named
-    from jaxkv.convert.progress import bars
-    from jaxkv.convert.sources import load
-    from jaxkv.decode.interactive import chat
-    from jaxkv.decode.once import answer_once
+    from jaxkv.checkpoints.sources import load
+    from jaxkv.cli.arguments import model_named
+    from jaxkv.cli.decode.interactive import chat
+    from jaxkv.cli.decode.once import answer_once
+    from jaxkv.core.progress import bars
     from jaxkv.generate.report import report_of, summary
 
     with raises():

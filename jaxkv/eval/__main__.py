@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxkv.errors import as_process, one_line_errors, say
-from jaxkv.interrupts import STATUS, raises
+from jaxkv.cli.edge import as_process, one_line_errors
+from jaxkv.cli.interrupts import STATUS, raises
+from jaxkv.core.errors import say
 
 if TYPE_CHECKING:
-    from jaxkv.eval.task import Common, Task
+    from jaxkv.eval.runner.task import Common, Task
 
 COMMAND = "jaxkv.eval"
 
@@ -21,8 +22,8 @@ COMMAND = "jaxkv.eval"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with one line on stderr and status 2."""
     with one_line_errors(COMMAND):
-        from jaxkv.eval.options import parse_options
-        from jaxkv.startup import prepare
+        from jaxkv.cli.startup import prepare
+        from jaxkv.eval.runner.options import parse_options
 
         task, common, own = parse_options(sys.argv[1:] if arguments is None else list(arguments))
         prepare()
@@ -35,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(task: Task, common: Common, own: Any) -> None:
-    from jaxkv.convert.progress import bars
-    from jaxkv.convert.sources import load
-    from jaxkv.eval.report import evaluate
-    from jaxkv.eval.result import print_table
-    from jaxkv.figures import save_picture
+    from jaxkv.checkpoints.sources import load
+    from jaxkv.cli.figures import save_picture
+    from jaxkv.core.progress import bars
+    from jaxkv.eval.runner.report import evaluate
+    from jaxkv.eval.runner.result import print_table
 
     with raises(), bars() as progress:
         model = load(common.model, common.dtype, progress)

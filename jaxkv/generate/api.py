@@ -9,15 +9,15 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxkv.convert.model import Model
-from jaxkv.errors import InputError
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
 from jaxkv.generate.prompts import message_ids, prompt_ids
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import State
-from jaxkv.generate.text import Row
-from jaxkv.policies.base import Policy
+from jaxkv.layers.base import Policy
 from jaxkv.policies.full import Full
+from jaxkv.text.stops import Row
 
 
 @dataclasses.dataclass(frozen=True)

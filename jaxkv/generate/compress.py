@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import functools
 
-from jaxkv.convert.model import Model
-from jaxkv.errors import InputError
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
+from jaxkv.core.typing import Params
 from jaxkv.generate.loop import Program, Signature, Statics, compile_program
+from jaxkv.layers.base import Cache, FromFull, Policy
+from jaxkv.layers.draft import Read
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import constants_of
-from jaxkv.policies.base import Cache, FromFull, Policy
-from jaxkv.policies.draft import Read
+from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
-from jaxkv.policies.plan import plan
 from jaxkv.policies.registry import describe
-from jaxkv.typing import Params
 
 
 def compress(model: Model, cache: Cache, policy: Policy) -> Cache:

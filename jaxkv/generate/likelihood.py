@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxkv.convert.model import Model
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.typing import Lengths, Params, Tokens
 from jaxkv.generate.loop import Program, Signature, compile_program
 from jaxkv.generate.running import forward
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import State
+from jaxkv.layers.base import Policy
 from jaxkv.models.config import ModelConfig
-from jaxkv.policies.base import Policy
-from jaxkv.typing import Lengths, Params, Tokens
 
 STEPS = 16  # tokens of a continuation a call
 

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxkv.core.typing import Lengths, Params, Tokens
 from jaxkv.generate.running import advance, forward
 from jaxkv.generate.sampling import Sampler
 from jaxkv.generate.state import State
+from jaxkv.layers.base import Policy, as_compiled
 from jaxkv.models.config import ModelConfig
-from jaxkv.policies.base import Policy, as_compiled
-from jaxkv.typing import Lengths, Params, Tokens
 from pallas_kernels import compiler
 
 DISPATCH = 8  # tokens per dispatch: the host sees them together, and prints

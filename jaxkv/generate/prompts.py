@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkv.convert.model import Model
-from jaxkv.errors import InputError
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
 
 
 def prompt_ids(

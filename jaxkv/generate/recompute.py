@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.core.typing import Lengths, Logits, Params, Tokens
+from jaxkv.layers.base import Geometry, LayerCache
 from jaxkv.models import decoder
 from jaxkv.models.config import ModelConfig
-from jaxkv.policies.base import Geometry, LayerCache
+from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
-from jaxkv.policies.plan import plan
-from jaxkv.typing import Lengths, Logits, Params, Tokens
 
 
 @flax.struct.dataclass

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from jax import Array
 
+from jaxkv.core.typing import Lengths, Logits, Params, Tokens
 from jaxkv.generate import recompute
 from jaxkv.generate.recompute import Recomputing, Remembered
+from jaxkv.layers.base import Cache, Geometry, Policy
 from jaxkv.models import decoder
 from jaxkv.models.config import ModelConfig
-from jaxkv.policies.base import Cache, Geometry, Policy
-from jaxkv.policies.plan import Plan, plan
+from jaxkv.models.plan import Plan, plan
 from jaxkv.policies.recompute import SlidingRecompute
-from jaxkv.typing import Lengths, Logits, Params, Tokens
 
 
 def running(policy: Policy, geometry: Geometry) -> Plan | Recomputing:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxkv.errors import InputError
+from jaxkv.core.errors import InputError
 
 
 @runtime_checkable

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxkv.checksums import check_sums, sums_of
-from jaxkv.errors import InputError, one_line
-from jaxkv.files import reserve, whole_folder
+from jaxkv.core.checksums import check_sums, sums_of
+from jaxkv.core.errors import InputError, one_line
+from jaxkv.core.files import reserve, whole_folder
+from jaxkv.core.reading import read_json
 from jaxkv.generate.recompute import Remembered
 from jaxkv.generate.running import running
-from jaxkv.policies.base import Cache, Geometry, Policy
+from jaxkv.layers.base import Cache, Geometry, Policy
 from jaxkv.policies.registry import describe, make_policy
-from jaxkv.reading import read_json
 
 _FORMAT = 2
 _MOST_LAYERS = 4096  # no model comes near; an empty cache of a billion takes for ever to describe

@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkv.cache.accounting import kept_tokens, nbytes, steps_taken, tokens_seen
+from jaxkv.cache.bytes import kept_tokens, nbytes, steps_taken, tokens_seen
 from jaxkv.cache.slab import LAST_POSITION
-from jaxkv.convert.model import Model
-from jaxkv.errors import InputError
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
+from jaxkv.core.machine import check_memory
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
 from jaxkv.generate.running import running
 from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
-from jaxkv.machine import check_memory
+from jaxkv.layers.base import Policy
 from jaxkv.models.decoder import CHUNK, geometry
-from jaxkv.policies.base import Policy
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import check_policy_given, describe
 

@@ -12,9 +12,9 @@ from jax import Array
 from jaxkv.cache.exported import exportable
 from jaxkv.generate.recompute import Remembered
 from jaxkv.generate.running import running
+from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import geometry
-from jaxkv.policies.base import Cache, Policy
 
 
 @exportable

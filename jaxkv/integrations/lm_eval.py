@@ -23,9 +23,10 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
     make_disjoint_window,
 )
 
-from jaxkv.convert.progress import bars
-from jaxkv.convert.sources import load
-from jaxkv.errors import InputError, one_line_errors
+from jaxkv.checkpoints.sources import load
+from jaxkv.cli.edge import one_line_errors
+from jaxkv.core.errors import InputError
+from jaxkv.core.progress import bars
 from jaxkv.generate.api import answer
 from jaxkv.generate.likelihood import continuations
 from jaxkv.generate.sampling import make_sampler

@@ -8,10 +8,10 @@ import dataclasses
 
 import jax
 
-from jaxkv.errors import InputError
-from jaxkv.rope import Rope
-from jaxkv.scoring import Scoring
-from jaxkv.typing import Rotation
+from jaxkv.core.errors import InputError
+from jaxkv.core.rope import Rope
+from jaxkv.core.scoring import Scoring
+from jaxkv.core.typing import Rotation
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 

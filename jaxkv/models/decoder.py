@@ -14,21 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.cache.slab import nan_past_the_end
-from jaxkv.errors import InputError
-from jaxkv.models.config import ModelConfig
-from jaxkv.models.layers import mlp, norm, project, soft_capped
-from jaxkv.policies.base import (
-    Cache,
-    Chunk,
-    Constants,
-    Geometry,
-    LayerCache,
-    LayerPolicy,
-    Policy,
-    WholePrompt,
-)
-from jaxkv.policies.plan import InChunks, plan
-from jaxkv.typing import (
+from jaxkv.core.errors import InputError
+from jaxkv.core.typing import (
     Hidden,
     Lengths,
     Logits,
@@ -39,6 +26,19 @@ from jaxkv.typing import (
     Rotation,
     Tokens,
 )
+from jaxkv.layers.base import (
+    Cache,
+    Chunk,
+    Constants,
+    Geometry,
+    LayerCache,
+    LayerPolicy,
+    Policy,
+    WholePrompt,
+)
+from jaxkv.models.block import mlp, norm, project, soft_capped
+from jaxkv.models.config import ModelConfig
+from jaxkv.models.plan import InChunks, plan
 from pallas_kernels import compiler
 from pallas_kernels.precision import einsum
 

@@ -8,12 +8,12 @@ import dataclasses
 
 import jax
 
-from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry
-from jaxkv.policies.full import FullLayer
-from jaxkv.policies.grouped import HeadGroups, part
-from jaxkv.policies.patterns import full_heads
-from jaxkv.policies.ring import RingLayer, within_windows
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import Geometry
+from jaxkv.layers.full import FullLayer
+from jaxkv.layers.grouped import HeadGroups, part
+from jaxkv.layers.ring import RingLayer, within_windows
+from jaxkv.policies.head_scores import full_heads
 
 
 @jax.tree_util.register_static

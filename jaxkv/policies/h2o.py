@@ -6,24 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
 import jax
-import jax.numpy as jnp
-from jax import Array
 
-from jaxkv.attention import attend_one_mass
-from jaxkv.cache import store as stores
-from jaxkv.cache.exported import exportable
-from jaxkv.cache.slab import Slab, append_per_head, empty
-from jaxkv.errors import InputError
-from jaxkv.policies import draft as drafts
-from jaxkv.policies.base import Chunk, Facts, Geometry, WholePrompt, rotate, swept
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import Geometry, swept
+from jaxkv.layers.evicting import H2OLayer
+from jaxkv.layers.ring import within_windows
 from jaxkv.policies.budgets import in_tokens
-from jaxkv.policies.draft import Draft
-from jaxkv.policies.packing import gathered, keep_best
-from jaxkv.policies.ring import within_windows
-from jaxkv.policies.scores import mass_of
-from jaxkv.typing import Queries, Rotation
 
 
 @jax.tree_util.register_static
@@ -60,104 +49,3 @@ class H2O:
         del layer
         budget = max(in_tokens(self.budget, geometry.max_length), 2)
         return H2OLayer(geometry, budget, round(budget * self.recent))
-
-
-@exportable
-@flax.struct.dataclass
-class Scored:
-    """What a layer keeps.
-
-    Attributes:
-      slab: budget + 1 slots, P = K.
-      score: float32 [B, K, S], attention that each token has received.
-    """
-
-    slab: Slab
-    score: Array
-
-
-@flax.struct.dataclass
-class ScoredDraft:
-    """A prompt that is being read, and the attention that each slot has received, [B, K, S]."""
-
-    draft: Draft
-    score: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class H2OLayer(WholePrompt):
-    """One layer: `budget` tokens, of which `recent` are the newest.
-
-    Attributes:
-      geometry: of the layer.
-      budget: tokens kept.
-      recent: of which the newest are safe.
-    """
-
-    geometry: Geometry
-    budget: int
-    recent: int
-
-    def init(self) -> Scored:
-        """An empty cache."""
-        g, heads = self.geometry, self.geometry.num_kv_heads
-        slab = empty(g.batch_size, heads, self.budget + 1, g.head_dim, g.dtype, pos_heads=heads)
-        return Scored(slab, jnp.zeros(slab.pos.shape, jnp.float32))
-
-    def step(self, cache: Scored, chunk: Chunk) -> tuple[Scored, Queries]:
-        """Writes the token into the free slot of each head, attends, then frees the next."""
-        at = chunk.positions(cache.slab)
-        q, k = chunk.rotated(at)
-        free = jnp.argmin(cache.slab.pos, axis=-1).astype(jnp.int32)
-        slab = append_per_head(cache.slab, k, chunk.v, at, free)
-        out, mass = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
-        slots = jnp.arange(slab.slots, dtype=jnp.int32)[None, None]
-        came = (slots == free[..., None]) & (at >= 0)[..., None]
-        score = jnp.where(came, 0.0, cache.score) + self._of_kv_heads(mass)
-        held = slab.pos >= 0
-        old = held & (slab.pos <= (at - self.recent)[..., None])
-        worst = jnp.argmin(jnp.where(old, score, jnp.inf), axis=-1, keepdims=True)
-        worst = worst.astype(jnp.int32)
-        over = jnp.sum(held, axis=-1, keepdims=True, dtype=jnp.int32) > self.budget
-        gone = over & (slots == worst)
-        slab = dataclasses.replace(slab, pos=jnp.where(gone, -1, slab.pos))
-        return Scored(slab, score), out
-
-    def open(self, cache: Scored, count: int) -> ScoredDraft:
-        """See `WholePrompt`."""
-        draft = drafts.open_draft([cache.slab], count, self.geometry, self.needs)
-        return ScoredDraft(draft, stores.pad(cache.score, count, 0))
-
-    def feed(
-        self, draft: ScoredDraft, start: Array, count: int, chunk: Chunk
-    ) -> tuple[ScoredDraft, Queries]:
-        """See `WholePrompt`. The chunk's queries add to the scores of all that they saw."""
-        at = chunk.positions(draft.draft.slab)
-        inner, out, lse = drafts.feed(draft.draft, start, count, chunk)
-        slab, used = inner.slab, inner.used(start + chunk.count, count)
-        q = rotate(chunk.rope, chunk.q, at)
-        mass = mass_of(q, lse, slab.k, at, slab.pos, chunk.rope, used)
-        return ScoredDraft(inner, draft.score + self._of_kv_heads(mass)), out
-
-    def close(self, draft: ScoredDraft, cache: Scored, rope: Rotation | None) -> Scored:
-        """Keeps the newest and the highest scores; a row that took no token keeps what it had."""
-        del rope
-        slab = draft.draft.slab
-        newest = slab.pos >= (slab.seen - self.recent)[:, None, None]
-        value = jnp.where(newest, jnp.inf, draft.score)
-        value = jnp.where(slab.pos >= 0, value, -jnp.inf)
-
-        def pack(index: Array, kept: Array) -> Scored:
-            score = stores.pad(stores.gather(draft.score, index, kept), 0, 1)
-            return Scored(gathered(slab, index, kept, 1), score)
-
-        return keep_best(draft.draft.fed, value, self.budget, None, pack, cache)
-
-    def facts(self) -> Facts:
-        """The budget."""
-        return Facts((self.budget,) * self.geometry.num_kv_heads)
-
-    def _of_kv_heads(self, mass: Array) -> Array:
-        """Mean over the query heads of a KV head: [B, N, S] -> [B, K, S]."""
-        b, _, slots = mass.shape
-        return jnp.mean(mass.reshape(b, self.geometry.num_kv_heads, -1, slots), axis=2)

@@ -10,10 +10,10 @@ import functools
 import jax
 import numpy as np
 
-from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, swept
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import Geometry, swept
 from jaxkv.policies.budgets import headkv, of_ruled, redistribute
-from jaxkv.policies.patterns import head_scores
+from jaxkv.policies.head_scores import head_scores
 from jaxkv.policies.snapkv import SnapKV
 
 

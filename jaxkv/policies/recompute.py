@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import jax
 
-from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, swept
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import Geometry, swept
 
 
 @jax.tree_util.register_static

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 
-from jaxkv.arguments import flags_named, scalar
-from jaxkv.errors import InputError, one_line
+from jaxkv.core.errors import InputError, one_line
+from jaxkv.core.settings import flags_named, scalar
+from jaxkv.layers.base import Policy
 from jaxkv.policies.adakv import AdaKV
-from jaxkv.policies.base import Policy
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.full import Full
 from jaxkv.policies.h2o import H2O

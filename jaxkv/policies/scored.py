@@ -12,13 +12,13 @@ from typing import ClassVar
 import numpy as np
 from jax import Array
 
-from jaxkv.errors import InputError
-from jaxkv.policies.base import NEEDS, Geometry, swept
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import NEEDS, Geometry, swept
+from jaxkv.layers.pooled import PooledLayer
+from jaxkv.layers.prompt import Prompt
+from jaxkv.layers.ring import within_windows
+from jaxkv.layers.selected import SelectedLayer
 from jaxkv.policies.budgets import by_shares, in_tokens, of_ruled, redistribute
-from jaxkv.policies.pooled import PooledLayer
-from jaxkv.policies.prompt import Prompt
-from jaxkv.policies.ring import within_windows
-from jaxkv.policies.selected import SelectedLayer
 from jaxkv.policies.shares import head_shares
 
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.errors import InputError
-from jaxkv.files import whole_file
-from jaxkv.policies.base import Geometry
-from jaxkv.policies.patterns import check_model, is_number, matrix
-from jaxkv.reading import read_json
+from jaxkv.core.errors import InputError
+from jaxkv.core.files import whole_file
+from jaxkv.core.reading import read_json
+from jaxkv.layers.base import Geometry
+from jaxkv.policies.head_scores import check_model, is_number, matrix
 
 SHARES = "jaxkv.shares"
 _OFF = 1e-3  # by which a mean may differ from 1: files hold rounded numbers

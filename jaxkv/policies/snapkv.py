@@ -9,12 +9,12 @@ import dataclasses
 import jax
 from jax import Array
 
-from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import Geometry
+from jaxkv.layers.prompt import Prompt
+from jaxkv.layers.scores import pooled_scores
 from jaxkv.policies.budgets import pyramid
-from jaxkv.policies.prompt import Prompt
 from jaxkv.policies.scored import ScoredPolicy
-from jaxkv.policies.scores import pooled_scores
 
 
 @jax.tree_util.register_static

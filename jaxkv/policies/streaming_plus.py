@@ -7,18 +7,13 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from jaxkv.attention import attend_one
-from jaxkv.cache.refreshed import Refreshed
-from jaxkv.cache.slab import append
-from jaxkv.errors import InputError
-from jaxkv.policies.base import Chunk, Facts, Geometry, in_caches, rotate, swept
-from jaxkv.policies.full import FullLayer, poison
-from jaxkv.policies.ring import RingLayer, within_windows
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import Geometry, in_caches, swept
+from jaxkv.layers.full import FullLayer
+from jaxkv.layers.refreshed import StreamingPlusLayer
+from jaxkv.layers.ring import RingLayer, within_windows
 from jaxkv.policies.streaming import StreamingLLM
-from jaxkv.typing import Queries
 
 
 @jax.tree_util.register_static
@@ -54,62 +49,3 @@ class StreamingLLMPlus:
         del layer
         ring = RingLayer(geometry, self.sinks, self.window, in_cache=True)
         return StreamingPlusLayer(FullLayer(geometry), ring, self.stride)
-
-
-@dataclasses.dataclass(frozen=True)
-class StreamingPlusLayer:
-    """One layer: both caches take every token, and each step reads one of them.
-
-    Attributes:
-      everything: reads prompts and full steps.
-      ring: reads the steps in between.
-      stride: as for `StreamingLLMPlus`.
-    """
-
-    everything: FullLayer
-    ring: RingLayer
-    stride: int
-
-    def init(self) -> Refreshed:
-        """An empty cache."""
-        # An array of its own each: a cache is donated, and no buffer can be twice.
-        rows = (
-            jnp.full((self.ring.geometry.batch_size,), x, jnp.int32) for x in (0, 0, self.stride)
-        )
-        return Refreshed(self.everything.init(), self.ring.init(), *rows)
-
-    def take(self, cache: Refreshed, chunk: Chunk) -> tuple[Refreshed, Queries]:
-        """Writes the chunk into both caches; a decoded token attends to the one or the other."""
-        return (self._step if chunk.decoding else self._prefill)(cache, chunk)
-
-    def _prefill(self, cache: Refreshed, chunk: Chunk) -> tuple[Refreshed, Queries]:
-        """Full attention over the chunk; the ring takes its end."""
-        at = chunk.positions(cache.full)
-        part = self.ring.write(cache.part, rotate(chunk.rope, chunk.k, at), chunk.v, at)
-        full, out = self.everything.take(cache.full, chunk)
-        fed = at[:, 0] >= 0
-        steps, full_steps = (jnp.where(fed, 0, x) for x in (cache.steps, cache.full_steps))
-        return Refreshed(full, part, steps, full_steps, cache.stride), out
-
-    def _step(self, cache: Refreshed, chunk: Chunk) -> tuple[Refreshed, Queries]:
-        at, rope = chunk.positions(cache.full), chunk.rope
-        active = (at[:, 0] >= 0).astype(jnp.int32)
-        k = rotate(rope, chunk.k, at)
-        full = append(cache.full, k, chunk.v, at, at)
-        part = self.ring.write(cache.part, k, chunk.v, at)
-        steps = cache.steps + active
-        refresh = jnp.any((active > 0) & (steps % cache.stride == 0))
-        out = lax.cond(
-            refresh,
-            lambda: attend_one(rotate(rope, chunk.q, at), full.k, full.v, at, full.pos, rope)[0],
-            lambda: self.ring.read(part, chunk.q, rope, at),
-        )
-        full_steps = cache.full_steps + active * refresh.astype(jnp.int32)
-        after = Refreshed(full, part, steps, full_steps, cache.stride)
-        return after, poison(out, at, full.slots)
-
-    def facts(self) -> Facts:
-        """Everything, and copies of the sinks and the window."""
-        return dataclasses.replace(
-            self.everything.facts(), copies=self.ring.sinks + self.ring.window
-        )

@@ -8,9 +8,9 @@ import dataclasses
 
 import jax
 
-from jaxkv.errors import InputError
-from jaxkv.policies.base import Geometry, swept
-from jaxkv.policies.ring import RingLayer, within_windows
+from jaxkv.core.errors import InputError
+from jaxkv.layers.base import Geometry, swept
+from jaxkv.layers.ring import RingLayer, within_windows
 
 
 @jax.tree_util.register_static

@@ -7,6 +7,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pallas_kernels import softmax
+
 
 def block_range(seen: Array, block: int) -> tuple[Array, Array]:
     """The first and last block with a visible slot, int32 [B * P]; past it and 0 if there is none.
@@ -34,10 +36,10 @@ def merge(out: Array, lse: Array, axis: int) -> tuple[Array, Array]:
       out [..., H] and lse [...] without that axis, both float32; zeros and -inf where no part sees
       a key.
     """
-    top = jnp.max(lse, axis=axis, keepdims=True)
-    top = jnp.where(jnp.isneginf(top), 0.0, top)
-    weights = jnp.exp(lse - top)
-    total = jnp.sum(weights, axis=axis, keepdims=True)
-    weights = weights / jnp.where(total == 0, 1.0, total)
-    summed = jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=axis)
-    return summed, jnp.squeeze(jnp.log(total) + top, axis)
+    out, lse = jnp.moveaxis(out.astype(jnp.float32), axis, 0), jnp.moveaxis(lse, axis, 0)
+    while (half := out.shape[0] // 2) > 0:
+        rest_out, rest_lse = out[2 * half :], lse[2 * half :]  # of an odd number the last waits
+        first, second = slice(0, half), slice(half, 2 * half)
+        both = softmax.merge((out[first], lse[first]), (out[second], lse[second]))
+        out, lse = jnp.concatenate([both[0], rest_out]), jnp.concatenate([both[1], rest_lse])
+    return out[0], lse[0]

@@ -19,7 +19,6 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.bend import bend
 from pallas_kernels.decode.gpu_slots import HIDDEN
 from pallas_kernels.gpu import (
     LOG2E,
@@ -32,6 +31,7 @@ from pallas_kernels.gpu import (
     product,
     widened,
 )
+from pallas_kernels.score_bias import bend
 
 CORES = 132  # of an H100 or H200; on others the shares are a little uneven
 

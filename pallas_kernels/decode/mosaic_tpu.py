@@ -15,10 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import tuned
-from pallas_kernels.bend import bend
 from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
-from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
+from pallas_kernels.score_bias import bend
 from pallas_kernels.tpu import (
     SMEM_BYTES,
     VMEM_BYTES,
@@ -29,6 +28,7 @@ from pallas_kernels.tpu import (
     product,
     slopes_of,
 )
+from pallas_kernels.tpu_layout import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.visibility import visible
 
 MAX_BLOCK = 2048  # slots; 1 MiB of bfloat16 at H = 128, which takes long enough to hide a step

@@ -17,10 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import tuned
-from pallas_kernels.bend import bend
-from pallas_kernels.blocks import longest, seen_blocks, visits
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
-from pallas_kernels.order import LANES, SUBLANES, Order, stored_order
+from pallas_kernels.score_bias import bend
 from pallas_kernels.tpu import (
     ROOM_BYTES,
     SMEM_BYTES,
@@ -34,7 +32,9 @@ from pallas_kernels.tpu import (
     share_rows,
     slopes_of,
 )
+from pallas_kernels.tpu_layout import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.visibility import used_positions, visible
+from pallas_kernels.visits import longest, seen_blocks, visits
 
 MAX_BLOCK = 1024  # slots
 MAX_ROWS = 512  # queries times heads

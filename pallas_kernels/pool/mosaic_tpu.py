@@ -13,8 +13,8 @@ from jax import Array
 
 from pallas_kernels.decode.mosaic_tpu import attend
 from pallas_kernels.int8 import Slots, split_scale
-from pallas_kernels.order import Order, stored_order
 from pallas_kernels.tpu import check_dtypes
+from pallas_kernels.tpu_layout import Order, stored_order
 
 
 def pool_attention(

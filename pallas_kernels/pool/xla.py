@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.bend import bend
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
+from pallas_kernels.score_bias import bend
 from pallas_kernels.visibility import visible
 
 

@@ -20,8 +20,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import tuned
-from pallas_kernels.bend import bend
-from pallas_kernels.blocks import ends, reached, seen_blocks, visits
 from pallas_kernels.gpu import (
     LOG2E,
     MAX_STAGES,
@@ -40,7 +38,9 @@ from pallas_kernels.gpu import (
 )
 from pallas_kernels.int8 import Slots, split_scale
 from pallas_kernels.prefill import derivative
+from pallas_kernels.score_bias import bend
 from pallas_kernels.visibility import used_positions, visible
+from pallas_kernels.visits import ends, reached, seen_blocks, visits
 
 MAX_BLOCK = 128  # slots
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels import tuned
-from pallas_kernels.bend import bend
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
+from pallas_kernels.score_bias import bend
 from pallas_kernels.visibility import used_positions, visible
 
 BLOCK = 512  # slots a block: large enough for the matrix unit, small enough to stay in cache

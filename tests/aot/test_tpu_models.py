@@ -17,14 +17,14 @@ import pytest
 import tpu
 
 from jaxkv import AdaKV, DuoAttention, Full, HeadKV, RecycledAttention, StreamingLLM
-from jaxkv.cache.accounting import nbytes
+from jaxkv.cache.bytes import nbytes
+from jaxkv.core.rope import Rope
 from jaxkv.generate.loop import decode_tokens, prefill_chunk
 from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import start
+from jaxkv.layers.base import Policy
 from jaxkv.models.config import ModelConfig, parameter_shapes
-from jaxkv.policies.base import Policy
-from jaxkv.policies.patterns import GATES, SCORES, save_pattern
-from jaxkv.rope import Rope
+from jaxkv.policies.head_scores import GATES, SCORES, save_pattern
 
 pytestmark = [pytest.mark.aot, tpu.needs_libtpu]
 

@@ -10,8 +10,8 @@ import pytest
 import tpu
 from test_tpu_decode_programs import MODELS
 
-from pallas_kernels.order import Order, stored_order
 from pallas_kernels.prefill import mosaic_tpu
+from pallas_kernels.tpu_layout import Order, stored_order
 
 pytestmark = [pytest.mark.aot, tpu.needs_libtpu]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkv.scoring import alibi_slopes
+from jaxkv.core.scoring import alibi_slopes
 from pallas_kernels import attention_mass, decode_attention, pool_attention, prefill_attention
 from pallas_kernels.decode import mosaic_tpu as tpu_decode
 from pallas_kernels.mass import mosaic_tpu as tpu_mass

@@ -16,7 +16,7 @@ from hopper import ON_HOPPER, PARAMETERS, needs_hopper, quiet, runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxkv.scoring import alibi_slopes
+from jaxkv.core.scoring import alibi_slopes
 from pallas_kernels import decode_attention, gpu
 from pallas_kernels.decode import gpu_kernel, mosaic_gpu
 from pallas_kernels.decode.blocks import merge

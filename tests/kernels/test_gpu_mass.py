@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mass_cases import STATIC, arrays, check
 
-from jaxkv.scoring import alibi_slopes
+from jaxkv.core.scoring import alibi_slopes
 from pallas_kernels import attention_mass
 from pallas_kernels.mass import mosaic_gpu
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prefill_cases import DEFINITION, OPTIONS, STATIC, arrays, check
 
-from jaxkv.scoring import alibi_slopes
+from jaxkv.core.scoring import alibi_slopes
 from pallas_kernels import prefill_attention
 from pallas_kernels.prefill import mosaic_gpu
 

@@ -30,12 +30,12 @@ from pallas_kernels.int8 import widen
 from pallas_kernels.mass import mosaic_gpu as mass_gpu
 from pallas_kernels.mass import mosaic_tpu as mass_tpu
 from pallas_kernels.mass import xla as mass_xla
-from pallas_kernels.order import Order, stored_order
 from pallas_kernels.pool import mosaic_gpu as pool_gpu
 from pallas_kernels.pool import mosaic_tpu as pool_tpu
 from pallas_kernels.prefill import mosaic_gpu as prefill_gpu
 from pallas_kernels.prefill import mosaic_tpu as prefill_tpu
 from pallas_kernels.prefill import xla as prefill_xla
+from pallas_kernels.tpu_layout import Order, stored_order
 
 TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2}
 GPU = ON_HOPPER or PARAMETERS is not None  # whether there is one, or it can be interpreted

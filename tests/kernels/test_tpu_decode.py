@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pallas_kernels import decode_attention
 from pallas_kernels.decode import mosaic_tpu
 from pallas_kernels.decode.blocks import block_range
-from pallas_kernels.order import Order, stored_order
+from pallas_kernels.tpu_layout import Order, stored_order
 
 # K, S, H: for each order of a slab in memory, one block and several with a ragged last one.
 SLABS = {

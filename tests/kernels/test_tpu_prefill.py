@@ -17,7 +17,7 @@ from jax import Array
 from prefill_cases import OPTIONS, STATIC, TOLERANCE, arrays, check
 from seen import seen
 
-from pallas_kernels import blocks, prefill_attention
+from pallas_kernels import prefill_attention, visits
 from pallas_kernels.prefill import mosaic_tpu
 
 # K, S, H: as XLA stores them by slot and by dimension; one block and several with a ragged last.
@@ -105,8 +105,8 @@ def test_what_is_seen_is_visited(count, places, slots, sinks, window, seed) -> N
     sees = seen(q_pos[:, None, :, None], k_pos[:, :, None], sinks, window)
     sees = sees.reshape(2, places, -1, tall, k_pos.shape[2] // wide, wide).swapaxes(3, 4)
     there = (q_pos >= 0).reshape(2, 1, -1, 1, tall, 1)
-    found = jax.jit(blocks.seen_blocks, static_argnums=(2, 3, 4, 5))
-    order, whole, number = jax.jit(blocks.visits)(*found(q_pos, k_pos, tall, wide, sinks, window))
+    found = jax.jit(visits.seen_blocks, static_argnums=(2, 3, 4, 5))
+    order, whole, number = jax.jit(visits.visits)(*found(q_pos, k_pos, tall, wide, sinks, window))
     for at in np.ndindex(whole.shape):
         visited = np.asarray(order[at])
         full, some = np.asarray(whole[at]), np.asarray(number[at])

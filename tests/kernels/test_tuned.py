@@ -17,7 +17,7 @@ import pytest
 from jaxkv.bench import kernels, tune
 from jaxkv.bench.__main__ import main
 from jaxkv.bench.kernels import OPS, Shapes
-from jaxkv.errors import InputError
+from jaxkv.core.errors import InputError
 from pallas_kernels import prefill_attention, tuned
 
 CASE = dict(op="prefill", implementation="xla", dtype="float32", head_dim=8, group=2)

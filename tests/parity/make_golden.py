@@ -18,7 +18,7 @@ import hugging_face
 import numpy as np
 import reference
 
-from jaxkv.convert.sources import load
+from jaxkv.checkpoints.sources import load
 from jaxkv.generate.prompts import prompt_ids
 
 
@@ -42,7 +42,7 @@ def main() -> None:
             row = tokens[0, :40].tolist()
             golden[f"family-{name}-greedy"] = np.array(hugging_face.greedy(model, row, 32))
     ours = load("smollm2-135m-instruct")
-    from jaxkv.convert import download
+    from jaxkv.checkpoints import download
 
     gguf = download.cached_smollm2()
     assert gguf is not None

@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxkv import Full, Model, forward, init_cache
 from jaxkv.generate.session import Session, Settings
+from jaxkv.models.block import norm
 from jaxkv.models.decoder import embed, geometry, run_layer
-from jaxkv.models.layers import norm
-from jaxkv.policies.plan import plan
+from jaxkv.models.plan import plan
 
 
 def logits_of(model: Model, tokens) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from family_models import TINY
 from safetensors.numpy import save_file
 
-from jaxkv.convert import toy
+from jaxkv.checkpoints import toy
 
 GOLDEN = Path(__file__).parent / "golden.npz"
 COLUMNS = np.arange(0, 49152, 997)  # of the vocabulary, in the golden file

@@ -13,7 +13,7 @@ import pytest
 import reference
 from ours import greedy_tokens, logits_of
 
-from jaxkv.convert import hf
+from jaxkv.checkpoints import hf
 from jaxkv.generate.prompts import prompt_ids
 
 

@@ -15,9 +15,9 @@ import pytest
 import reference
 from ours import greedy_tokens, hidden_states, logits_of
 
-from jaxkv.convert import hf
-from jaxkv.convert.export import export_hf
-from jaxkv.convert.sources import load
+from jaxkv.checkpoints import hf
+from jaxkv.checkpoints.export import export_hf
+from jaxkv.checkpoints.sources import load
 from jaxkv.generate.prompts import prompt_ids
 
 pytest.importorskip("torch", reason="torch is not installed")

@@ -1,0 +1,80 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A loaded model: what every command starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+
+from jaxkv.core.errors import InputError
+from jaxkv.models.config import ModelConfig
+from jaxkv.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Attributes:
+    config: what the decoder is made of.
+    params: the tree of `parameter_shapes(config)`, jax arrays.
+    tokenizer: text to ids and back.
+    name: what the user asked for.
+    fingerprint: a short hash that tells one set of weights from another.
+    """
+
+    config: ModelConfig
+    params: dict
+    tokenizer: Tokenizer
+    name: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        self.check_ids(self.tokenizer.bos_ids, "the tokenizer's bos")
+        self.check_ids(self.tokenizer.eos_ids, "the tokenizer's eos")
+
+    def __repr__(self) -> str:
+        c = self.config
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        heads = f"{c.num_heads} query and {c.num_kv_heads} KV heads of {c.head_dim}"
+        dtype = self.params["embed"].dtype
+        return f"<Model {self.name}: {c.family}, {count:,} {dtype}, {c.num_layers} layers, {heads}>"
+
+    def check_ids(self, ids: Iterable[int], what: str) -> None:
+        """Refuses ids that have no row in the embedding: jax would take another one's.
+
+        Raises:
+          InputError: names the first of them.
+        """
+        rows = self.config.vocab_size
+        wrong = next((int(i) for i in ids if not 0 <= i < rows), None)
+        if wrong is not None:
+            text = self.tokenizer.backend.id_to_token(wrong) if 0 <= wrong < 2**32 else None
+            spelled = f" ({text!r:.40})" if text else ""
+            raise InputError(
+                f"{what} id is {wrong}{spelled}; this model has ids from 0 to {rows - 1}"
+            )
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """A hash of the files' bytes: of all of them, or of 16 MB spread over a large file.
+
+    Reading a large model twice would double the time to load it; a page of every tensor is enough
+    to tell two trainings apart.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with open(path, "rb") as file:
+            if size <= 2**28:
+                while block := file.read(2**20):
+                    digest.update(block)
+            else:
+                for step in range(4096):
+                    file.seek(size * step // 4096)
+                    digest.update(file.read(4096))
+    return digest.hexdigest()[:16]

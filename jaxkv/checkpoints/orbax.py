@@ -1,0 +1,142 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Our own checkpoint: a folder with orbax arrays, a configuration and a tokenizer.
+
+It loads without conversion. It is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxkv.checkpoints import config_json
+from jaxkv.checkpoints.model import Model
+from jaxkv.checkpoints.table import Shape, check_dtype, flat_shapes, flatten, tree
+from jaxkv.core.checksums import check_sums, sums_of
+from jaxkv.core.errors import InputError
+from jaxkv.core.files import reserve, whole_folder
+from jaxkv.core.progress import Progress, no_progress
+from jaxkv.core.quiet import quiet
+from jaxkv.core.reading import read_json
+from jaxkv.text import hf
+
+MARK = "jaxkv.json"  # the file that makes a folder a checkpoint of ours
+_FORMAT = 4
+_Result = TypeVar("_Result")
+_ARRAYS, _TOKENIZER, _CONFIG = "params", "tokenizer", "config.json"
+
+
+def save(path: str | os.PathLike[str], model: Model) -> None:
+    """Writes a checkpoint, replacing what is at `path`.
+
+    Raises:
+      InputError: orbax could not write it; nothing is left behind.
+    """
+    import orbax.checkpoint as ocp
+
+    def write(target: Path) -> None:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            arrays = ocp.args.PyTreeSave(flatten(model.config, model.params))
+            checkpointer.save(target, args=arrays)
+
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    with whole_folder(path) as part:
+        reserve(part, size + 2**24)  # beside the arrays there is a tokenizer
+        _attempt(lambda: write(part.resolve() / _ARRAYS), f"{path} cannot be written")
+        (part / _TOKENIZER).mkdir()
+        model.tokenizer.save(part / _TOKENIZER)
+        _write(part / _CONFIG, config_json.to_json(model.config))
+        note = {"format": _FORMAT, "source": model.name, "fingerprint": model.fingerprint}
+        _write(part / MARK, {**note, "files": sums_of(part)})
+
+
+def load(
+    path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress
+) -> Model:
+    """Loads a checkpoint onto the default device.
+
+    Args:
+      path: the folder.
+      dtype: "float32" or "bfloat16"; arrays stored otherwise are cast.
+      progress: called after every layer.
+    """
+    target = check_dtype(dtype)
+    path = Path(path)
+    note = read_json(path / MARK)
+    if note.get("format") != _FORMAT:
+        raise InputError(
+            f"{path / MARK} has format {note.get('format')!r:.60}; this version reads {_FORMAT}; "
+            "convert the original again: python -m jaxkv.convert SRC DST"
+        )
+    check_sums(path, note.get("files"))
+    config = config_json.from_json(read_json(path / _CONFIG), str(path / _CONFIG))
+    tokenizer = hf.load(path / _TOKENIZER)
+    arrays = _attempt(
+        lambda: _restore(path.resolve() / _ARRAYS, flat_shapes(config), target, progress),
+        f"{path} is damaged or incomplete",
+    )
+    mark = str(note.get("fingerprint", ""))
+    return Model(config, tree(config, arrays), tokenizer, str(path), mark)
+
+
+def _restore(
+    path: Path, shapes: Mapping[str, Shape], dtype: np.dtype, progress: Progress
+) -> dict[str, jax.Array]:
+    """Reads layer by layer: orbax would hold every array twice if it were asked for all."""
+    import orbax.checkpoint as ocp
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    arrays: dict[str, jax.Array] = {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        _check_stored(checkpointer, path, shapes)
+        for _, names in itertools.groupby(shapes, key=lambda name: name.rpartition(".")[0]):
+            wanted = {
+                name: jax.ShapeDtypeStruct(shapes[name], dtype, sharding=device) for name in names
+            }
+            how = ocp.checkpoint_utils.construct_restore_args(wanted)
+            request = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+            arrays |= checkpointer.restore(path, args=request)
+            progress("loading", len(arrays), len(shapes))
+    return arrays
+
+
+def _check_stored(checkpointer: Any, path: Path, shapes: Mapping[str, Shape]) -> None:
+    metadata = checkpointer.metadata(path).item_metadata
+    if metadata is None:
+        raise InputError(f"{path} is damaged or incomplete: it does not say which arrays it holds")
+    stored = {name: tuple(metadata[name].shape) for name in metadata}
+    for name in {**stored, **shapes}:
+        if stored.get(name) != shapes.get(name):
+            raise InputError(
+                f"{name!r:.120} in {path} has shape {stored.get(name)}; its configuration needs "
+                f"{shapes.get(name)}"
+            )
+
+
+def _attempt(work: Callable[[], _Result], failure: str) -> _Result:
+    """Runs orbax, and makes one line of whatever it raises."""
+    try:
+        with quiet("absl", below=logging.CRITICAL):
+            return work()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{failure}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". See full")[0][:200] if lines else type(error).__name__
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

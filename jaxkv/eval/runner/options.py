@@ -1,0 +1,156 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of `python -m jaxkv.eval`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxkv.cli.arguments import check_positive, make_parser, parse
+from jaxkv.cli.figures import check_picture
+from jaxkv.cli.flags import (
+    add_kv_dtype,
+    add_max_length,
+    add_model,
+    add_plot,
+    add_policy,
+    add_prefill_chunk,
+    check_dtype,
+)
+from jaxkv.core.errors import InputError
+from jaxkv.eval.runner.report import check_report
+from jaxkv.eval.runner.task import Common, Task
+from jaxkv.eval.tasks.registry import TASKS
+from jaxkv.layers.base import Policy
+from jaxkv.policies.registry import POLICIES, make_policies, with_budget
+
+COMMAND = "jaxkv.eval"
+
+_DESCRIPTION = """Measure what a small KV cache costs in quality.
+
+tasks (python -m jaxkv.eval TASK --help has each one's flags):
+{tasks}
+
+Several policies, separated by commas, give one row each and one plot. Settings of one of them follow
+its name after colons; --policy.FIELD VALUE is for every listed policy that has the field.
+
+examples:
+  python -m jaxkv.eval ppl --policy full,streaming --tokens 4000 --plot ppl.png
+  python -m jaxkv.eval ppl --text-file book.txt --policy window:window=1024,streaming:sinks=1:window=1023
+  python -m jaxkv.eval passkey --lengths 512,1024 --depths 5 --policy full,streaming --json
+  python -m jaxkv.eval rows --rows rows.jsonl --query-aware
+  python -m jaxkv.eval passkey --policy full,snapkv,tova --budgets 64,128,256 --out points.jsonl --plot sweep.png
+"""  # noqa: E501
+
+
+def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
+    """Reads the command line, and the config file it names.
+
+    Args:
+      arguments: without the program's name; the task comes first.
+
+    Returns:
+      The task, what every task is told, and the task's own options.
+
+    Raises:
+      InputError: in one line, what is wrong and what is allowed.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        if arguments:
+            _overview().print_help()
+            raise SystemExit(0)
+        raise InputError(f"there is no task; choose one of {', '.join(TASKS)}")
+    name = arguments[0]
+    if name.startswith("-"):
+        raise InputError(f"the task comes first, before {name}; choose one of {', '.join(TASKS)}")
+    if name not in TASKS:
+        raise InputError(f"task {name!r} is unknown; choose one of {', '.join(TASKS)}")
+    task = TASKS[name]
+    given, fields = parse(_parser(task), arguments[1:])
+    command = f"python -m {COMMAND} {shlex.join(arguments)}"
+    return task, _common(given, fields, command), task.check(given)
+
+
+def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) -> Common:
+    check_positive(given, "prefill_chunk", "max_length")
+    check_dtype("--kv-dtype", given.kv_dtype)
+    if given.seed < 0:
+        raise InputError(f"--seed is {given.seed}; it must be at least 0")
+    if given.plot is not None:
+        check_picture("--plot", given.plot)
+    if given.out is not None:
+        check_report(given.out, given.overwrite)
+    return Common(
+        model=given.model,
+        dtype=given.dtype,
+        kv_dtype=given.kv_dtype,
+        policies=_policies(given, fields),
+        prefill_chunk=given.prefill_chunk,
+        max_length=given.max_length,
+        seed=given.seed,
+        json=given.json,
+        plot=given.plot,
+        out=given.out,
+        overwrite=given.overwrite,
+        command=command,
+    )
+
+
+def _policies(given: argparse.Namespace, fields: Mapping[str, Any]) -> tuple[Policy, ...]:
+    policies = make_policies(given.policy, fields)
+    if given.budgets is None:
+        return policies
+    words = str(given.budgets).split(",")
+    if not all(word.strip().isdigit() and int(word) for word in words):
+        raise InputError(f"--budgets is {given.budgets!r}; it must be tokens such as 64,128,256")
+    sized = [with_budget(policy, int(word)) for policy in policies for word in words]
+    return tuple(dict.fromkeys(sized))
+
+
+def _overview() -> Any:
+    lines = "\n".join(f"  {task.name:12}{task.summary}" for task in TASKS.values())
+    parser = make_parser(COMMAND, _DESCRIPTION.format(tasks=lines))
+    parser.add_argument("task", metavar="TASK", help=", ".join(TASKS))
+    return parser
+
+
+def _parser(task: Task) -> Any:
+    parser = make_parser(f"{COMMAND} {task.name}", task.description)
+    add = parser.add_argument
+    task.add_arguments(add)
+    add_model(add)
+    add_kv_dtype(add)
+    add_policy(
+        add,
+        "streaming",
+        f"one or several of {', '.join(POLICIES)} or module:Class, separated by commas, such as "
+        "full,streaming:sinks=1:window=1023 (default: streaming)",
+        "every listed policy that has it",
+    )
+    add(
+        "--budgets",
+        type=str | int | None,
+        metavar="N,N",
+        help="a sweep: every listed policy once with each of these sizes, in tokens that a head "
+        "keeps on average (recycled: reads); policies that have no size run once",
+    )
+    add_prefill_chunk(add, "by the task and the length")
+    add_max_length(
+        add, "for ppl the context that the model was trained for, else what the rows need"
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    add("--json", action="store_true", help="JSON on stdout and nothing else")
+    add(
+        "--out",
+        type=str | None,
+        metavar="FILE",
+        help="also write the report there, with the machine, versions, date and command: FILE.json "
+        "as a whole, FILE.jsonl one line a policy as each is finished. After an interruption the "
+        "same command goes on where it was; policies that FILE.jsonl has are not run again",
+    )
+    add("--overwrite", action="store_true", help="start a report anew that --out already has")
+    add_plot(add, "the results")
+    return parser

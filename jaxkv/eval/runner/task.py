@@ -1,0 +1,76 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a task is: its flags, a check of them before any work, the work, and a plot of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jaxkv.checkpoints.model import Model
+from jaxkv.core.progress import Progress
+from jaxkv.eval.runner.journal import Journal
+from jaxkv.eval.runner.result import Result
+from jaxkv.layers.base import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What every task is told.
+
+    Attributes:
+      model: its name.
+      dtype: of the weights.
+      kv_dtype: of keys and values; None is that of the weights.
+      policies: at least one; each gives one result.
+      prefill_chunk: tokens a call; None leaves it to the task.
+      max_length: tokens that a cache which keeps everything can hold; None leaves it to the task.
+      seed: of whatever is drawn.
+      json: whether the report is JSON.
+      plot: where to draw to, or None.
+      out: a file for the report, or None.
+      overwrite: whether a finished report in `out` is replaced.
+      command: what was typed.
+      journal: finished pieces of work, for those that `evaluate` can skip.
+    """
+
+    model: str
+    dtype: str
+    kv_dtype: str | None
+    policies: tuple[Policy, ...]
+    prefill_chunk: int | None
+    max_length: int | None
+    seed: int
+    json: bool
+    plot: str | None
+    out: str | None
+    overwrite: bool
+    command: str
+    journal: Journal = Journal(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One evaluation.
+
+    Attributes:
+      name: what users type.
+      summary: one line of help.
+      description: the help of the task itself: what is measured, and what the report's names mean.
+      add_arguments: declares flags, given the parser's `add_argument`.
+      check: turns parsed flags into the task's own options; raises InputError.
+      evaluate: the work: one result for each policy, in order, each as soon as it is there.
+      draw: puts the results on a `matplotlib.figure.Figure`, from what their JSON has.
+      compared: whether a row of the report depends on the other policies of the list.
+    """
+
+    name: str
+    summary: str
+    description: str
+    add_arguments: Callable[[Callable[..., Any]], None]
+    check: Callable[[argparse.Namespace], Any]
+    evaluate: Callable[[Model, Common, Any, Progress], Iterable[Result]]
+    draw: Callable[[Any, Sequence[Result]], None]
+    compared: bool = False
