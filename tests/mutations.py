@@ -22,9 +22,9 @@ RING = "jaxkv/layers/ring.py"
 FULL = "jaxkv/layers/full.py"
 SLAB = "jaxkv/cache/slab.py"
 STORE = "jaxkv/cache/store.py"
-KEPT = "min(seen, self.sinks + self.window),"
+KEPT = "(self.sinks + self.window,)"
 SLOTS = "slots = self.sinks + self.window + 1\n"
-RING_SLOTS = "jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)"
+RING_SLOTS = "jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % self.ring)"
 VALID = "positions if lengths is None else jnp.where(offset < lengths[:, None], positions, -1)"
 LAWS = "tests/test_laws.py::test_"
 
@@ -53,7 +53,7 @@ MUTATIONS = [
     Mutation(
         "a policy says that it keeps a token more than its paper does",
         LAWS + "bytes_are_the_papers_and_the_compilers[streaming]",
-        ((RING, KEPT, KEPT.replace("),", " + 1),")),),
+        ((RING, KEPT, KEPT.replace(",)", " + 1,)")),),
     ),
     Mutation(
         "positions are left out of a cache's bytes",
@@ -71,7 +71,7 @@ MUTATIONS = [
         LAWS + "physical_bytes_stay_near_the_budget[streaming-1024-1.08]",
         (
             (RING, SLOTS, SLOTS.replace(" + 1", " + 205")),
-            (RING, KEPT, KEPT.replace("),", " + 204),")),
+            (RING, KEPT, KEPT.replace(",)", " + 204,)")),
         ),
     ),
     Mutation(
@@ -96,7 +96,7 @@ MUTATIONS = [
         LAWS + "what_is_kept_is_what_the_paper_keeps[5-streaming]",
         (
             (RING, SLOTS, SLOTS.replace(" + 1", "")),
-            (RING, "        ring = self.window + 1\n", "        ring = self.window\n"),
+            (RING, "        return self.window + 1\n", "        return self.window\n"),
         ),
     ),
     Mutation(
@@ -164,7 +164,7 @@ MUTATIONS = [
     Mutation(
         "sinks are overwritten like any other token",
         "tests/test_streaming.py::test_sinks_are_never_evicted",
-        ((RING, RING_SLOTS, "at % ring"),),
+        ((RING, RING_SLOTS, "at % self.ring"),),
     ),
 ]  # fmt: skip
 

@@ -47,6 +47,11 @@ class RingLayer(FromFull):
     in_cache: bool
     dense_chunks: bool = False
 
+    @property
+    def ring(self) -> int:
+        """Slots that are written in turn: the window's and one for the newest."""
+        return self.window + 1
+
     def init(self) -> Slab:
         """An empty slab of sinks + window + 1 slots."""
         g = self.geometry
@@ -90,12 +95,11 @@ class RingLayer(FromFull):
 
     def write(self, cache: Slab, k: NewKeys, v: NewKeys, at: Positions) -> Slab:
         """Puts rotated keys and their values where they go; of a long chunk only its end."""
-        ring = self.window + 1
-        slots = jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)
+        slots = self._slots(at)
         if at.shape[1] > 1:
             end = jnp.max(at, axis=1, keepdims=True)
-            stays = (at < self.sinks) | (at > end - ring)
-            slots = jnp.where(stays, slots, self.sinks + ring)
+            stays = (at < self.sinks) | (at > end - self.ring)
+            slots = jnp.where(stays, slots, self.sinks + self.ring)
         return append(cache, k, v, at, slots)
 
     def read(self, cache: Slab, q: Queries, rope: Rotation | None, at: Positions) -> Queries:
@@ -113,16 +117,19 @@ class RingLayer(FromFull):
         """The sinks, and the end, each where it would have been written."""
         del rope, constants
         slab = kept.slab if isinstance(kept, Read) else kept
-        at, ring = slab.pos[:, 0], self.window + 1
-        slots = jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)
-        stays = (at < self.sinks) | (at >= slab.seen[:, None] - ring)
-        slots = jnp.where(stays & (at >= 0), slots, empty.slots)
+        at = slab.pos[:, 0]
+        stays = (at < self.sinks) | (at >= slab.seen[:, None] - self.ring)
+        slots = jnp.where(stays & (at >= 0), self._slots(at), empty.slots)
         return append_slots(empty, slab, slots)
 
     def facts(self) -> Facts:
         """The sinks and the window. Sinks at their absolute distance may be any distance away."""
         keeps = (self.sinks + self.window,) * self.geometry.num_kv_heads
         return Facts(keeps, far=bool(self.sinks) and not self.in_cache)
+
+    def _slots(self, at: Positions) -> Positions:
+        """Where the token at a position is held."""
+        return jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % self.ring)
 
     def _rotate_query(self, rope: Rotation | None, q: Queries, at: Positions):
         """The query for the window, and for the sinks."""
