@@ -16,7 +16,7 @@ from policy_cases import CASES, SLAB_CASES
 import jaxkv
 from jaxkv.checkpoints import toy
 from jaxkv.core.errors import InputError
-from jaxkv.layers.base import as_compiled
+from jaxkv.layers.declared import as_compiled
 from jaxkv.layers.ring import RingLayer
 from jaxkv.models.plan import plan
 

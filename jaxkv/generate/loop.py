@@ -26,7 +26,8 @@ from jaxkv.core.typing import Lengths, Params, Tokens
 from jaxkv.generate.running import advance, forward
 from jaxkv.generate.sampling import Sampler
 from jaxkv.generate.state import State
-from jaxkv.layers.base import Policy, as_compiled
+from jaxkv.layers.base import Policy
+from jaxkv.layers.declared import as_compiled
 from jaxkv.models.config import ModelConfig
 from pallas_kernels import compiler
 

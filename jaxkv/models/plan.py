@@ -27,8 +27,8 @@ from jaxkv.layers.base import (
     LayerPolicy,
     Policy,
     WholePrompt,
-    is_shared,
 )
+from jaxkv.layers.declared import is_shared
 from jaxkv.layers.ring import of_window
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import check_policy_given

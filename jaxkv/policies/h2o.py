@@ -9,7 +9,8 @@ import dataclasses
 import jax
 
 from jaxkv.core.errors import InputError
-from jaxkv.layers.base import Geometry, swept
+from jaxkv.layers.base import Geometry
+from jaxkv.layers.declared import swept
 from jaxkv.layers.evicting import H2OLayer
 from jaxkv.layers.ring import within_windows
 from jaxkv.policies.budgets import in_tokens

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from jaxkv.core.errors import InputError
-from jaxkv.layers.base import Geometry, swept
+from jaxkv.layers.base import Geometry
+from jaxkv.layers.declared import swept
 from jaxkv.policies.budgets import headkv, of_ruled, redistribute
 from jaxkv.policies.head_scores import head_scores
 from jaxkv.policies.snapkv import SnapKV

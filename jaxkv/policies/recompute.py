@@ -10,7 +10,8 @@ from typing import NoReturn
 import jax
 
 from jaxkv.core.errors import InputError
-from jaxkv.layers.base import Geometry, swept
+from jaxkv.layers.base import Geometry
+from jaxkv.layers.declared import swept
 
 
 @jax.tree_util.register_static

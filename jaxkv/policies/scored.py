@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 
 from jaxkv.core.errors import InputError
-from jaxkv.layers.base import NEEDS, Geometry, swept
+from jaxkv.layers.base import NEEDS, Geometry
+from jaxkv.layers.declared import swept
 from jaxkv.layers.pooled import PooledLayer
 from jaxkv.layers.prompt import Prompt
 from jaxkv.layers.ring import within_windows

@@ -9,7 +9,8 @@ import dataclasses
 import jax
 
 from jaxkv.core.errors import InputError
-from jaxkv.layers.base import Geometry, in_caches, swept
+from jaxkv.layers.base import Geometry
+from jaxkv.layers.declared import in_caches, swept
 from jaxkv.layers.full import FullLayer
 from jaxkv.layers.refreshed import StreamingPlusLayer
 from jaxkv.layers.ring import RingLayer, within_windows

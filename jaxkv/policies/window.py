@@ -9,7 +9,8 @@ import dataclasses
 import jax
 
 from jaxkv.core.errors import InputError
-from jaxkv.layers.base import Geometry, swept
+from jaxkv.layers.base import Geometry
+from jaxkv.layers.declared import swept
 from jaxkv.layers.ring import RingLayer, within_windows
 
 

@@ -18,7 +18,8 @@ from jaxkv.eval.runner.journal import Journal, alone, append_line, json_lines, k
 from jaxkv.eval.runner.result import Result, from_json
 from jaxkv.eval.runner.task import Common, Task
 from jaxkv.generate.loop import forget_programs
-from jaxkv.layers.base import Policy, as_compiled
+from jaxkv.layers.base import Policy
+from jaxkv.layers.declared import as_compiled
 
 
 def check_report(out: str, overwrite: bool) -> None:
