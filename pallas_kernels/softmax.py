@@ -27,3 +27,24 @@ def merge(*parts: Partial) -> Partial:
     finite = jnp.where(jnp.isneginf(lse), 0.0, lse)
     out = sum(o.astype(jnp.float32) * jnp.exp(part - finite)[..., None] for o, part in parts)
     return jnp.asarray(out).astype(parts[0][0].dtype), lse
+
+
+def merge_along(out: Array, lse: Array, axis: int) -> Partial:
+    """As `merge`, of parts that are one array: a reduction, whatever their number.
+
+    Args:
+      out: [..., H] with an axis of parts, each normalised over its own keys, 0 where it sees none.
+      lse: float32 [...], -inf where a part sees no key.
+      axis: the parts, not negative.
+
+    Returns:
+      out [..., H] and lse [...] without that axis, both float32; zeros and -inf where no part sees
+      a key.
+    """
+    top = jnp.max(lse, axis=axis, keepdims=True)
+    top = jnp.where(jnp.isneginf(top), 0.0, top)
+    weights = jnp.exp(lse - top)
+    total = jnp.sum(weights, axis=axis, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1.0, total)
+    summed = jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=axis)
+    return summed, jnp.squeeze(jnp.log(total) + top, axis)

@@ -73,7 +73,7 @@ def refused(capsys):
     [
         ("--policy nope", ["--policy 'nope'", "full, window, streaming"]),
         ("--policy.sinkz 3", ["'sinkz'", "sinks, window"]),
-        ("--policy full --policy.window 3", ["'window'", "none"]),
+        ("--policy full --policy.window 3", ["'window'", "it has queries, moments"]),
         ("--policy window --policy.window 0", ["--policy.window is 0", "at least 1"]),
         ("--policy.window=0", ["--policy.window is 0", "at least 1"]),
         ("--policy.sinks -1", ["--policy.sinks is -1", "at least 0"]),

@@ -28,7 +28,6 @@ from jaxkv import (
     Rope,
     SlidingRecompute,
     SnapKV,
-    forward,
     init_cache,
     load,
 )
@@ -36,6 +35,7 @@ from jaxkv.checkpoints import hf, orbax
 from jaxkv.checkpoints.export import export_hf
 from jaxkv.checkpoints.table import flatten
 from jaxkv.core.scoring import alibi_slopes
+from jaxkv.generate.running import forward
 
 # All that a family may ask of a policy: a part of a head rotated; ALiBi; soft caps, and layers with
 # a window and a rotation of their own.
@@ -55,7 +55,7 @@ KINDS = {
     ),
 }  # fmt: skip
 run = jax.jit(forward, static_argnums=(1, 2))
-empty = jax.jit(init_cache, static_argnums=(0, 1, 2, 3))
+empty = jax.jit(toys.begun, static_argnums=(0, 1, 2, 3))
 WIDTH = 10  # of all chunks
 
 

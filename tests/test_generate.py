@@ -32,7 +32,6 @@ from jaxkv import (
     generate,
 )
 from jaxkv.checkpoints import toy
-from jaxkv.generate import loop
 from jaxkv.generate.api import answer
 from jaxkv.generate.loop import compilations, forget_programs
 from jaxkv.generate.prompts import prompt_ids
@@ -41,6 +40,7 @@ from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.session import Session, Settings
 from jaxkv.policies.streaming_plus import StreamingLLMPlus
 from jaxkv.text.stops import Row
+from pallas_kernels import compiler
 
 PROMPTS = ["a", "The quick brown fox jumps over the lazy dog", "some words"]
 RING = StreamingLLM(2, 7)
@@ -205,7 +205,7 @@ def test_a_program_that_failed_to_compile_can_be_asked_for_again(model, monkeypa
     expected = drawn(model, PROMPTS[1]).token_ids
     forget_programs()
     with monkeypatch.context() as broken:
-        broken.setattr(loop, "_compiler_options", lambda: {"no_such_option": True})
+        broken.setattr(compiler, "options", lambda: {"no_such_option": True})
         with pytest.raises(Exception, match="no_such_option"):
             drawn(model, PROMPTS[1])
     assert drawn(model, PROMPTS[1]).token_ids == expected

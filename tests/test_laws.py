@@ -36,7 +36,6 @@ from jaxkv.cache.bytes import kept_tokens
 from jaxkv.generate.running import forward, running
 from jaxkv.layers.api import prefill, step
 from jaxkv.layers.base import Policy
-from jaxkv.models.decoder import geometry as geometry_of
 from jaxkv.models.plan import plan
 from jaxkv.policies.registry import describe
 from jaxkv.policies.streaming_plus import StreamingLLMPlus
@@ -49,14 +48,7 @@ EXACT_CASES = {name: case for name, case in CASES.items() if case.token_exact}
 every = functools.partial(law, cases=CASES)
 every_slab = functools.partial(law, cases=SLAB_CASES)
 run = jax.jit(forward, static_argnums=(1, 2))
-
-
-def begun(config, policy, rows, max_length):
-    """Streams that have seen nothing, of policies without a cache too."""
-    return running(policy, geometry_of(config, rows, max_length)).init()
-
-
-empty = jax.jit(begun, static_argnums=(0, 1, 2, 3))
+empty = jax.jit(toys.begun, static_argnums=(0, 1, 2, 3))
 jit_step = jax.jit(step, static_argnums=0, static_argnames="rope")
 jit_prefill = jax.jit(prefill, static_argnums=0, static_argnames="rope")
 
@@ -131,7 +123,7 @@ def test_jit_changes_nothing(name) -> None:
 @pytest.mark.parametrize("length", [1, 7])
 def test_shapes_never_change(name, length) -> None:
     policy = CASES[name].policy
-    cache = jax.eval_shape(lambda: begun(toys.CONFIG, policy, 2, 64))
+    cache = jax.eval_shape(lambda: toys.begun(toys.CONFIG, policy, 2, 64))
     shapes = jax.eval_shape(lambda: toys.params())
     tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
     call = functools.partial(forward, config=toys.CONFIG, policy=policy)

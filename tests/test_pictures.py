@@ -186,7 +186,7 @@ class TestAttention:
         )  # fmt: skip
         maps = self.expected(model)
         late = 100 * maps[:, :, 4:]
-        assert report["policy"] == {"name": "full"}
+        assert report["policy"] == {"name": "full", "queries": 0, "moments": False}
         assert report["n"] == 5 and report["tokens"] == 7
         assert report["score"] == pytest.approx(late[..., 0].mean(), rel=1e-4)
         assert report["uniform_share"] == pytest.approx(100 * (1 / 5 + 1 / 6 + 1 / 7) / 3)

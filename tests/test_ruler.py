@@ -120,6 +120,7 @@ def options(**given: Any) -> ruler.Options:
     defaults = {
         "tasks": None, "lengths": "2048", "rows": 1, "haystack": "help", "squad": None,
         "hotpotqa": None, "save_rows": None, "query_aware": False, "batch_size": 1,
+        "each_reads": False,
     }  # fmt: skip
     return ruler.check(argparse.Namespace(**(defaults | given)))
 

@@ -15,11 +15,12 @@ import pytest
 import toys
 from policy_cases import CASES, law
 
-from jaxkv import InputError, StreamingLLM, forward, init_cache, load_cache, save_cache
+from jaxkv import InputError, StreamingLLM, init_cache, load_cache, save_cache
+from jaxkv.generate.running import forward
 from jaxkv.generate.saved import load_with_extras
 
 run = jax.jit(forward, static_argnums=(1, 2))
-empty = jax.jit(init_cache, static_argnums=(0, 1, 2, 3, 4))
+empty = jax.jit(toys.begun, static_argnums=(0, 1, 2, 3, 4))
 
 
 def filled(policy, dtype: str = "float32"):

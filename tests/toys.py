@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkv.core.rope import Rope
+from jaxkv.generate.running import running
 from jaxkv.layers.base import Geometry
 from jaxkv.models.config import ModelConfig, parameter_shapes
+from jaxkv.models.decoder import geometry as geometry_of
 
 CONFIG = ModelConfig(
     vocab_size=61,
@@ -53,3 +55,8 @@ def qkv(batch: int, length: int, heads: int = 4, kv_heads: int = 2, dim: int = 8
 def geometry(batch: int = 1, max_length: int = 64, heads: int = 4, kv_heads: int = 2, dim: int = 8):
     """Of two layers."""
     return Geometry(2, heads, kv_heads, dim, batch, max_length)
+
+
+def begun(config: ModelConfig, policy, batch: int, max_length: int, dtype: str = "float32"):
+    """Streams that have seen nothing, of policies without a cache too."""
+    return running(policy, geometry_of(config, batch, max_length, dtype)).init()

@@ -74,7 +74,8 @@ def _read_under(cache: Cache) -> Full:
     if not found:
         return Full()
     last = found[0].last
-    return Full(0 if last is None else last.q.shape[1], found[0].moments is not None)
+    queries = 0 if last is None else last.q.shape[1]
+    return Full(queries=queries, moments=found[0].moments is not None)
 
 
 @functools.lru_cache(maxsize=64)

@@ -87,7 +87,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 def load_cache(
     path: str | os.PathLike[str], policy: Policy | None = None, *, model: str | None = None
-) -> Cache:
+) -> Cache | Remembered:
     """Reads a cache that `save_cache` wrote.
 
     Args:
@@ -103,7 +103,7 @@ def load_cache(
 
 def load_with_extras(
     path: str | os.PathLike[str], policy: Policy | None = None, *, model: str | None = None
-) -> tuple[Cache, Policy, dict[str, Array]]:
+) -> tuple[Cache | Remembered, Policy, dict[str, Array]]:
     """As `load_cache`, with the policy and the further arrays."""
     from safetensors.numpy import load_file
 

@@ -18,7 +18,7 @@ from jaxkv.layers.ring import RingLayer, of_window
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Full:
     """The whole context in the cache.
 

@@ -12,11 +12,12 @@ from jax import Array, lax
 
 from pallas_kernels import tuned
 from pallas_kernels.decode import xla
-from pallas_kernels.decode.blocks import block_range, merge
+from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.decode.gpu_kernel import call, plan
 from pallas_kernels.decode.gpu_slots import marks
 from pallas_kernels.gpu import ROWS, TILE, from_tile, refuse, slot_scales, to_slots, whole_blocks
 from pallas_kernels.int8 import Int8, Slots, split_scale
+from pallas_kernels.softmax import merge_along
 from pallas_kernels.visibility import visible
 
 MAX_BLOCK = 128  # slots
@@ -65,7 +66,7 @@ def decode_attention(
         sink_out, sink_lse = sink_out.reshape(lanes, 1, group, h), sink_lse.reshape(lanes, 1, group)
         out = jnp.concatenate([out.astype(jnp.float32), sink_out], axis=1)
         lse = jnp.concatenate([lse, sink_lse], axis=1)
-    out, total = merge(out, lse, axis=1)
+    out, total = merge_along(out, lse, axis=1)
     out, total = out.reshape(b, n, h).astype(q.dtype), total.reshape(b, n)
     if not with_mass:
         return out, total

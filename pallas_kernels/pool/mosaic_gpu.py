@@ -13,10 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.decode.blocks import merge
 from pallas_kernels.decode.mosaic_gpu import attend
 from pallas_kernels.gpu import refuse
 from pallas_kernels.int8 import Slots, split_scale
+from pallas_kernels.softmax import merge_along
 from pallas_kernels.visibility import visible
 
 
@@ -36,5 +36,5 @@ def pool_attention(
         (q_pos[:, None] - k_pos)[:, None], scale=scale, slopes=slopes, soft_cap=soft_cap,
         with_mass=False, mixed=num_kv_heads, max_block=max_block, interpret=interpret,
     )  # fmt: skip
-    out, lse = merge(out, lse, axis=1)
+    out, lse = merge_along(out, lse, axis=1)
     return out.reshape(q.shape).astype(q.dtype), lse.reshape(q.shape[:2])

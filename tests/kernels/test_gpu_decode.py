@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from jaxkv.core.scoring import alibi_slopes
 from pallas_kernels import decode_attention, gpu
 from pallas_kernels.decode import gpu_kernel, mosaic_gpu
-from pallas_kernels.decode.blocks import merge
 from pallas_kernels.decode.gpu_kernel import split_count
+from pallas_kernels.softmax import merge_along
 
 TWIN = jax.jit(
     functools.partial(mosaic_gpu.decode_attention, interpret=PARAMETERS), static_argnames=STATIC
@@ -118,11 +118,11 @@ def test_parts_merge() -> None:
         parts.append(np.divide(weights @ v[at], total, where=total > 0, out=np.zeros((2, 4))))
         sums.append(np.log(total[:, 0], where=total[:, 0] > 0, out=np.full(2, -np.inf)))
     parts, sums = (jnp.asarray(np.stack(x), jnp.float32) for x in (parts, sums))
-    out, lse = merge(parts, sums, axis=0)
+    out, lse = merge_along(parts, sums, axis=0)
     np.testing.assert_allclose(lse, np.log(np.exp(scores).sum(-1)), rtol=1e-6)
     weights = np.exp(scores - np.asarray(lse)[:, None])
     np.testing.assert_allclose(out, weights @ v, rtol=1e-5, atol=1e-6)
-    out, lse = merge(parts[2:], sums[2:], axis=0)
+    out, lse = merge_along(parts[2:], sums[2:], axis=0)
     assert not np.any(out) and np.all(np.isneginf(lse))
 
 

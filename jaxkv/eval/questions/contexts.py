@@ -68,7 +68,8 @@ class Contexts:
         if len(plans) < 2:
             return cls(model, Full(), ())
         asked = [planned.looks_at for planned in plans.values()]
-        reads = Full(max(last for last, _ in asked), any(moments for _, moments in asked))
+        queries, moments = zip(*asked, strict=True)
+        reads = Full(queries=max(queries), moments=any(moments))
         return cls(model, reads, tuple(plans))
 
     def read(self, key: str, settings: Settings, prompts: list[list[int]]) -> Reading:
