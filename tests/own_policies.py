@@ -82,3 +82,10 @@ class Loose:
 
     def at(self, layer, geometry):
         """Nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Allotted(Unnamed):
+    """Says that it has an allocation of its own, and has none."""
+
+    allocations = ("own", *jaxkv.ScoredPolicy.allocations)

@@ -18,6 +18,7 @@ from jaxkv.cache.pool import Pool
 from jaxkv.cache.slab import Slab
 from jaxkv.checkpoints import toy
 from jaxkv.core.errors import InputError
+from jaxkv.generate.loop import forget_programs, kept_program
 from jaxkv.models.plan import plan
 
 READ = jaxkv.Full(queries=8, moments=True)
@@ -98,6 +99,16 @@ def test_many_budgets_from_one_cache(model) -> None:
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
 
 
+def test_its_programs_are_kept_and_let_go(model) -> None:
+    cache = read(READ)
+    forget_programs()
+    for _ in range(2):
+        jaxkv.compress(model, cache, jaxkv.TOVA(8))
+    assert kept_program.cache_info()[:2] == (1, 1)  # hits, misses
+    forget_programs()
+    assert not kept_program.cache_info().currsize
+
+
 def test_what_cannot_be_chosen_afterwards_is_said(model) -> None:
     plain = read(jaxkv.Full())
     snapkv = CASES["snapkv"].policy
@@ -107,6 +118,9 @@ def test_what_cannot_be_chosen_afterwards_is_said(model) -> None:
         jaxkv.compress(model, plain, jaxkv.H2O(8))
     with pytest.raises(InputError, match="cannot choose from a full cache; it must"):
         jaxkv.compress(model, read(READ), CASES["own-outputs"].policy)
+    other = dataclasses.replace(toys.CONFIG, vocab_size=99)
+    with pytest.raises(InputError, match="the cache is of the model layers2-.*-vocab61, and this"):
+        jaxkv.compress(dataclasses.replace(model, config=other), plain, jaxkv.TOVA(8))
     with pytest.raises(InputError, match="made for another policy than Full"):
         jaxkv.compress(model, read(jaxkv.Window(9)), jaxkv.TOVA(8))
     with pytest.raises(InputError, match="'full' cannot choose from a full cache; it must read"):

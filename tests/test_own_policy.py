@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from own_policies import KeyDiff, Loose, Unnamed, Wrong
+from own_policies import Allotted, KeyDiff, Loose, Unnamed, Wrong
 
 import jaxkv
 from jaxkv.core.errors import InputError
@@ -160,6 +160,8 @@ def test_mistakes_get_a_sentence(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match="cannot be imported: ZeroDivisionError: division by zero"):
         make_policy("broken:Policy")
+    with pytest.raises(InputError, match=r"has 'own' among its allocations, and no own_caps"):
+        Allotted(budget=16, allocation="own").at(0, toys.geometry())
     with pytest.raises(InputError, match="take another name"):
         register("snapkv")(KeyDiff)
     with pytest.raises(InputError, match="budget is 5; it must be at least the 4 sinks"):

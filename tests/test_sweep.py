@@ -116,7 +116,11 @@ def test_programs_are_let_go_unless_the_next_policy_runs_them(sweep, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("out", ["points.jsonl", "report.json"])
-def test_an_interrupted_run_goes_on(sweep, counted, tmp_path, capsys, out: str) -> None:
+def test_an_interrupted_run_goes_on(
+    sweep, counted, tmp_path, capsys, monkeypatch, out: str
+) -> None:
+    put, real = [], Journal.put
+    monkeypatch.setattr(Journal, "put", lambda self, key, x: (put.append(key), real(self, key, x)))
     counted[1] = 4  # within the second policy
     with pytest.raises(SystemExit) as stopped:
         sweep(out=out)
@@ -126,6 +130,7 @@ def test_an_interrupted_run_goes_on(sweep, counted, tmp_path, capsys, out: str) 
     counted[1] = 10**9
     resumed = sweep(out=out)
     assert counted[0] == 6 and not (tmp_path / f".{out}.work").exists()
+    assert len(put) == len(set(put))  # what is found is not written again
     assert without_times(resumed) == without_times(sweep(out="other.json"))
 
 

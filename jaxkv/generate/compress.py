@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import functools
-
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Params
-from jaxkv.generate.loop import Program, Signature, Statics, compile_program
+from jaxkv.generate.loop import Program, Signature, kept_program
 from jaxkv.layers.base import Cache, FromFull, Policy
 from jaxkv.layers.draft import Read
 from jaxkv.models.config import ModelConfig
@@ -38,9 +36,19 @@ def compress(model: Model, cache: Cache, policy: Policy) -> Cache:
       A cache of `policy`, of the same geometry.
 
     Raises:
-      InputError: the cache was not made under `Full`, or lacks what the policy looks at, or the
-        policy cannot choose afterwards.
+      InputError: the cache was not made under `Full`, or for another model, or lacks what the
+        policy looks at, or the policy cannot choose afterwards.
     """
+    return compressed(model, cache, policy)[0]
+
+
+def compressed(model: Model, cache: Cache, policy: Policy) -> tuple[Cache, Program]:
+    """As `compress`, with the program that did it."""
+    made_for = cache.geometry.model
+    if made_for not in ("", model.config.identity):
+        raise InputError(
+            f"the cache is of the model {made_for}, and this one is {model.config.identity}"
+        )
     plan(_read_under(cache), cache.geometry).check(cache.layers)
     planned = plan(policy, cache.geometry)
     if not planned.chooses:
@@ -50,8 +58,8 @@ def compress(model: Model, cache: Cache, policy: Policy) -> Cache:
         )
     empty = planned.init()
     statics = (("config", model.config), ("policy", policy))
-    program = _compile(Signature.of((model.params, empty, cache)), statics)
-    return program.call(model.params, empty, cache)
+    program = kept_program(choose, Signature.of((model.params, empty, cache)), statics)
+    return program.call(model.params, empty, cache), program
 
 
 def choose(
@@ -76,8 +84,3 @@ def _read_under(cache: Cache) -> Full:
     last = found[0].last
     queries = 0 if last is None else last.q.shape[1]
     return Full(queries=queries, moments=found[0].moments is not None)
-
-
-@functools.lru_cache(maxsize=64)
-def _compile(signature: Signature, statics: Statics) -> Program:
-    return compile_program(choose, signature, statics)

@@ -185,6 +185,12 @@ def _compile_decode(signature: Signature, statics: Statics) -> Future[Program]:
     return begin_program(decode_tokens, signature, statics)
 
 
+@functools.lru_cache(maxsize=64)
+def kept_program(function: Callable[..., Any], signature: Signature, statics: Statics) -> Program:
+    """As `compile_program`, or the one that was made before."""
+    return compile_program(function, signature, statics)
+
+
 def _ready(begun: Future[Program]) -> Program:
     """Waits for a program; one that failed, for want of memory perhaps, can be asked for again."""
     try:
@@ -199,6 +205,7 @@ def forget_programs() -> None:
     """Lets go of all compiled programs, and of the memory and the memory maps that they take."""
     _compile_prefill.cache_clear()
     _compile_decode.cache_clear()
+    kept_program.cache_clear()
     jax.clear_caches()
 
 

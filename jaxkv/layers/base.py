@@ -254,28 +254,11 @@ class WholePrompt(abc.ABC):
 
 
 class FromFull(abc.ABC):
-    """A layer policy that can choose from a cache that kept everything.
+    """A layer policy that can choose from a cache that kept everything."""
 
-    Attributes:
-      afterwards: whether it can; what it looks at may be gone by then.
-      last_queries: how many of the last queries it looks at.
-      query_moments: whether it looks at the moments of all.
-    """
-
-    @property
-    def afterwards(self) -> bool:
-        """It can, unless it says so."""
-        return True
-
-    @property
-    def last_queries(self) -> int:
-        """None, unless it says so."""
-        return 0
-
-    @property
-    def query_moments(self) -> bool:
-        """Not, unless it says so."""
-        return False
+    def looks_at(self) -> tuple[tuple[str, ...], int]:
+        """What it must know of the prompt, of `NEEDS`, and how many of its last queries."""
+        return (), 0
 
     @abc.abstractmethod
     def from_full(

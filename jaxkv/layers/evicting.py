@@ -177,10 +177,9 @@ class TOVALayer(WholePrompt, FromFull):
 
         return keep_best(draft.fed, value, self.budget, None, pack, cache)
 
-    @property
-    def last_queries(self) -> int:
-        """The last."""
-        return 1
+    def looks_at(self) -> tuple[tuple[str, ...], int]:
+        """The attention of the last query."""
+        return self.needs, 1
 
     def from_full(
         self, empty: Slab, kept: Any, rope: Rotation | None, constants: Constants | None

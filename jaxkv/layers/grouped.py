@@ -72,11 +72,6 @@ class HeadGroups(FromFull):
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
         return Grouped(tuple(slabs), cache.heads), take_heads(out, order.undo)
 
-    @property
-    def afterwards(self) -> bool:
-        """If each group can."""
-        return all(isinstance(x, FromFull) and x.afterwards for _, x in self._parts())
-
     def from_full(
         self, empty: Grouped, kept: Any, rope: Rotation | None, constants: Constants | None
     ) -> Grouped:

@@ -137,20 +137,9 @@ class PooledLayer(WholePrompt, FromFull):
         # A head may win the budget of all.
         return keep_best(draft.fed, order, max(1, heads * self.cap), caps, pack, cache)
 
-    @property
-    def afterwards(self) -> bool:
-        """Unless it asks for hidden states."""
-        return "hidden" not in self.needs
-
-    @property
-    def last_queries(self) -> int:
-        """Those of its window, where it asks for their attention."""
-        return self.window if "mass" in self.needs else 0
-
-    @property
-    def query_moments(self) -> bool:
-        """Where it asks for them."""
-        return "moments" in self.needs
+    def looks_at(self) -> tuple[tuple[str, ...], int]:
+        """What its scorer asks for, and the queries of the window."""
+        return self.needs, self.window
 
     def from_full(
         self, empty: Pooled, kept: Any, rope: Rotation | None, constants: Constants | None

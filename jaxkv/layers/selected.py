@@ -154,20 +154,9 @@ class SelectedLayer(WholePrompt, FromFull):
             begin = end
         return Grouped(tuple(slabs), cache.heads)
 
-    @property
-    def afterwards(self) -> bool:
-        """Unless it asks for hidden states."""
-        return "hidden" not in self.needs
-
-    @property
-    def last_queries(self) -> int:
-        """Those of its window, where it asks for their attention."""
-        return self.window if "mass" in self.needs else 0
-
-    @property
-    def query_moments(self) -> bool:
-        """Where it asks for them."""
-        return "moments" in self.needs
+    def looks_at(self) -> tuple[tuple[str, ...], int]:
+        """What its scorer asks for, and the queries of the window."""
+        return self.needs, self.window
 
     def from_full(
         self, empty: Grouped, kept: Any, rope: Rotation | None, constants: Constants | None

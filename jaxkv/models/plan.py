@@ -75,15 +75,18 @@ class Plan:
 
     @property
     def chooses(self) -> bool:
-        """Whether it can choose from a cache that kept everything."""
-        return all(isinstance(layer, FromFull) and layer.afterwards for layer in self.layers)
+        """Whether it can choose from a cache that kept everything: hidden states are gone then."""
+        return all(
+            isinstance(layer, FromFull) and "hidden" not in layer.looks_at()[0]
+            for layer in self.layers
+        )
 
     @property
     def looks_at(self) -> tuple[int, bool]:
         """What it must know of the queries then: how many of the last, and the moments of all."""
-        choosing = [layer for layer in self.layers if isinstance(layer, FromFull)]
-        last = max((layer.last_queries for layer in choosing), default=0)
-        return last, any(layer.query_moments for layer in choosing)
+        asked = [layer.looks_at() for layer in self.layers if isinstance(layer, FromFull)]
+        last = max((count for needs, count in asked if "mass" in needs), default=0)
+        return last, any("moments" in needs for needs, _ in asked)
 
     @property
     def far(self) -> bool:

@@ -133,7 +133,10 @@ class ScoredPolicy(abc.ABC):
 
         For classes that have "own" among their `allocations`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no allocation of its own")
+        raise InputError(
+            f"{type(self).__name__} has 'own' among its allocations, and no "
+            "own_caps(layer, geometry)"
+        )
 
     def budget_tokens(self, geometry: Geometry) -> int:
         """The budget in tokens, at least what is always kept."""

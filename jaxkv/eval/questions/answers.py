@@ -260,12 +260,13 @@ def answer_rows(
         how = manner.query_aware, shared is not None
         key = key_of(common.model, common.dtype, mine, how, longest, asked)
         done = common.journal.get(key)
-        if done is None and shared:
-            done = _answer_shared(shared, mine, asked, len(batch) - 1)
-        elif done is None:
-            session = Session.begin(model, mine, size, longest)
-            done = _answer_batch(session, _parts(asked, manner.query_aware), len(batch) - 1)
-        common.journal.put(key, done)
+        if done is None:
+            if shared:
+                done = _answer_shared(shared, mine, asked, len(batch) - 1)
+            else:
+                session = Session.begin(model, mine, size, longest)
+                done = _answer_batch(session, _parts(asked, manner.query_aware), len(batch) - 1)
+            common.journal.put(key, done)
         for i, ids in zip(batch, done["token_ids"], strict=False):
             texts[i] = model.tokenizer.decode(ids[: rows[i].max_new_tokens])
         batches.append(done)
@@ -295,11 +296,11 @@ def _answer_shared(
     """As `_answer_batch`, of contexts that are read once for several policies."""
     first, rest = _parts(prompts, query_aware=False)
     reading = contexts.read(key_of(first, settings.max_length, settings.kv_dtype), settings, first)
-    state, seconds = contexts.choose(reading, settings.policy, settings.seed)
+    state, seconds, chosen = contexts.choose(reading, settings.policy, settings.seed)
     most = max(map(len, rest))
     session = Session.begin(contexts.model, settings, len(prompts), most, state)
     done = _answer_batch(session, [rest], longest)
-    peak = max(done["cache"]["peak_bytes"], reading.peak_bytes)
+    peak = max(done["cache"]["peak_bytes"], reading.peak_bytes, chosen)
     taken = done["prefill_s"] + reading.seconds + seconds
     return done | {"prefill_s": taken, "cache": done["cache"] | {"peak_bytes": peak}}
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxkv.cache.bytes import nbytes
 from jaxkv.checkpoints.model import Model
-from jaxkv.generate.compress import compress
+from jaxkv.generate.compress import compressed
 from jaxkv.generate.session import ROUND, Session, Settings
 from jaxkv.generate.state import State, row_keys
 from jaxkv.layers.base import Cache, Policy
@@ -86,15 +86,15 @@ class Contexts:
             self.held[key] = reading
         return reading
 
-    def choose(self, reading: Reading, policy: Policy, seed: int) -> tuple[State, float]:
-        """What a policy keeps of a batch, and the seconds that it took to choose."""
+    def choose(self, reading: Reading, policy: Policy, seed: int) -> tuple[State, float, int]:
+        """What a policy keeps of a batch; what choosing took: seconds, and bytes at once."""
         began = time.perf_counter()
         cache = reading.state.cache
         assert isinstance(cache, Cache), "of `Full`"
-        small = compress(self.model, cache, policy)
+        small, program = compressed(self.model, cache, policy)
         jax.block_until_ready(small)
         rows = reading.state.done.shape[0]
         state = State(
             small, jnp.copy(reading.state.logits), row_keys(seed, rows), jnp.zeros((rows,), bool)
         )
-        return state, time.perf_counter() - began
+        return state, time.perf_counter() - began, program.peak_bytes
