@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.cache.store import Packed, Store, as_slots
 from jaxkv.core.scoring import bent
 from jaxkv.core.typing import NewKeys, Positions, Queries, Rotation, SlotPositions
 from pallas_kernels import decode_attention, pool_attention, prefill_attention
+from pallas_kernels.pool.spans import Span
 from pallas_kernels.softmax import Partial
 
 
@@ -58,17 +60,29 @@ def attend_one_mass(
 
 def attend_pool(
     q: Queries, k: Array | Packed, v: Array | Packed, q_pos: Positions, k_pos: Array,
-    owner: Array, num_kv_heads: int, rope: Rotation | None,
+    owner: Array, num_kv_heads: int, rope: Rotation | None, span: Span | None = None,
 ) -> Partial:  # fmt: skip
-    """One decoded token per row over the blocks of each head: out [B, 1, N, H], lse [B, 1, N].
+    """New tokens over the blocks of each head, all older: out [B, T, N, H], lse [B, T, N].
 
     For the arguments see `pallas_kernels.pool_attention`.
     """
+    batch, count, heads, dim = q.shape
+    bending = bent(rope)
+    slopes = bending["slopes"]
+    # They see the same: to the op, the tokens are more query heads of each KV head.
+    rows = q.swapaxes(1, 2).reshape(batch, heads * count, dim)
+    steep = None if slopes is None else jnp.repeat(slopes, count)
     out, lse = pool_attention(
-        q[:, 0], as_slots(k), as_slots(v), q_pos[:, 0], k_pos, owner,
-        num_kv_heads=num_kv_heads, scale=1 / math.sqrt(q.shape[-1]), **bent(rope),
+        rows, as_slots(k), as_slots(v), q_pos[:, 0], k_pos, owner, num_kv_heads=num_kv_heads,
+        scale=1 / math.sqrt(dim), slopes=steep, soft_cap=bending["soft_cap"], span=span,
     )  # fmt: skip
-    return out[:, None], lse[:, None]
+    out = out.reshape(batch, heads, count, dim).swapaxes(1, 2)
+    lse = lse.reshape(batch, heads, count).swapaxes(1, 2)
+    if slopes is not None and count > 1:
+        # Each is as much farther from all keys as it stands behind the first.
+        after = jnp.arange(count, dtype=jnp.float32)[None, :, None]
+        lse = lse - after * slopes[None, None]
+    return out, lse
 
 
 def attend_slots(

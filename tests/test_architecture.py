@@ -116,6 +116,7 @@ def test_policies_do_not_look_into_keys_and_values() -> None:
 
 # Where programs are made. A jit elsewhere is a program that nobody counts, times or lets go of.
 COMPILES = {
+    "jaxkv.generate.replay": {"_scored", "_through"},
     "jaxkv.generate.loop": {"begin_program"},
     # Layers of one kind are traced once: within a program these are calls, not programs.
     "jaxkv.models.decoder": {"run_layer", "_whole_prompt"},

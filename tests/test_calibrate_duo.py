@@ -158,10 +158,8 @@ class TestStreams:
         save_pattern(tmp_path / "g", GATES, np.zeros(SHAPE), config.identity, {})
         policy = DuoAttention(str(tmp_path / "g"), 1.0, POLICY.sinks, POLICY.recent)
         shapes = geometry(config, 1, TOTAL)
-        run = jax.jit(run_layers, static_argnums=(1, 2, 5))
-        x, _ = run(
-            PARAMS, config, policy, TOKENS, plan(policy, shapes).init_layers(), shapes, LENGTHS
-        )
+        run = jax.jit(run_layers, static_argnums=(1, 2))
+        x, _ = run(PARAMS, config, policy, TOKENS, plan(policy, shapes).init(), LENGTHS)
         expected = rms_norm(x, PARAMS["final_norm"], config.norm_eps)
         full, mixed = streams(jnp.zeros(SHAPE))
         np.testing.assert_allclose(mixed, np.asarray(expected)[0, :VALID], atol=1e-5)

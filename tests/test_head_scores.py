@@ -218,7 +218,7 @@ def test_sparsity_is_a_share(sparsity) -> None:
 
 def test_kept_tokens_are_told_in_the_models_order() -> None:
     policy = DuoAttention(str(DATA / "toy_gates.json"), 0.5, 1, 3)
-    layers = plan(policy, TOY).init_layers()
+    layers = plan(policy, TOY).init().layers
     assert kept_tokens(layers) == [[0, 0], [0, 0]]
 
 

@@ -82,9 +82,7 @@ class Runner:
             "cache": {
                 "nominal_bytes": running(self.policy, cache.geometry).nominal_bytes,
                 "physical_bytes": nbytes(cache),
-                "peak_bytes": max(
-                    self.session.made.prefill.peak_bytes, self.session.made.decode.peak_bytes
-                ),
+                "peak_bytes": self.session.peak_bytes,
             },
             "compile_s": self.session.timing.compile_s,
         }

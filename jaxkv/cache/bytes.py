@@ -12,6 +12,7 @@ import numpy as np
 from jaxkv.cache.grouped import Grouped
 from jaxkv.cache.pool import Pool, owned_positions
 from jaxkv.cache.refreshed import Refreshed
+from jaxkv.cache.shared import Shared
 from jaxkv.cache.slab import Slab
 
 
@@ -97,6 +98,9 @@ def _of_layer(layer: Any, row: int) -> list[int]:
             for head, count in zip(heads, found, strict=True)
         }
         return [by_head[head] for head in sorted(by_head)]
+    if isinstance(layer, Shared):
+        both = zip(_of_layer(layer.ring, row), np.asarray(layer.counts[row]), strict=True)
+        return [count + int(pooled) for count, pooled in both]
     # A layer may hold tokens of the same heads in several places.
     parts = jax.tree.leaves(layer, is_leaf=lambda x: isinstance(x, Slab | Pool))
     counts = [_per_head(part, row) for part in parts if isinstance(part, Slab | Pool)]

@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
+
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Params
-from jaxkv.generate.loop import Program, Signature, kept_program
-from jaxkv.layers.base import Cache, FromFull, Policy
-from jaxkv.layers.draft import Read
+from jaxkv.generate.loop import Signature, kept_program
+from jaxkv.generate.replay import Scores, repeat, slab_of
+from jaxkv.generate.running import prepared
+from jaxkv.layers.base import Cache, FromFull, Geometry, Policy
+from jaxkv.layers.draft import NOT_REPEATED, Read
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import constants_of
 from jaxkv.models.plan import plan
@@ -17,7 +22,12 @@ from jaxkv.policies.full import Full
 from jaxkv.policies.registry import describe
 
 
-def compress(model: Model, cache: Cache, policy: Policy) -> Cache:
+def compress(
+    model: Model,
+    cache: Cache,
+    policy: Policy,
+    prompts: Sequence[Sequence[int]] | None = None,
+) -> Cache:
     """What a policy keeps of a prompt that was read with everything kept.
 
     The same as if the policy had read the prompt: then, too, it was read with full attention (but
@@ -31,49 +41,74 @@ def compress(model: Model, cache: Cache, policy: Policy) -> Cache:
       model: whose cache it is.
       cache: made under `Full`, whose `queries` and `moments` are what some policies look at.
       policy: any that keeps a part of a prompt.
+      prompts: the token ids that the cache has read, of each row; for policies that let the model
+        repeat them.
 
     Returns:
       A cache of `policy`, of the same geometry.
 
     Raises:
       InputError: the cache was not made under `Full`, or for another model, or lacks what the
-        policy looks at, or the policy cannot choose afterwards.
+        policy looks at, or the policy cannot choose afterwards; or the prompts are missing.
     """
-    return compressed(model, cache, policy)[0]
+    return compressed(model, cache, policy, prompts)[0]
 
 
-def compressed(model: Model, cache: Cache, policy: Policy) -> tuple[Cache, Program]:
-    """As `compress`, with the program that did it."""
+def compressed(
+    model: Model,
+    cache: Cache,
+    policy: Policy,
+    prompts: Sequence[Sequence[int]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    geometry: Geometry | None = None,
+) -> tuple[Cache, int]:
+    """As `compress`, with the peak bytes of what did it; the cache may have another geometry."""
     made_for = cache.geometry.model
     if made_for not in ("", model.config.identity):
         raise InputError(
             f"the cache is of the model {made_for}, and this one is {model.config.identity}"
         )
-    plan(_read_under(cache), cache.geometry).check(cache.layers)
-    planned = plan(policy, cache.geometry)
+    model = prepared(model, policy)
+    plan(_read_under(cache), cache.geometry).check(cache)
+    planned = plan(policy, geometry or cache.geometry)
     if not planned.chooses:
         raise InputError(
             f"policy {describe(policy)['name']!r} cannot choose from a full cache; it must read "
             "the prompt itself"
         )
-    empty = planned.init()
+    scores, peak = None, 0
+    if planned.repeats is not None:
+        if prompts is None:
+            raise InputError(NOT_REPEATED)
+        scores, repeating = repeat(model, cache, prompts, planned.repeats, progress)
+        peak = repeating.peak_bytes if repeating else 0
+    args = model.params, planned.init(), cache, scores
     statics = (("config", model.config), ("policy", policy))
-    program = kept_program(choose, Signature.of((model.params, empty, cache)), statics)
-    return program.call(model.params, empty, cache), program
+    program = kept_program(choose, Signature.of(args), statics)
+    return program.call(*args), max(peak, program.peak_bytes)
 
 
 def choose(
-    params: Params, empty: Cache, full: Cache, *, config: ModelConfig, policy: Policy
+    params: Params,
+    empty: Cache,
+    full: Cache,
+    scores: Scores | None,
+    *,
+    config: ModelConfig,
+    policy: Policy,
 ) -> Cache:
     """As `compress`, to be compiled; the empty cache is donated."""
-    layers = []
+    layers, planned = [], plan(policy, empty.geometry)
     for index, (layer, none, kept) in enumerate(
-        zip(plan(policy, empty.geometry).layers, empty.layers, full.layers, strict=True)
+        zip(planned.layers, empty.layers, full.layers, strict=True)
     ):
         assert isinstance(layer, FromFull)
+        if scores is not None and (slab := slab_of(kept)) is not None:
+            read = kept if isinstance(kept, Read) else Read(slab, None, None)
+            kept = dataclasses.replace(read, replay=scores[index])
         constants = constants_of(params["layers"][index], config)
         layers.append(layer.from_full(none, kept, config.scoring(index), constants))
-    return Cache(tuple(layers), empty.geometry)
+    return planned.joined(layers, empty.pool)
 
 
 def _read_under(cache: Cache) -> Full:

@@ -140,11 +140,11 @@ def _score(
     for begin in range(0, targets.shape[1], STEPS):
         part = jnp.asarray(targets[:, begin : begin + STEPS])
         left = jnp.asarray(np.clip(lengths - begin, 0, STEPS), jnp.int32)
-        signature = Signature.of((model.params, state, part, left))
+        signature = Signature.of((session.model.params, state, part, left))
         if signature not in made:
             statics = (("config", model.config), ("policy", policy))
             made[signature] = compile_program(force, signature, statics)
-        state, (score, best) = made[signature].call(model.params, state, part, left)
+        state, (score, best) = made[signature].call(session.model.params, state, part, left)
         total += np.asarray(score, np.float64)
         greedy &= np.asarray(best)
     return [Continuation(float(t), bool(g)) for t, g in zip(total, greedy, strict=True)]

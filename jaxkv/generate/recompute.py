@@ -53,6 +53,7 @@ class Recomputing:
     geometry: Geometry
     grows: ClassVar[bool] = False
     whole_prompt: ClassVar[bool] = False
+    repeats: ClassVar[None] = None
     far: ClassVar[bool] = False
 
     @property

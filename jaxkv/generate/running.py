@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from jax import Array
 
+from jaxkv.checkpoints.model import Model
 from jaxkv.core.typing import Lengths, Logits, Params, Tokens
 from jaxkv.generate import recompute
 from jaxkv.generate.recompute import Recomputing, Remembered
@@ -14,6 +17,7 @@ from jaxkv.models import decoder
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.plan import Plan, plan
 from jaxkv.policies.recompute import SlidingRecompute
+from jaxkv.policies.scored import ScoredPolicy
 
 
 def running(policy: Policy, geometry: Geometry) -> Plan | Recomputing:
@@ -25,6 +29,14 @@ def running(policy: Policy, geometry: Geometry) -> Plan | Recomputing:
     if isinstance(policy, SlidingRecompute):
         return Recomputing(policy.window, geometry)
     return plan(policy, geometry)
+
+
+def prepared(model: Model, policy: Policy) -> Model:
+    """The model with what a policy has beside its parameters."""
+    if not isinstance(policy, ScoredPolicy):
+        return model
+    params = policy.prepare(model.params, decoder.geometry(model.config, 1, 1))
+    return model if params is model.params else dataclasses.replace(model, params=params)
 
 
 def forward(

@@ -19,12 +19,14 @@ from jaxkv.cache.slab import LAST_POSITION
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.machine import check_memory
+from jaxkv.generate.compress import compressed
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
-from jaxkv.generate.running import running
+from jaxkv.generate.running import prepared, running
 from jaxkv.generate.sampling import Sampler, make_sampler
 from jaxkv.generate.state import State, start
-from jaxkv.layers.base import Policy
+from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.decoder import CHUNK, geometry
+from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import check_policy_given, describe
 
@@ -142,6 +144,7 @@ class Session:
     fills: bool  # the cache holds `geometry.max_length` tokens and no more
     far: bool  # a query may see keys at any distance
     longest: int = 0  # tokens that a row has taken in, at most
+    reading_peak: int = 0  # of programs that are no longer needed
     cut: set[int] = dataclasses.field(default_factory=set)  # rows that were ended from outside
 
     @classmethod
@@ -151,6 +154,7 @@ class Session:
     ) -> Session:  # fmt: skip
         """Allocates the caches and compiles the two programs."""
         began, before = time.perf_counter(), compilations()
+        model = prepared(model, settings.policy)
         usual = running(settings.policy, geometry(model.config, 1, ROUND))
         length = capacity(settings, longest, settings.max_new_tokens, usual.grows)
         # Most caches that never fill up are the same for every prompt, and so are their programs.
@@ -160,7 +164,8 @@ class Session:
         longest_so_far = 0
         if state is not None and state.cache.layers:
             longest_so_far = int(tokens_seen(state.cache.layers).max())
-        whole = usual.whole_prompt
+        # What reads a prompt twice takes further ones as they come.
+        whole = usual.whole_prompt and usual.repeats is None
         chunk = settings.prefill_chunk or default_chunk(longest, whole)
         # What chooses after a prompt reads it in smaller parts, however much it is given at once.
         part = CHUNK if whole else chunk
@@ -211,6 +216,9 @@ class Session:
                     f"{rooms[row]} and the answer; raise --max-length or choose a policy that "
                     "evicts"
                 )
+        if not self.longest and running(self.settings.policy, self.state.cache.geometry).repeats:
+            self._read_twice(prompts, progress)
+            return
         self._take(max(map(len, prompts)))
         self.cut.clear()
         made = self._fit(max(map(len, prompts)))
@@ -219,6 +227,38 @@ class Session:
         self.state = feed(made, self.model.params, state, prompts, progress)
         jax.block_until_ready(self.state.logits)
         self.timing.prefill_s += time.perf_counter() - began
+
+    def _read_twice(
+        self, prompts: list[list[int]], progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Reads prompts with everything kept, and what the policy keeps of them is chosen then."""
+        policy = self.settings.policy
+        queries, moments = plan(policy, self.state.cache.geometry).looks_at
+        settings = dataclasses.replace(
+            self.settings, policy=Full(queries=queries, moments=moments), max_new_tokens=1,
+            max_length=None,
+        )  # fmt: skip
+        first = Session.begin(self.model, settings, len(prompts), max(map(len, prompts)))
+        first.feed(prompts, progress)
+        began, everything = time.perf_counter(), first.state.cache
+        assert isinstance(everything, Cache), "of `Full`"
+        cache, peak = compressed(
+            self.model, everything, policy, prompts, progress, self.state.cache.geometry
+        )
+        jax.block_until_ready(cache)
+        state = dataclasses.replace(self.state, cache=cache, logits=first.state.logits)
+        self.state = dataclasses.replace(state, done=jnp.zeros_like(state.done))
+        self.cut.clear()
+        self.longest = first.longest
+        self.reading_peak = max(peak, first.peak_bytes)
+        self.timing.compile_s += first.timing.compile_s
+        self.timing.prefill_s += first.timing.prefill_s + time.perf_counter() - began
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the largest of its programs held at once."""
+        made = self.made
+        return max(self.reading_peak, made.prefill.peak_bytes, made.decode.peak_bytes)
 
     def _fit(self, longest: int) -> Programs:
         """The programs for prompts of so many tokens; a chunk that was asked for is kept to."""
@@ -300,7 +340,7 @@ class Session:
             "cache": {
                 "nominal_bytes": running(policy, cache.geometry).nominal_bytes,
                 "physical_bytes": nbytes(cache),
-                "peak_bytes": max(self.made.prefill.peak_bytes, self.made.decode.peak_bytes),
+                "peak_bytes": self.peak_bytes,
                 "kept_tokens": [kept_tokens(cache.layers, row) for row in rows],
                 **({"steps": steps} if steps else {}),
             },

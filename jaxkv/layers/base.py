@@ -29,7 +29,7 @@ from jaxkv.core.typing import Hidden, Lengths, NewKeys, Positions, Queries, Rota
 _Shape = jax.ShapeDtypeStruct
 LayerCache = Any  # a pytree of arrays with a static shape
 # What a layer may need of a prompt beside its keys and values; see `ScoredPolicy`.
-NEEDS = ("mass", "moments", "hidden", "constants")
+NEEDS = ("mass", "moments", "hidden", "constants", "replay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +103,20 @@ class Constants:
 
     Attributes:
       wo: [N, H, D], the output projection of each query head.
+      surrogate: what was put beside the layer's parameters to tell what a token is worth, arrays
+        whose last axis is the KV heads where it is the last of them; None for most models.
     """
 
     wo: Array
+    surrogate: dict[str, Array] | None = None
 
-    def heads(self, queries: Sequence[int]) -> Constants:
-        """Those of some query heads."""
-        return Constants(take_heads(self.wo, queries, axis=0))
+    def heads(self, queries: Sequence[int], keys: Sequence[int]) -> Constants:
+        """Those of some query heads, and of the KV heads that they read."""
+        surrogate = self.surrogate
+        if surrogate is not None:
+            mine = {name: take_heads(surrogate[name], keys, axis=-1) for name in ("w", "b")}
+            surrogate = {**surrogate, **mine}
+        return Constants(take_heads(self.wo, queries, axis=0), surrogate)
 
 
 @flax.struct.dataclass
@@ -159,7 +166,7 @@ class Chunk:
             k=take_heads(self.k, keys),
             v=take_heads(self.v, keys),
             rope=of_heads(self.rope, queries),
-            constants=None if self.constants is None else self.constants.heads(queries),
+            constants=None if self.constants is None else self.constants.heads(queries, keys),
         )
 
 
@@ -194,9 +201,11 @@ class WholePrompt(abc.ABC):
     Attributes:
       needs: of `NEEDS`, what the layer chooses by; with "hidden" among them chunks have their
         hidden states, and with "constants" `provide` has the layer's.
+      joint: whether all layers of a model choose together, after the last of them has read.
     """
 
     needs: tuple[str, ...] = ()
+    joint: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self) -> LayerCache:
@@ -295,15 +304,19 @@ class Cache:
     Attributes:
       layers: what each layer keeps.
       geometry: the static shapes that it was made for.
+      pool: what layers hold together, where one budget is for all; None for most policies.
     """
 
     layers: tuple[LayerCache, ...]
     geometry: Geometry = flax.struct.field(pytree_node=False)
+    pool: Any = None
 
     def __repr__(self) -> str:
         g = self.geometry
         rows = f"{g.batch_size} row{'s' * (g.batch_size > 1)}"
-        arrays = [x for x in jax.tree.leaves(self.layers) if isinstance(x, Array | _Shape)]
+        arrays = [
+            x for x in jax.tree.leaves((self.layers, self.pool)) if isinstance(x, Array | _Shape)
+        ]
         size = sum(x.size * x.dtype.itemsize for x in arrays)
         return f"<Cache: {len(self.layers)} layers, {rows}, {size:,} bytes, {g.dtype}>"
 

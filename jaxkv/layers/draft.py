@@ -28,6 +28,12 @@ from jaxkv.layers.grouped import HeadOrder
 from jaxkv.layers.moments import Moments, joined, moments_of, no_moments
 from jaxkv.layers.scores import mass_of
 
+NOT_REPEATED = (
+    "the policy scores a prompt while the model repeats it, and it was read only once; use "
+    "jaxkv.generate, or jaxkv.compress with the prompt's ids"
+)
+SINK_QUERIES = 4  # of the stream's first tokens, which moments leave out
+
 
 @exportable
 @flax.struct.dataclass
@@ -56,6 +62,7 @@ class Draft:
       moments: of this prompt's queries, not rotated.
       hidden: [B, T, D], of this prompt's tokens, zero where there is none.
       constants: of the layer.
+      replay: float32 [B, K, S], what the slots were worth when the prompt was repeated.
     """
 
     slab: Slab
@@ -64,6 +71,7 @@ class Draft:
     moments: Moments | None = None
     hidden: Array | None = None
     constants: Constants | None = None
+    replay: Array | None = None
 
     @property
     def fed(self) -> Array:
@@ -87,12 +95,14 @@ class Read:
     Attributes:
       slab: slot p holds position p, P = 1.
       last: the last queries, if any are remembered.
-      moments: of all queries, not rotated, if they are.
+      moments: of queries, not rotated, if they are.
+      replay: float32 [B, K, S], if the prompt was repeated: see `Draft`.
     """
 
     slab: Slab
     last: Last | None
     moments: Moments | None
+    replay: Array | None = None
 
 
 def note(
@@ -102,7 +112,8 @@ def note(
     if last is not None:
         last = _later(last, q, at, lse)
     if moments is not None:
-        moments = joined(moments, moments_of(chunk.q, at >= 0))
+        # The first tokens are attention's sinks, and ask for nothing: their queries lie far off.
+        moments = joined(moments, moments_of(chunk.q, at >= SINK_QUERIES))
     return last, moments
 
 
@@ -137,6 +148,8 @@ def of_full(
             "moments of the queries are needed, and the cache kept none; read the prompt under "
             "Full(moments=True)"
         )
+    if "replay" in needs and read.replay is None:
+        raise InputError(NOT_REPEATED)
     slab = read.slab
     keys = tuple(range(geometry.num_kv_heads)) if order is None else order.keys
     queries = tuple(range(geometry.num_heads)) if order is None else order.queries
@@ -150,6 +163,8 @@ def of_full(
         draft = dataclasses.replace(draft, last=last)
     if "moments" in needs and read.moments is not None:
         draft = dataclasses.replace(draft, moments=read.moments.heads(queries))
+    if "replay" in needs and read.replay is not None:
+        draft = dataclasses.replace(draft, replay=take_heads(read.replay, keys, axis=1))
     return dataclasses.replace(draft, constants=constants if "constants" in needs else None)
 
 
@@ -253,6 +268,29 @@ def newest(slab: Slab, window: int) -> Slab:
     """The last `window` tokens, which every head holds, in order, after empty slots if any."""
     index = jnp.argsort(slab.pos, axis=-1)[..., -window:].astype(jnp.int32)
     return gather_slots(slab, index, jnp.ones(index.shape, bool))
+
+
+def arrived(draft: Draft, most: int) -> Slab:
+    """The last tokens of this prompt, at most so many, in order, after empty slots if any."""
+    slab = draft.slab
+    new = slab.pos >= draft.began[:, None, None]
+    index = jnp.argsort(jnp.where(new, slab.pos, -1), axis=-1)[..., -most:].astype(jnp.int32)
+    return gather_slots(slab, index, jnp.take_along_axis(new, index, axis=-1))
+
+
+def unrepeated(draft: Draft, needs: Sequence[str]) -> bool:
+    """Whether a prompt is read that was to be repeated: then nothing can be chosen from it."""
+    return "replay" in needs and draft.replay is None
+
+
+def nan_at_the_start(draft: Draft, needs: Sequence[str], out: Queries) -> Queries:
+    """NaN in rows whose first prompt is `unrepeated`: it would be lost, and a program cannot say.
+
+    A later one is kept as decoded tokens are.
+    """
+    if not unrepeated(draft, needs):
+        return out
+    return jnp.where((draft.began > 0)[:, None, None, None], out, jnp.nan)
 
 
 def _later(last: Last, q: Queries, at: Array, lse: Array) -> Last:

@@ -115,10 +115,14 @@ class PooledLayer(WholePrompt, FromFull):
     def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
         """See `WholePrompt`."""
         draft, out, _ = drafts.feed(draft, start, count, chunk)
-        return draft, out
+        return draft, drafts.nan_at_the_start(draft, self.needs, out)
 
     def close(self, draft: Draft, cache: Pooled, rope: Rotation | None) -> Pooled:
         """Deals out the budget and packs the pool; a row that took no token keeps what it had."""
+        if drafts.unrepeated(draft, self.needs):
+            new = drafts.arrived(draft, self.recent)
+            ring = append_slots(cache.ring, new, new.pos[:, 0] % (self.recent + 1))
+            return Pooled(cache.pool, ring)
         slab, heads = draft.slab, self.geometry.num_kv_heads
         prompt = Prompt(draft, rope, self.window, self.needs)
         scores = scores_of(self.scorer, prompt)

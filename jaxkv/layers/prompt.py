@@ -12,8 +12,10 @@ from jax import Array
 
 from jaxkv.cache import store as stores
 from jaxkv.core.errors import InputError
+from jaxkv.core.scoring import bent
 from jaxkv.core.typing import Rotation
 from jaxkv.layers import draft as drafts
+from jaxkv.layers.base import rotate
 from jaxkv.layers.draft import Draft
 
 T = TypeVar("T")
@@ -64,7 +66,8 @@ class Prompt:
     def query_mean(self) -> Array:
         """Mean of this prompt's queries before they are rotated: float32 [B, N, H].
 
-        Needs "moments".
+        Without those of the stream's first 4 tokens, here and in the covariance: they are
+        attention's sinks, and unlike all others. Needs "moments".
         """
         return self._needed("query_mean", "moments", self._draft.moments).mean
 
@@ -85,9 +88,41 @@ class Prompt:
         after = self.positions.shape[-1] - hidden.shape[1]
         return jnp.pad(hidden, ((0, 0), (0, after), (0, 0)))
 
+    def replay(self) -> Array:
+        """The most attention that each token got when the model repeated the prompt.
+
+        Float32 [B, K, S]; infinite for what stands before the user's text. See
+        `jaxkv.layers.replayed`. Needs "replay".
+        """
+        return self._needed("replay", "replay", self._draft.replay)
+
+    def rotation(self, count: int) -> Array:
+        """The mean of the rotations to the next `count` positions: float32 [B, H, H].
+
+        A query that is not rotated, times it, is what the query would be there on average.
+        """
+        seen, dim = self._draft.slab.seen, self.keys.shape[-1]
+        units = jnp.broadcast_to(jnp.eye(dim, dtype=jnp.float32), (seen.shape[0], count, dim, dim))
+        at = seen[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
+        return jnp.mean(rotate(self._rope, units, at), axis=1)
+
+    def slopes(self) -> Array | None:
+        """ALiBi's slope of each query head, float32 [N]; None for a model without."""
+        return bent(self._rope)["slopes"]
+
     def wo(self) -> Array:
         """The layer's output projection, of each query head: [N, H, D]. Needs "constants"."""
         return self._needed("wo", "constants", self._draft.constants).wo
+
+    def surrogate(self) -> dict[str, Array]:
+        """What the policy's `prepare` put beside the layer's parameters. Needs "constants"."""
+        found = self._needed("surrogate", "constants", self._draft.constants).surrogate
+        if found is None:
+            raise InputError(
+                "the policy's networks are not among the parameters; give "
+                "policy.prepare(params, geometry)"
+            )
+        return found
 
     def mean(self, x: Array) -> Array:
         """Mean of [B, K, S, H] over the tokens that there are, the window's too: [B, K, H]."""

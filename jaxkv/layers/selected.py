@@ -129,7 +129,7 @@ class SelectedLayer(WholePrompt, FromFull):
 
     def provide(self, draft: Draft, like: Hidden | None, constants: Constants | None) -> Draft:
         """See `WholePrompt`."""
-        mine = None if constants is None else constants.heads(self._order.queries)
+        mine = None if constants is None else constants.heads(self._order.queries, self._order.keys)
         return drafts.provide(draft, self.needs, like, mine)
 
     def feed(self, draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Queries]:
@@ -137,10 +137,13 @@ class SelectedLayer(WholePrompt, FromFull):
         order = self._order
         chunk = chunk.heads(order.queries, order.keys)
         draft, out, _ = drafts.feed(draft, start, count, chunk)
+        out = drafts.nan_at_the_start(draft, self.needs, out)
         return draft, take_heads(out, order.undo)
 
     def close(self, draft: Draft, cache: Grouped, rope: Rotation | None) -> Grouped:
         """Chooses what is kept; a row that took no token keeps what it had."""
+        if drafts.unrepeated(draft, self.needs):
+            return self._kept_on(draft, cache)
         slab = draft.slab
         prompt = Prompt(draft, of_heads(rope, self._order.queries), self.window, self.needs)
         scores, _ = sinks_first(scores_of(self.scorer, prompt), prompt, self.sinks)
@@ -162,9 +165,21 @@ class SelectedLayer(WholePrompt, FromFull):
         self, empty: Grouped, kept: Any, rope: Rotation | None, constants: Constants | None
     ) -> Grouped:
         """See `FromFull`."""
-        mine = None if constants is None else constants.heads(self._order.queries)
+        mine = None if constants is None else constants.heads(self._order.queries, self._order.keys)
         draft = drafts.of_full(kept, self.geometry, self._order, self.needs, self.window, mine)
         return self.close(draft, empty, rope)
+
+    def _kept_on(self, draft: Draft, cache: Grouped) -> Grouped:
+        """A prompt's tokens in the rings, as if they had been decoded."""
+        slabs, begin = [], 0
+        new = drafts.arrived(draft, self.window + self.decode_room)
+        for group, old in zip(self._groups.layers, cache.slabs, strict=True):
+            assert isinstance(group, PrefixRing)
+            end = begin + len(group.caps)
+            mine = slice_heads(new, begin, end)
+            slabs.append(append_slots(old, mine, group.slots(mine.pos[:, 0])))
+            begin = end
+        return Grouped(tuple(slabs), cache.heads)
 
     def facts(self) -> Facts:
         """What each head keeps, in the model's order of heads."""

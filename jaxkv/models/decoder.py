@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +37,7 @@ from jaxkv.layers.base import (
 )
 from jaxkv.models.block import mlp, norm, project, soft_capped
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.plan import InChunks, plan
+from jaxkv.models.plan import InChunks, plan, with_pool
 from pallas_kernels import compiler
 from pallas_kernels.precision import einsum
 
@@ -101,11 +100,9 @@ def forward(
       logits [B, T, V] float32, undefined where padded, and the new cache. They are NaN in rows
       whose positions have come to the end of int32, after 2,147,483,647 tokens.
     """
-    x, layers = run_layers(
-        params, config, policy, tokens, cache.layers, cache.geometry, lengths,
-        decoding=tokens.shape[1] == 1,
-    )  # fmt: skip
-    return head(params, config, x), dataclasses.replace(cache, layers=layers)
+    decoding = tokens.shape[1] == 1
+    x, cache = run_layers(params, config, policy, tokens, cache, lengths, decoding=decoding)
+    return head(params, config, x), cache
 
 
 def advance(
@@ -120,10 +117,8 @@ def advance(
 
     The output head is a fifth of a small model; a prompt needs it once.
     """
-    x, layers = run_layers(
-        params, config, policy, tokens, cache.layers, cache.geometry, lengths, only_last=True
-    )
-    return head(params, config, x)[:, 0], dataclasses.replace(cache, layers=layers)
+    x, cache = run_layers(params, config, policy, tokens, cache, lengths, only_last=True)
+    return head(params, config, x)[:, 0], cache
 
 
 def run_layers(
@@ -131,38 +126,39 @@ def run_layers(
     config: ModelConfig,
     policy: Policy,
     tokens: Tokens,
-    layers: tuple[LayerCache, ...],
-    geometry: Geometry,
+    cache: Cache,
     lengths: Lengths | None,
     only_last: bool = False,
     decoding: bool = False,
-) -> tuple[Residual, tuple[LayerCache, ...]]:
-    """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the layers' caches.
+) -> tuple[Residual, Cache]:
+    """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the cache.
 
     With `only_last`, of each row's last valid token alone: [B, 1, D]. With `decoding` the tokens
     are one decoded token a row, else a prompt; see `Chunk`.
     """
     x = embed(params, config, tokens)
+    layers, geometry = cache.layers, cache.geometry
     planned = plan(policy, geometry)
-    planned.check(layers)
+    planned.check(cache)
     if tokens.shape[0] != geometry.batch_size:
         raise InputError(
             f"tokens have {tokens.shape[0]} rows, and the cache has {geometry.batch_size}"
         )
     caches, policies = [], planned.layers
-    for index, (layer, cache) in enumerate(zip(params["layers"], layers, strict=True)):
+    for index, (layer, held) in enumerate(zip(params["layers"], layers, strict=True)):
         mine, rope = policies[index], config.scoring(index)
         if tokens.shape[1] > CHUNK and geometry.windows and geometry.windows[index]:
             mine = InChunks(mine)
         ends = only_last and index == len(layers) - 1
-        args = layer, config, mine, rope, x, cache, lengths, ends
+        args = layer, config, mine, rope, x, with_pool(held, cache.pool), lengths, ends
         with jax.named_scope(f"layer_{index}"):
             if isinstance(mine, WholePrompt) and not decoding:
-                x, cache = _whole_prompt(*args)
+                x, held = _whole_prompt(*args)
             else:
-                x, cache = run_layer(*args, decoding)
-        caches.append(cache)
-    return nan_past_the_end(layers[0], tokens.shape[1], x), tuple(caches)
+                x, held = run_layer(*args, decoding)
+        caches.append(with_pool(held, None))
+    x = nan_past_the_end(layers[0], tokens.shape[1], x)
+    return x, planned.joined(caches, cache.pool)
 
 
 def embed(params: Params, config: ModelConfig, tokens: Tokens) -> Hidden:
@@ -204,7 +200,7 @@ def run_layer(
         del y
         return policy.take(cache, Chunk(q, k, v, lengths, rope, decoding))
 
-    return _block(layer, config, x, attend, lengths if only_last else None)
+    return run_block(layer, config, x, attend, lengths if only_last else None)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 7))
@@ -238,7 +234,7 @@ def _whole_prompt(
             return policy.feed(draft, start, padded, chunk)
 
         mine = jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
-        some, draft = _block(layer, config, mine, attend)
+        some, draft = run_block(layer, config, mine, attend)
         return jax.lax.dynamic_update_slice_in_dim(x, some, start, axis=1), draft
 
     chunks = (jnp.max(lengths) + size - 1) // size
@@ -249,16 +245,20 @@ def _whole_prompt(
         x, draft = jax.lax.fori_loop(jnp.int32(0), chunks, body, (x, draft))
         return x, policy.close(draft, cache, rope)
 
-    x, cache = compiler.together(whole, (x, cache), chunks)
+    if policy.joint:
+        x, cache = whole((x, cache))  # what all hold is needed when they choose
+    else:
+        x, cache = compiler.together(whole, (x, cache), chunks)
     return last_valid(x, lengths) if only_last else x[:, :count], cache
 
 
 def constants_of(layer: Params, config: ModelConfig) -> Constants:
     """What policies may look at of a layer's parameters."""
-    return Constants(layer["wo"].reshape(config.num_heads, config.head_dim, config.hidden_size))
+    wo = layer["wo"].reshape(config.num_heads, config.head_dim, config.hidden_size)
+    return Constants(wo, layer.get("surrogate"))
 
 
-def _block(
+def run_block(
     layer: Params,
     config: ModelConfig,
     x: Hidden,
@@ -267,7 +267,8 @@ def _block(
 ) -> tuple[Residual, Any]:
     """Pre-norm attention and MLP, each added to the residual stream; and what `attend` keeps.
 
-    What follows attention is a matter of each token alone: with the lengths `only_last` it is done
+    `attend` is given q, k and v, not rotated, and the states [B, T, D] that they come from. What
+    follows attention is a matter of each token alone: with the lengths `only_last` it is done
     for the last valid token of each row, [B, 1, D], which is all that a last layer needs.
     """
     y = norm(x, layer, "attn_norm", config)

@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxkv.cache.bytes import nbytes
 from jaxkv.cache.pool import Pool
+from jaxkv.cache.shared import Candidates, Shared, share_out
 from jaxkv.cache.slab import Slab
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Queries, Rotation
@@ -29,7 +30,9 @@ from jaxkv.layers.base import (
     WholePrompt,
 )
 from jaxkv.layers.declared import is_shared
+from jaxkv.layers.replayed import Replay
 from jaxkv.layers.ring import of_window
+from jaxkv.layers.shared import SharedLayer
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import check_policy_given
 
@@ -82,6 +85,14 @@ class Plan:
         )
 
     @property
+    def repeats(self) -> Replay | None:
+        """How the model repeats a prompt for it, which it then reads twice; None if it does not."""
+        asked = [layer.looks_at()[0] for layer in self.layers if isinstance(layer, FromFull)]
+        if not any("replay" in needs for needs in asked):
+            return None
+        return getattr(self.policy, "replay", None) or Replay()
+
+    @property
     def looks_at(self) -> tuple[int, bool]:
         """What it must know of the queries then: how many of the last, and the moments of all."""
         asked = [layer.looks_at() for layer in self.layers if isinstance(layer, FromFull)]
@@ -111,25 +122,48 @@ class Plan:
     @functools.cached_property
     def physical_bytes(self) -> int:
         """What the arrays of a cache take, for the whole batch; nothing is allocated."""
-        return nbytes(jax.eval_shape(self.init_layers))
+        return nbytes(jax.eval_shape(self.init))
 
-    def init_layers(self) -> tuple[LayerCache, ...]:
-        """An empty cache for every layer."""
-        return tuple(layer.init() for layer in self.layers)
+    @property
+    def joint(self) -> tuple[int, ...]:
+        """The layers whose budget is one."""
+        return tuple(i for i, layer in enumerate(self.layers) if isinstance(layer, SharedLayer))
 
     def init(self) -> Cache:
         """An empty cache."""
-        return Cache(self.init_layers(), self.geometry)
+        pool = None
+        if self.joint:
+            first = self.layers[self.joint[0]]
+            assert isinstance(first, SharedLayer)
+            pool = first.pool(len(self.joint))
+        return Cache(tuple(layer.init() for layer in self.layers), self.geometry, pool)
 
-    def check(self, layers: Sequence[LayerCache]) -> None:
-        """Refuses layers that this policy did not make, whatever form their keys are held in.
+    def joined(self, layers: Sequence[LayerCache | Candidates], pool: Pool | None) -> Cache:
+        """The cache after what its layers hold has been decided, where they decide together.
+
+        Args:
+          layers: what each layer holds, or has to choose from.
+          pool: of all, before.
+        """
+        held = list(layers)
+        chosen = [x for x in layers if isinstance(x, Candidates)]
+        if chosen and pool is not None:
+            first = self.layers[self.joint[0]]
+            assert isinstance(first, SharedLayer)
+            pool, shares = share_out(pool, chosen, first.total(len(self.joint)))
+            for index, share in zip(self.joint, shares, strict=True):
+                held[index] = share
+        return Cache(tuple(held), self.geometry, pool)
+
+    def check(self, cache: Cache) -> None:
+        """Refuses a cache that this policy did not make, whatever form its keys are held in.
 
         Raises:
           InputError: names the first of them.
         """
         if is_shared(self.policy):
             return  # in a program of ours, whose caches are made or read by the policy itself
-        name = type(self.policy).__name__
+        name, layers = type(self.policy).__name__, cache.layers
         if len(layers) != len(self.layers):
             raise InputError(f"the cache has {len(layers)} layers; {name} has {len(self.layers)}")
         for index, (found, made) in enumerate(zip(layers, self._told, strict=True)):
@@ -138,10 +172,12 @@ class Plan:
                     f"the cache was made for another policy than {name}: its layer {index} holds "
                     f"{told[0]}, and it should be {made[0]}"
                 )
+        if _told(cache.pool) != _told(jax.eval_shape(self.init).pool):
+            raise InputError(f"the cache was made for another policy than {name}: so is its pool")
 
     @functools.cached_property
     def _told(self) -> tuple[Any, ...]:
-        return tuple(_told(layer) for layer in jax.eval_shape(self.init_layers))
+        return tuple(_told(layer) for layer in jax.eval_shape(self.init).layers)
 
 
 def _told(layer: LayerCache) -> tuple[str, Any]:
@@ -150,6 +186,11 @@ def _told(layer: LayerCache) -> tuple[str, Any]:
     arrays = [part.pos if isinstance(part, Slab | Pool) else part for part in parts]
     words = ", ".join(f"{x.dtype}{list(x.shape)}" for x in arrays)
     return f"{type(layer).__name__} of {words}", tree
+
+
+def with_pool(layer: LayerCache, pool: Pool | None) -> LayerCache:
+    """A layer's cache, with the pool that it shares if it does."""
+    return dataclasses.replace(layer, pool=pool) if isinstance(layer, Shared) else layer
 
 
 def plan(policy: Policy, geometry: Geometry) -> Plan:

@@ -17,9 +17,12 @@ from jaxkv.core.settings import flags_named, scalar
 from jaxkv.layers.base import Policy
 from jaxkv.policies.adakv import AdaKV
 from jaxkv.policies.duo import DuoAttention
+from jaxkv.policies.expected import ExpectedAttention
 from jaxkv.policies.full import Full
 from jaxkv.policies.h2o import H2O
 from jaxkv.policies.headkv import HeadKV
+from jaxkv.policies.kvzap import KVzap
+from jaxkv.policies.kvzip import KVzip
 from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.recycled import RecycledAttention
 from jaxkv.policies.snapkv import PyramidKV, SnapKV
@@ -42,6 +45,9 @@ POLICIES: Mapping[str, type] = {
     "streaming-plus": StreamingLLMPlus,
     "h2o": H2O,
     "tova": TOVA,
+    "expected": ExpectedAttention,
+    "kvzip": KVzip,
+    "kvzap": KVzap,
 }
 
 

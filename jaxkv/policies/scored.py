@@ -13,12 +13,14 @@ import numpy as np
 from jax import Array
 
 from jaxkv.core.errors import InputError
+from jaxkv.core.typing import Params
 from jaxkv.layers.base import NEEDS, Geometry
 from jaxkv.layers.declared import swept
 from jaxkv.layers.pooled import PooledLayer
 from jaxkv.layers.prompt import Prompt
 from jaxkv.layers.ring import within_windows
 from jaxkv.layers.selected import SelectedLayer
+from jaxkv.layers.shared import SharedLayer
 from jaxkv.policies.budgets import by_shares, in_tokens, of_ruled, redistribute
 from jaxkv.policies.shares import head_shares
 
@@ -39,7 +41,8 @@ class ScoredPolicy(abc.ABC):
       decode_room: decoded tokens that are kept before the oldest of the newest are overwritten.
       allocation: how many of the mean a head gets: "uniform", as many in each; "ada", by where the
         prompt's best scores of the layer are (Ada-KV, arXiv 2407.11550), for scores that can be
-        compared from head to head; "table", by a file.
+        compared from head to head; "global", by where those of the whole model are, for scores
+        that can be compared from layer to layer; "table", by a file.
       table: the file of "table": a share for each head, see `jaxkv.policies.shares`.
       floor: with "ada", the share of the mean that every head is sure of, in [0, 1].
 
@@ -50,11 +53,12 @@ class ScoredPolicy(abc.ABC):
     (`hidden()`); and "constants", the output projection (`wo()`).
 
     Memory: `budget + decode_room` tokens per KV head on average, and one slot for the newest token;
-    with "ada", the unused end of each head's last block of 16 or 32 too.
+    with "ada" and "global", the unused end of each head's last block of 8 to 32 too. "global" holds
+    all layers of a prompt in full until it has chosen from them.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    allocations: ClassVar[tuple[str, ...]] = ("uniform", "ada", "table")
+    allocations: ClassVar[tuple[str, ...]] = ("uniform", "ada", "global", "table")
 
     budget: int | float = swept(1024)
     _: dataclasses.KW_ONLY
@@ -88,11 +92,6 @@ class ScoredPolicy(abc.ABC):
     def _check_allocation(self) -> None:
         *most, last = self.allocations
         known = f"it must be {', '.join(most)} or {last}"
-        if self.allocation == "global":
-            raise InputError(
-                "allocation is 'global', over all layers and heads by the prompt, which is not "
-                f"there yet; {known}"
-            )
         if self.allocation not in self.allocations:
             raise InputError(f"allocation is {self.allocation!r}; {known}")
         if self.allocation == "table" and self.table is None:
@@ -128,6 +127,11 @@ class ScoredPolicy(abc.ABC):
           [B, K, S], higher is kept; what stands where `prompt.valid` is False is not looked at.
         """
 
+    def prepare(self, params: Params, geometry: Geometry) -> Params:
+        """A model's parameters, with what the policy has beside them: most have nothing."""
+        del geometry
+        return params
+
     def own_caps(self, layer: int, geometry: Geometry) -> tuple[int, ...]:
         """Chosen tokens of a layer's KV heads, beside the window, where a method says how many.
 
@@ -154,7 +158,7 @@ class ScoredPolicy(abc.ABC):
         return head_shares(self.table, kept, geometry)
 
     @within_windows
-    def at(self, layer: int, geometry: Geometry) -> SelectedLayer | PooledLayer:
+    def at(self, layer: int, geometry: Geometry) -> SelectedLayer | PooledLayer | SharedLayer:
         """The same for every layer, but for what its heads may keep."""
         cap = self.budget_tokens(geometry) - self.window
         if self.allocation == "ada":
@@ -162,6 +166,10 @@ class ScoredPolicy(abc.ABC):
                 geometry, cap, self.window, self, self.decode_room, self.sinks, self.floor,
                 self.needs,
             )  # fmt: skip
+        if self.allocation == "global":
+            return SharedLayer(
+                geometry, cap, self.window, self, self.decode_room, self.sinks, self.needs
+            )
         if self.allocation == "own":
             caps = self.own_caps(layer, geometry)
         elif self.allocation == "table":

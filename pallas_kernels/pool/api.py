@@ -9,6 +9,7 @@ from jax import Array
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.int8 import Slots
 from pallas_kernels.pool import reference, xla
+from pallas_kernels.pool.spans import Span
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.pool.mosaic_tpu", "pool_attention"),
@@ -30,6 +31,7 @@ def pool_attention(
     scale: float,
     slopes: Array | None = None,
     soft_cap: float | None = None,
+    span: Span | None = None,
     implementation: Implementation = None,
 ) -> tuple[Array, Array]:
     """One query token per row, whose heads read as many blocks as each has, of one pool.
@@ -48,6 +50,8 @@ def pool_attention(
       scale: multiplies the scores.
       slopes: float32 [N], ALiBi's: slope times distance is taken from a score; None is no bias.
       soft_cap: scaled scores s become cap tanh(s / cap); None leaves them.
+      span: int32 [B] twice, the first block that is read and the one after the last; None is all.
+        No other block's keys are moved.
       implementation: see `dispatch`.
 
     Returns:
@@ -57,4 +61,5 @@ def pool_attention(
     return dispatch(
         IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos, owner,
         num_kv_heads=num_kv_heads, scale=scale, slopes=slopes, soft_cap=soft_cap,
+        span=span,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from jax import Array
 from pallas_kernels.decode.mosaic_gpu import attend
 from pallas_kernels.gpu import refuse
 from pallas_kernels.int8 import Slots, split_scale
+from pallas_kernels.pool.spans import Span, within
 from pallas_kernels.softmax import merge_along
 from pallas_kernels.visibility import visible
 
@@ -23,10 +24,12 @@ from pallas_kernels.visibility import visible
 def pool_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float, slopes: Array | None = None,
-    soft_cap: float | None = None, max_block: int | None = None, interpret: Any = None,
+    soft_cap: float | None = None, span: Span | None = None, max_block: int | None = None,
+    interpret: Any = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`, and for the rest `decode.mosaic_gpu.decode_attention`."""
     (keys, k_scale), (values, v_scale) = split_scale(k), split_scale(v)
+    k_pos = within(span, k_pos, owner.shape[1])
     refuse(q, keys=keys, values=values)
     out, lse = attend(
         q, keys[:, None], values[:, None],  # one head that has all slots: no key moves

@@ -13,6 +13,7 @@ from jax import Array
 
 from pallas_kernels.decode.mosaic_tpu import attend
 from pallas_kernels.int8 import Slots, split_scale
+from pallas_kernels.pool.spans import Span, within
 from pallas_kernels.tpu import check_dtypes
 from pallas_kernels.tpu_layout import Order, stored_order
 
@@ -20,11 +21,13 @@ from pallas_kernels.tpu_layout import Order, stored_order
 def pool_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float, slopes: Array | None = None,
-    soft_cap: float | None = None, max_block: int | None = None, interpret: bool = False,
+    soft_cap: float | None = None, span: Span | None = None, max_block: int | None = None,
+    interpret: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`, and for the rest `decode.mosaic_tpu.decode_attention`."""
     # One head that has all slots: in memory it is the same.
     (keys, k_scale), (values, v_scale) = split_scale(k), split_scale(v)
+    k_pos = within(span, k_pos, owner.shape[1])
     check_dtypes(q, keys, values)
     scales = [x[:, None] for x in (k_scale, v_scale) if x is not None]
     keys, values = keys[:, None], values[:, None]  # one head that has all slots: no key moves

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.int8 import Slots, widen
+from pallas_kernels.pool.spans import Span, within
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
 from pallas_kernels.visibility import visible
@@ -16,10 +17,11 @@ from pallas_kernels.visibility import visible
 def pool_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float,
-    slopes: Array | None = None, soft_cap: float | None = None,
+    slopes: Array | None = None, soft_cap: float | None = None, span: Span | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`."""
     k, v = widen(k), widen(v)
+    k_pos = within(span, k_pos, owner.shape[1])
     owner = jnp.repeat(owner, k.shape[1] // owner.shape[1], axis=1)
     scores = einsum("bnh,bsh->bns", q.astype(k.dtype), k) * scale
     distance = (q_pos[:, None] - k_pos)[:, None]

@@ -4,22 +4,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from pallas_kernels.int8 import Slots, product_dtype, split_scale
+from pallas_kernels.pool.spans import Span
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
+from pallas_kernels.softmax import Partial, merge
 from pallas_kernels.visibility import visible
+
+TILE = 32  # blocks of a span that are read at a time
 
 
 def pool_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float,
-    slopes: Array | None = None, soft_cap: float | None = None,
+    slopes: Array | None = None, soft_cap: float | None = None, span: Span | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`."""
+    case = {
+        "num_kv_heads": num_kv_heads, "scale": scale, "slopes": slopes, "soft_cap": soft_cap,
+    }  # fmt: skip
+    if span is not None:
+        return _spanned(q, k, v, q_pos, k_pos, owner, span, case)
     k, v, k_pos = jax.tree.map(lambda x: in_blocks(x, owner.shape[1]), (k, v, k_pos))
     (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
     b, n, h = q.shape
@@ -51,6 +62,45 @@ def pool_attention(
     out = out / jnp.where(total == 0, 1.0, total)[..., None]
     lse = jnp.log(total) + level
     return out.reshape(b, n, h).astype(q.dtype), lse.reshape(b, n)
+
+
+def _spanned(
+    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array, span: Span,
+    case: dict[str, Any],
+) -> tuple[Array, Array]:  # fmt: skip
+    """A loop over the blocks of each row's span, so that no others are read."""
+    rows, blocks = owner.shape
+    size, tile = k_pos.shape[1] // blocks, min(TILE, blocks)
+
+    def of_row(row: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        begin, end = span[0][row], span[1][row]
+
+        def cut(x: Array, start: Array, count: int) -> Array:
+            at = row, start, *[0] * (x.ndim - 2)
+            return lax.dynamic_slice(x, at, (1, count, *x.shape[2:]))
+
+        mine, mine_pos = (lax.dynamic_slice_in_dim(x, row, 1) for x in (q, q_pos))
+
+        def some(index: Array, part: Partial) -> Partial:
+            wanted = begin + index * tile
+            start = jnp.minimum(wanted, blocks - tile)
+            keys, values, at = jax.tree.map(
+                lambda x: cut(x, start * size, tile * size), (k, v, k_pos)
+            )
+            block = start + jnp.repeat(jnp.arange(tile, dtype=jnp.int32), size)
+            there = (block >= wanted) & (block < end)
+            at, whose = jnp.where(there[None], at, -1), cut(owner, start, tile)
+            new = pool_attention(mine, keys, values, mine_pos, at, whose, **case)
+            return merge(part, new)
+
+        none = jnp.zeros_like(mine), jnp.full(mine.shape[:2], -jnp.inf, jnp.float32)
+        part = lax.fori_loop(jnp.int32(0), (end - begin + tile - 1) // tile, some, none)
+        (out, lse), (new_out, new_lse) = found, part
+        out = lax.dynamic_update_slice_in_dim(out, new_out, row, 0)
+        return out, lax.dynamic_update_slice_in_dim(lse, new_lse, row, 0)
+
+    none = jnp.zeros_like(q), jnp.full(q.shape[:2], -jnp.inf, jnp.float32)
+    return lax.fori_loop(jnp.int32(0), jnp.int32(rows), of_row, none)
 
 
 def in_blocks(x: Array, blocks: int) -> Array:

@@ -49,10 +49,11 @@ def of_pool(model: str, small: bool) -> tuple[Callable[..., Any], tuple[Any, ...
     k_pos = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
     owner = jax.ShapeDtypeStruct((rows, slots // 32), jnp.int32)
 
+    # A layer's own blocks of a pool that is the whole model's.
     def run(*args):
-        return pool.pool_attention(*args, num_kv_heads=heads, scale=0.1)
+        return pool.pool_attention(*args[:-2], num_kv_heads=heads, scale=0.1, span=args[-2:])
 
-    return run, (q, slab, slab, q_pos, k_pos, owner), rows * slots * h
+    return run, (q, slab, slab, q_pos, k_pos, owner, q_pos, q_pos), rows * slots * h
 
 
 def check(program: tuple[Callable[..., Any], tuple[Any, ...], int]) -> None:

@@ -83,14 +83,18 @@ def test_pool(model: str, chip: str, small: bool) -> None:
     shape = 1, blocks * size, h
     slab = int8(*shape) if small else jax.ShapeDtypeStruct(shape, jnp.bfloat16)
 
-    def run(q, k, v, q_pos, k_pos, owner):
-        return pool.pool_attention(q, k, v, q_pos, k_pos, owner, num_kv_heads=heads, scale=0.1)
+    # A layer's own blocks of a pool that is the whole model's.
+    def run(q, k, v, q_pos, k_pos, owner, begin, end):
+        return pool.pool_attention(
+            q, k, v, q_pos, k_pos, owner, num_kv_heads=heads, scale=0.1, span=(begin, end)
+        )
 
+    row = jax.ShapeDtypeStruct((1,), jnp.int32)
     compiled = tpu.compile_for(
         chip, run,
         jax.ShapeDtypeStruct((1, n, h), jnp.bfloat16), slab, slab,
-        jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct(shape[:2], jnp.int32),
-        jax.ShapeDtypeStruct((1, blocks), jnp.int32),
+        row, jax.ShapeDtypeStruct(shape[:2], jnp.int32),
+        jax.ShapeDtypeStruct((1, blocks), jnp.int32), row, row,
     )  # fmt: skip
     text = compiled.as_text()
     assert text.count("tpu_custom_call") == 1

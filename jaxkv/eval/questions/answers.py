@@ -313,11 +313,10 @@ def _answer_batch(session: Session, parts: list[list[list[int]]], longest: int) 
     for part in parts:
         session.feed(part)
     generation = answer(session, [sum(map(len, row)) for row in zip(*parts, strict=True)])
-    made, cache = session.made, generation.state.cache
-    peak = max(made.prefill.peak_bytes, made.decode.peak_bytes)
+    cache = generation.state.cache
     return {
         "token_ids": [[int(i) for i in ids] for ids in generation.token_ids],
-        "cache": cache_bytes(session.settings.policy, cache, peak),
+        "cache": cache_bytes(session.settings.policy, cache, session.peak_bytes),
         "kept_tokens": kept_tokens(cache.layers, longest),
         "bytes_read_per_token": bytes_read(cache.layers, longest),
         "decode_s": session.timing.decode_s,

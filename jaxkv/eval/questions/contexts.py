@@ -30,11 +30,13 @@ class Reading:
     """A batch of contexts after one prefill.
 
     Attributes:
+      prompts: their token ids.
       state: of `Full`, with what the policies look at.
       seconds: that the prefill took.
       peak_bytes: of its program.
     """
 
+    prompts: list[list[int]]
     state: State
     seconds: float
     peak_bytes: int
@@ -80,7 +82,7 @@ class Contexts:
         session = Session.begin(self.model, mine, len(prompts), max(map(len, prompts)))
         session.feed(prompts)
         peak = session.made.prefill.peak_bytes
-        reading = Reading(session.state, session.timing.prefill_s, peak)
+        reading = Reading(prompts, session.state, session.timing.prefill_s, peak)
         size = sum(nbytes(kept.state.cache) for kept in [*self.held.values(), reading])
         if size <= MOST_BYTES:
             self.held[key] = reading
@@ -91,10 +93,10 @@ class Contexts:
         began = time.perf_counter()
         cache = reading.state.cache
         assert isinstance(cache, Cache), "of `Full`"
-        small, program = compressed(self.model, cache, policy)
+        small, peak = compressed(self.model, cache, policy, reading.prompts)
         jax.block_until_ready(small)
         rows = reading.state.done.shape[0]
         state = State(
             small, jnp.copy(reading.state.logits), row_keys(seed, rows), jnp.zeros((rows,), bool)
         )
-        return state, time.perf_counter() - began, program.peak_bytes
+        return state, time.perf_counter() - began, peak

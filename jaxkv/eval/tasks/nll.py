@@ -20,7 +20,8 @@ from jaxkv.core.typing import Lengths, Params, Token, Tokens
 from jaxkv.eval.runner.result import cache_bytes
 from jaxkv.generate.loop import Program, Signature, compile_program
 from jaxkv.generate.recompute import Remembered
-from jaxkv.generate.running import advance, forward, running
+from jaxkv.generate.running import advance, forward, prepared, running
+from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import geometry
@@ -166,18 +167,33 @@ def score_decoded(
     """
     if bounded_tokens(model, policy) is None:
         stream = stream[:max_length]
+    model = prepared(model, policy)
     cache = _cache(model, policy, len(stream), kv_dtype)
-    whole = _program(score_last, model, policy, cache, prompt, 1)
+    ids = stream[None, :prompt], stream[None, prompt : prompt + 1]
+    if running(policy, cache.geometry).repeats is not None:
+        settings = Settings(
+            policy=policy, max_new_tokens=len(stream) - prompt, max_length=len(stream),
+            kv_dtype=kv_dtype,
+        )  # fmt: skip
+        session = Session.begin(model, settings, 1, prompt)
+        began = time.perf_counter()
+        session.feed(ids[0].tolist())
+        cache, peak, compile_s = session.state.cache, session.peak_bytes, session.timing.compile_s
+        nll = _nll(session.state.logits[:, None], jnp.asarray(ids[1]))
+    else:
+        whole = _program(score_last, model, policy, cache, prompt, 1)
+        peak, compile_s = whole.peak_bytes, whole.compile_s
+        began = time.perf_counter()
+        lengths = jnp.asarray([prompt], jnp.int32)
+        cache, nll = whole.call(model.params, cache, *map(jnp.asarray, ids), lengths)
     steps = _program(score_steps, model, policy, cache, STEPS, STEPS)
-    cost = cache_bytes(policy, cache, max(whole.peak_bytes, steps.peak_bytes))
-    began = time.perf_counter()
-    first = jnp.asarray(stream[None, :prompt]), jnp.asarray(stream[None, prompt : prompt + 1])
-    cache, nll = whole.call(model.params, cache, *first, jnp.asarray([prompt], jnp.int32))
+    cost = cache_bytes(policy, cache, max(peak, steps.peak_bytes))
+    began += steps.compile_s  # told apart
     cache, rest = _in_parts(steps, model, cache, stream[prompt:], STEPS, progress)
     run_s = time.perf_counter() - began
     positions = np.arange(prompt, len(stream))
     scores = np.concatenate([np.asarray(nll)[0], rest])
-    compile_s = whole.compile_s + steps.compile_s
+    compile_s = compile_s + steps.compile_s
     return Scores(positions, scores, cost, compile_s, run_s, steps_taken(cache.layers))
 
 

@@ -121,9 +121,8 @@ def has_room(session: Session, tokens: int) -> bool:
 
 def found_by(session: Session, asked: list[Asked]) -> Found:
     """The answers, with the bytes of the session's cache."""
-    made = session.made
-    peak = max(made.prefill.peak_bytes, made.decode.peak_bytes)
-    return Found(asked, cache_bytes(session.settings.policy, session.state.cache, peak))
+    cache = session.state.cache
+    return Found(asked, cache_bytes(session.settings.policy, cache, session.peak_bytes))
 
 
 def once(common: Common, parts: Sequence[Any], work: Callable[[], Found]) -> Found:

@@ -1,0 +1,258 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""KVzip: a model repeats its prompt, beside a dense NumPy model that does the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from test_global import held_by
+
+import jaxkv
+from jaxkv.checkpoints import toy
+from jaxkv.core.errors import InputError
+from jaxkv.generate.replay import repeat
+from jaxkv.layers.replayed import Replay
+from jaxkv.models.decoder import embed, run_block
+from jaxkv.policies.kvzip import KVzip
+from jaxkv.text import repeat as words
+
+LENGTHS = (40, 23)
+PART = 12
+POLICY = KVzip(16, window=3, sinks=2, decode_room=20, part=PART, allocation="uniform")
+run = jax.jit(jaxkv.forward)
+
+
+@pytest.fixture(scope="module")
+def model() -> jaxkv.Model:
+    """A toy's tokenizer, and parameters that fit its vocabulary."""
+    small = toy.load()
+    config = dataclasses.replace(toys.CONFIG, vocab_size=small.config.vocab_size)
+    return dataclasses.replace(small, config=config, params=toys.params(config))
+
+
+def prompts_of(model: jaxkv.Model) -> list[list[int]]:
+    tokens = toys.tokens(2, max(LENGTHS), vocab=model.config.vocab_size)
+    return [row[:length].tolist() for row, length in zip(tokens, LENGTHS, strict=True)]
+
+
+def read(model: jaxkv.Model, prompts) -> jaxkv.Cache:
+    """A cache that has read the prompts in one call."""
+    policy = jaxkv.Full()
+    cache = jaxkv.init_cache(model.config, policy, len(prompts), 64)
+    tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    lengths = jnp.asarray([len(prompt) for prompt in prompts], jnp.int32)
+    return run(model.params, model.config, policy, jnp.asarray(tokens), cache, lengths)[1]
+
+
+def dense(model: jaxkv.Model, ids) -> list[tuple[np.ndarray, ...]]:
+    """Of each layer: q [T, N, H] and k [T, K, H], rotated, v, and the states they come from."""
+    config = model.config
+    at, found = jnp.arange(len(ids), dtype=jnp.int32)[None], []
+    x = embed(model.params, config, jnp.asarray([ids], jnp.int32))
+    for index, layer in enumerate(model.params["layers"]):
+        rope = config.scoring(index)
+
+        def attend(q, k, v, y, rope=rope):
+            q, k = rope(q, at), rope(k, at)
+            found.append(tuple(np.asarray(x, np.float64)[0] for x in (q, k, v, y)))
+            scores = np.einsum("tkgh,skh->kgts", grouped(found[-1][0]), found[-1][1])
+            weights = softmax(scores, np.tri(len(ids), dtype=bool))
+            out = np.einsum("kgts,skh->tkgh", weights, found[-1][2]).reshape(found[-1][0].shape)
+            return None, jnp.asarray(out[None], jnp.float32)
+
+        x, _ = run_block(layer, config, x, attend)
+    return found
+
+
+def grouped(q: np.ndarray) -> np.ndarray:
+    """[T, K, G, H], scaled."""
+    heads = toys.CONFIG.num_kv_heads
+    return q.reshape(len(q), heads, -1, q.shape[-1]) / np.sqrt(q.shape[-1])
+
+
+def softmax(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    scores = np.where(seen, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def oracle(model: jaxkv.Model, prompt: list[int], how: Replay) -> np.ndarray:
+    """The scores [L, K, T] of one prompt, by the formula."""
+    config = model.config
+    shape = config.num_layers, config.num_kv_heads, len(prompt)
+    best = np.zeros(shape)
+    prefix = words.before_text(model.tokenizer, prompt)
+    best[:, :, :prefix] = np.inf
+    for part in words.parts(model.tokenizer, prompt, prefix, how.part):
+        whole = dense(model, [*prompt, *part.ids])
+        for index, (q, k, v, y) in enumerate(whole):
+            mine = range(part.begin, part.begin + part.count)
+            first = [p for p in range(min(max(prefix, 4), len(prompt))) if p not in mine]
+            again = range(len(prompt), len(prompt) + len(part.ids))
+            columns = [*mine, *first, *again]
+            asked = np.array(again)
+            seen = np.array(columns)[None] <= asked[:, None]
+            scores = np.einsum("tkgh,skh->kgts", grouped(q)[asked], k[columns])
+            # A first token that is of the part too counts in both of its places.
+            extra = [p for p in range(min(max(prefix, 4), len(prompt))) if p in mine]
+            more = np.einsum("tkgh,skh->kgts", grouped(q)[asked], k[extra])
+            weights = softmax(
+                np.concatenate([scores, more], axis=-1),
+                np.concatenate([seen, np.ones((len(asked), len(extra)), bool)], axis=-1),
+            )[..., : part.count]
+            if how.outputs:
+                wo = np.asarray(model.params["layers"][index]["wo"], np.float64)
+                wo = wo.reshape(config.num_kv_heads, config.group_size, config.head_dim, -1)
+                moved = np.linalg.norm(np.einsum("skh,kghd->kgsd", v[list(mine)], wo), axis=-1)
+                states = np.linalg.norm(y[asked], axis=-1)
+                weights = weights * moved[:, :, None] / states[:, None]
+            found = weights.max(axis=(1, 2))
+            at = slice(part.begin, part.begin + part.count)
+            best[index, :, at] = np.maximum(best[index, :, at], found)
+    return best
+
+
+@pytest.mark.parametrize("how", [Replay(PART), Replay(PART, outputs=True), Replay(4096)])
+def test_scores_are_the_formula(how, model) -> None:
+    """Of ragged rows, of which one has no more parts when the other still has."""
+    prompts = prompts_of(model)
+    cache = read(model, prompts)
+    before = [np.array(x) for x in jax.tree.leaves(cache)]
+    scores, program = repeat(model, cache, prompts, how)
+    assert program is not None
+    for row, prompt in enumerate(prompts):
+        expected = oracle(model, prompt, how)
+        for mine, theirs in zip(scores, expected, strict=True):
+            found = np.asarray(mine)[row, :, : len(prompt)]
+            np.testing.assert_allclose(found, theirs, rtol=2e-3, atol=1e-5)
+    # The keys of the repetition are thrown away: nothing was written.
+    for old, leaf in zip(before, jax.tree.leaves(cache), strict=True):
+        np.testing.assert_array_equal(old, leaf)
+
+
+def test_rows_are_alone(model) -> None:
+    prompts = prompts_of(model)
+    both, _ = repeat(model, read(model, prompts), prompts, Replay(PART))
+    for row, prompt in enumerate(prompts):
+        alone, _ = repeat(model, read(model, [prompt]), [prompt], Replay(PART))
+        for mine, theirs in zip(both, alone, strict=True):
+            found = np.asarray(mine)[row, :, : len(prompt)]
+            np.testing.assert_allclose(found, theirs[0][:, : len(prompt)], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "ada", "global"])
+def test_it_keeps_what_was_looked_at(allocation, model) -> None:
+    """Generation reads the prompt, lets it be repeated, and chooses; budgets are exact."""
+    prompts = prompts_of(model)
+    policy = dataclasses.replace(POLICY, allocation=allocation)
+    cache = read(model, prompts)
+    small = jaxkv.compress(model, cache, policy, prompts)
+    scores, _ = repeat(model, cache, prompts, policy.replay)
+    held = held_by(small, row=0)
+    chosen = [[{p for p in head if p < LENGTHS[0] - 3} for head in layer] for layer in held]
+    counts = [len(head) for layer in chosen for head in layer]
+    if allocation == "uniform":
+        assert counts == [13] * 4
+    assert sum(counts) == 4 * 13 or allocation == "ada"
+    for layer, heads in enumerate(chosen):
+        for head, tokens in enumerate(heads):
+            mine = np.asarray(scores[layer])[0, head, : LENGTHS[0] - 3]
+            rest = [mine[p] for p in range(len(mine)) if p not in tokens and p >= 2]
+            best = [mine[p] for p in tokens if p >= 2]
+            assert not rest or not best or max(rest) <= min(best)
+
+
+def test_a_question_is_kept_as_decoded_tokens_are(model) -> None:
+    """What comes after the choice is in the ring, and what was chosen stays."""
+    prompts = prompts_of(model)
+    for allocation in ("uniform", "ada", "global"):
+        policy = dataclasses.replace(POLICY, allocation=allocation)
+        small = jaxkv.compress(model, read(model, prompts), policy, prompts)
+        before = [held_by(small, row) for row in (0, 1)]
+        tokens = jnp.asarray(toys.tokens(2, 9, seed=4))
+        lengths = jnp.asarray([9, 0], jnp.int32)
+        logits, after = run(model.params, model.config, policy, tokens, small, lengths)
+        assert np.isfinite(logits[0]).all()
+        for row, count in enumerate((9, 0)):
+            new = set(range(LENGTHS[row], LENGTHS[row] + count))
+            for old, now in zip(before[row], held_by(after, row), strict=True):
+                assert [head | new for head in old] == now
+        # One token at a time gives the same.
+        step = small
+        for index in range(9):
+            token = tokens[:, index : index + 1]
+            one, step = run(
+                model.params, model.config, policy, token, step, jnp.asarray([1, 0], jnp.int32)
+            )
+        np.testing.assert_allclose(one[0, 0], logits[0, 8], atol=2e-4)
+
+
+def test_a_prompt_that_was_not_repeated_is_not_lost_in_silence(model) -> None:
+    prompts = prompts_of(model)
+    for allocation in ("uniform", "ada", "global"):
+        policy = dataclasses.replace(POLICY, allocation=allocation)
+        cache = jaxkv.init_cache(model.config, policy, 2, 64)
+        tokens = jnp.asarray(toys.tokens(2, 9))
+        logits, _ = run(model.params, model.config, policy, tokens, cache)
+        assert np.isnan(logits).all()
+    with pytest.raises(InputError, match="it was read only once; use jaxkv.generate"):
+        jaxkv.compress(model, read(model, prompts), POLICY)
+    with pytest.raises(InputError, match=r"have \[39, 23\] tokens, and the cache"):
+        jaxkv.compress(model, read(model, prompts), POLICY, [prompts[0][1:], prompts[1]])
+    with pytest.raises(InputError, match="part is 0"):
+        KVzip(part=0)
+
+
+def test_the_system_message_is_kept_whatever_it_gets() -> None:
+    """All that stands before the user's text, with a template's own message or another."""
+    model = toy.load()
+    for system in (None, "You answer in one word."):
+        messages = [{"role": "user", "content": "What is this?"}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        if model.tokenizer.chat_template is None:
+            pytest.skip("the toy has no template")
+        ids = model.tokenizer.encode(model.tokenizer.render(messages), special=True)
+        at = words.before_text(model.tokenizer, ids)
+        assert model.tokenizer.decode(ids[at:], skip_special=False).startswith("What is this?")
+        if system:
+            assert system in model.tokenizer.decode(ids[:at], skip_special=False)
+
+
+def test_parts_are_asked_for_in_words(model) -> None:
+    tokenizer = model.tokenizer
+    prompt = tokenizer.encode("one two three four five six seven eight nine ten")
+    first, second, *_ = words.parts(tokenizer, prompt, 2, 10)
+    ask = tokenizer.encode("\n\nRepeat the previous context exactly.")
+    assert list(first.ids[: len(ask)]) == ask and list(first.ids[-10:]) == prompt[2:12]
+    ask = tokenizer.encode("\n\nRepeat the part of the previous context exactly, starting with ")
+    ask += prompt[4:12]
+    assert list(second.ids[: len(ask)]) == ask
+    assert (second.begin, second.count) == (12, min(10, len(prompt) - 12))
+
+
+def test_generate_reads_twice(model) -> None:
+    """`generate` gives what compressing by hand and decoding gives, for both rows."""
+    prompts = ["the quick brown fox jumps over the lazy dog", "a b c d e f g h"]
+    policy = dataclasses.replace(POLICY, allocation="global")
+    found = jaxkv.generate(model, prompts, policy=policy, max_new_tokens=6, chat=False)
+    full = jaxkv.generate(model, prompts, max_new_tokens=6, chat=False)
+    assert found.stats["cache"]["physical_bytes"] < full.stats["cache"]["physical_bytes"] * 2
+    roomy = dataclasses.replace(policy, budget=256)
+    same = jaxkv.generate(model, prompts, policy=roomy, max_new_tokens=6, chat=False)
+    assert same.token_ids == full.token_ids
+    alone = [
+        jaxkv.generate(model, prompt, policy=policy, max_new_tokens=6, chat=False)
+        for prompt in prompts
+    ]
+    assert [row.token_ids[0] for row in alone] == found.token_ids
+    assert functools.reduce(max, map(len, found.token_ids)) <= 6
