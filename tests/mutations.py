@@ -157,6 +157,34 @@ MUTATIONS = [
         (("jaxkv/policies/shares.py", "(at - low) * (tables[high]", "(tables[high]"),),
     ),
     Mutation(
+        "a partition is measured by its own ranges and not by the next one's",
+        "tests/test_scores.py::test_a_score_of_a_head_is_the_formulas[LagKV]",
+        (("jaxkv/policies/lagkv.py", "f(x[:, :, 1:], axis=3", "f(x[:, :, :-1], axis=3"),),
+    ),
+    Mutation(
+        "scores are standardised over the rows of a batch",
+        "tests/test_scores.py::test_compactors_score_is_the_formula",
+        (
+            (
+                "jaxkv/policies/compactor.py",
+                "0), axis=(1, 2), keepdims",
+                "0), axis=(0, 1, 2), keepdims",
+            ),
+        ),
+    ),
+    Mutation(
+        "chunks are cut where slots are, and not by position",
+        "tests/test_scores.py::test_chunks_are_of_positions_wherever_they_lie[whole]",
+        (
+            (
+                "jaxkv/policies/chunkkv.py",
+                "prompt.positions // size",
+                "jnp.broadcast_to(jnp.arange(free.shape[-1], dtype=jnp.int32)[None, None] // size, "
+                "free.shape)",
+            ),
+        ),
+    ),
+    Mutation(
         "a shape is not what its annotation says",
         "tests/test_grouped.py::test_every_head_is_as_it_would_be_alone",
         (("jaxkv/core/typing.py", 'Lengths = Int[Array, "B"]', 'Lengths = Int[Array, "B T"]'),),

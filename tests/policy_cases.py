@@ -12,10 +12,17 @@ from own_policies import Expected, KeyDiff, Outputs
 
 from jaxkv.layers.base import Policy
 from jaxkv.policies.adakv import AdaKV
+from jaxkv.policies.chunkkv import ChunkKV
+from jaxkv.policies.compactor import Compactor
+from jaxkv.policies.cur import CUR
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.full import Full
 from jaxkv.policies.h2o import H2O
 from jaxkv.policies.headkv import HeadKV
+from jaxkv.policies.keydiff import KeyDiff as OurKeyDiff
+from jaxkv.policies.knorm import KNorm
+from jaxkv.policies.lagkv import LagKV
+from jaxkv.policies.random import Random
 from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.recycled import RecycledAttention
 from jaxkv.policies.scored import ScoredPolicy
@@ -42,7 +49,7 @@ class Case:
       token_exact: a prompt in chunks gives what token by token gives. A policy that chooses after
         a prompt cannot: its oracle is in a test file of its own.
       hard_for: the laws that these settings are hard for, of those that take programs to compile;
-        None for all. Each policy has settings that go through all.
+        None for all. Each kind of layer has settings that go through all.
     """
 
     policy: Policy
@@ -95,6 +102,10 @@ def grown(
 
 # A layer that another row takes through all laws, in sizes of its own.
 OTHER_SIZES = ("roomy", "rows", "finite", "trace", "again", "saved")
+
+# What a score of keys and values is hard for: a file of its own tries the rest of it.
+SCORE_ALONE = ("heads",)
+SAME = {"window": 2, "decode_room": 4}
 
 CASES = {
     "full": Case(Full(), Full(), 4 * 64),
@@ -153,6 +164,20 @@ CASES = {
     ),
     "h2o": selecting(H2O(8), H2O(64), 4 * 8),
     "tova": selecting(TOVA(8), TOVA(64), 4 * 8),
+    "chunkkv": grown(ChunkKV(10, chunk=4, **SAME), 100, 4 * (10 + 4), ("rows", "heads")),
+    "chunkkv-gated": grown(
+        ChunkKV(12, chunk=6, sinks=1, gated=True, **SAME), 100, 4 * (12 + 4),
+        SCORE_ALONE,
+    ),
+    "compactor": grown(
+        Compactor(14, chunk=8, **SAME | {"sinks": 3}), 100, 4 * (14 + 4),
+        ("rows", "heads"),
+    ),
+    "cur": grown(CUR(10, local=4, **SAME), 100, 4 * (10 + 4), SCORE_ALONE),
+    "lagkv": grown(LagKV(10, sinks=2, lag=4, **SAME), 100, 4 * (10 + 4), SCORE_ALONE),
+    "keydiff": grown(OurKeyDiff(10, **SAME), 100, 4 * (10 + 4), SCORE_ALONE),
+    "knorm": grown(KNorm(10, **SAME), 100, 4 * (10 + 4), SCORE_ALONE),
+    "random": grown(Random(10, **SAME), 100, 4 * (10 + 4), SCORE_ALONE),
     "own-keydiff": grown(KeyDiff(10, sinks=2, window=2, decode_room=4), 100, 4 * (10 + 4)),
     "own-keydiff-ada": grown(
         KeyDiff(10, sinks=2, window=2, decode_room=4, allocation="ada"), 100, 4 * (10 + 4),

@@ -11,7 +11,8 @@ from xdist.scheduler import LoadScopeScheduling
 # The laws of a policy share its programs, whatever its settings; there are many policies.
 _POLICIES = re.compile(
     r"\[.*?\b(streaming-plus|streaming|full|window|recompute|duo|snapkv|pyramidkv|headkv|adakv"
-    r"|recycled|h2o|tova|own-keydiff|own-expected|own-outputs)\b"
+    r"|recycled|h2o|tova|chunkkv|compactor|cur|lagkv|keydiff|knorm|random|own-keydiff"
+    r"|own-expected|own-outputs)\b"
 )
 _OF_POLICIES = ("test_laws.py", "test_families.py::test_laws", "test_saved.py::test_a_kept")
 LONGEST = ("test_streams", "test_golden", "test_eval", "test_generate", "test_likelihood")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from policy_cases import CASES
+from policy_cases import CASES, SCORE_ALONE
 
 import jaxkv
 from jaxkv.cache.pool import Pool
@@ -28,6 +28,7 @@ run = jax.jit(jaxkv.forward)
 CHOOSING = [
     name for name, case in CASES.items()
     if not isinstance(case.policy, jaxkv.SlidingRecompute)
+    and case.hard_for != SCORE_ALONE
     and plan(case.policy, toys.geometry()).chooses
 ]  # fmt: skip
 
@@ -118,6 +119,8 @@ def test_what_cannot_be_chosen_afterwards_is_said(model) -> None:
         jaxkv.compress(model, plain, jaxkv.H2O(8))
     with pytest.raises(InputError, match="cannot choose from a full cache; it must"):
         jaxkv.compress(model, read(READ), CASES["own-outputs"].policy)
+    with pytest.raises(InputError, match="'compactor' cannot choose from a full cache; it must"):
+        jaxkv.compress(model, read(READ), CASES["compactor"].policy)
     other = dataclasses.replace(toys.CONFIG, vocab_size=99)
     with pytest.raises(InputError, match="the cache is of the model layers2-.*-vocab61, and this"):
         jaxkv.compress(dataclasses.replace(model, config=other), plain, jaxkv.TOVA(8))

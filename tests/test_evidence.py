@@ -120,6 +120,12 @@ def test_evidence_is_that_of_the_whole_prompt(size, caps) -> None:
         np.testing.assert_allclose(prompt.query_mean()[row], mean, atol=1e-6)
         np.testing.assert_allclose(prompt.query_covariance()[row], covariance, atol=1e-5)
         np.testing.assert_array_equal(prompt.hidden()[row, :length], hidden[row, :length])
+        at, heads = np.arange(length), [0, 1] if order[0] == 0 else [1, 0]
+        queries, keys = prompt.queries()[row], prompt.unrotated_keys()[row]
+        expected = rotated(q[:, order].astype(float), at).swapaxes(0, 1)
+        np.testing.assert_allclose(queries[:, :length], expected, atol=1e-5)
+        np.testing.assert_array_equal(keys[:, :length], k[:, heads].swapaxes(0, 1))
+        assert not np.any(queries[:, length:]) and not np.any(keys[:, length:])
         assert not np.any(prompt.hidden()[row, length:])
         oracle = Oracle(q, k, v, 3, 1, 1)
         whole = np.ones((2, length), bool)
@@ -136,12 +142,14 @@ def test_what_is_not_needed_is_not_there() -> None:
     hidden, wo = beside(3, LENGTH)
     layer = KeyDiff(12, window=3).at(0, toys.geometry(3))
     draft = drafted(layer, LENGTH, qkv, hidden, wo)
-    assert {draft.last, draft.moments, draft.hidden, draft.constants} == {None}
+    more = draft.last, draft.moments, draft.hidden, draft.constants, draft.queries
+    assert {*more, draft.unrotated} == {None}
     few = drafted(dataclasses.replace(layer, needs=("moments",)), LENGTH, qkv, hidden, wo)
     assert few.moments is not None and {few.last, few.hidden, few.constants} == {None}
     asked = {
         "mass": "mass", "query_mean": "moments", "query_covariance": "moments",
-        "hidden": "hidden", "wo": "constants",
+        "hidden": "hidden", "wo": "constants", "queries": "queries",
+        "unrotated_keys": "unrotated_keys",
     }  # fmt: skip
     for method, name in asked.items():
         for declared in ((), ("other",)):

@@ -22,6 +22,7 @@ from jaxkv.models.plan import plan
 
 COUPLED = {
     "adakv", "adakv-no-floor", "snapkv-ada-sinks", "own-keydiff-ada", "tova", "recycled-dynamic",
+    "compactor",
 }  # fmt: skip
 
 
@@ -39,6 +40,16 @@ def test_facts_are_declared_and_right(name: str) -> None:
         assert wide.most_kept <= 2 * planned.most_kept
     else:
         assert wide.most_kept == 128
+
+
+def test_every_kind_of_layer_goes_through_all_laws() -> None:
+    """Whatever scores there are: what a layer does with them is tried once."""
+    kinds: dict[str, bool] = {}
+    for case in SLAB_CASES.values():
+        for layer in plan(case.policy, toys.geometry()).layers:
+            kind = type(layer).__name__
+            kinds[kind] = kinds.get(kind, False) or case.hard_for is None
+    assert kinds.keys() >= {"SelectedLayer", "PooledLayer"} and all(kinds.values()), kinds
 
 
 @pytest.mark.parametrize("name", SLAB_CASES)

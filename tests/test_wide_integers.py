@@ -17,7 +17,10 @@ from jaxkv.models.decoder import forward, init_cache
 from jaxkv.policies.window import Window
 
 # Of each kind of layer; other policies are these with other sizes.
-LAYERS = ["full", "streaming", "duo", "snapkv", "adakv", "recycled-dynamic", "h2o", "tova"]
+LAYERS = [
+    "full", "streaming", "duo", "snapkv", "adakv", "recycled-dynamic", "h2o", "tova", "compactor",
+    "chunkkv-gated",
+]  # fmt: skip
 
 
 def streamed(policy):

@@ -29,7 +29,9 @@ from jaxkv.core.typing import Hidden, Lengths, NewKeys, Positions, Queries, Rota
 _Shape = jax.ShapeDtypeStruct
 LayerCache = Any  # a pytree of arrays with a static shape
 # What a layer may need of a prompt beside its keys and values; see `ScoredPolicy`.
-NEEDS = ("mass", "moments", "hidden", "constants", "replay")
+NEEDS = ("mass", "moments", "hidden", "constants", "queries", "unrotated_keys", "replay")
+# Of these, what is there only while the prompt is read: no cache keeps it.
+FLEETING = ("hidden", "queries", "unrotated_keys")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from jaxkv.cache.exported import exportable
 from jaxkv.cache.slab import Slab, append_run, concat_heads, gather_slots, pad_slots
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Hidden, Queries, Rotation
-from jaxkv.layers.base import Chunk, Constants, Geometry, take_heads
+from jaxkv.layers.base import FLEETING, Chunk, Constants, Geometry, take_heads
 from jaxkv.layers.grouped import HeadOrder
 from jaxkv.layers.moments import Moments, joined, moments_of, no_moments
 from jaxkv.layers.scores import mass_of
@@ -63,6 +63,8 @@ class Draft:
       hidden: [B, T, D], of this prompt's tokens, zero where there is none.
       constants: of the layer.
       replay: float32 [B, K, S], what the slots were worth when the prompt was repeated.
+      queries: [B, N, S, H] of the slots of this prompt, rotated, zero elsewhere.
+      unrotated: [B, K, S, H], its keys as they were before they were rotated.
     """
 
     slab: Slab
@@ -72,6 +74,8 @@ class Draft:
     hidden: Array | None = None
     constants: Constants | None = None
     replay: Array | None = None
+    queries: Array | None = None
+    unrotated: Array | None = None
 
     @property
     def fed(self) -> Array:
@@ -135,8 +139,10 @@ def of_full(
       InputError: what is needed was not kept.
     """
     read = kept if isinstance(kept, Read) else Read(kept, None, None)
-    if "hidden" in needs:
-        raise InputError("hidden states are gone when a prompt has been read; generate with it")
+    if gone := [name for name in needs if name in FLEETING]:
+        raise InputError(
+            f"{gone[0]} of a prompt: they are gone when it has been read; generate with the policy"
+        )
     if "mass" in needs and (read.last is None or read.last.q.shape[1] < window):
         held = 0 if read.last is None else read.last.q.shape[1]
         raise InputError(
@@ -199,6 +205,13 @@ def open_draft(
     if "moments" in needs:
         none = no_moments(geometry.batch_size, geometry.num_heads, geometry.head_dim)
         draft = dataclasses.replace(draft, moments=none)
+    batch, slots, dim = geometry.batch_size, slab.slots, geometry.head_dim
+    if "queries" in needs:
+        none = jnp.zeros((batch, geometry.num_heads, slots, dim), geometry.dtype)
+        draft = dataclasses.replace(draft, queries=none)
+    if "unrotated_keys" in needs:
+        none = jnp.zeros((batch, geometry.num_kv_heads, slots, dim), geometry.dtype)
+        draft = dataclasses.replace(draft, unrotated=none)
     return draft
 
 
@@ -248,12 +261,22 @@ def feed(draft: Draft, start: Array, count: int, chunk: Chunk) -> tuple[Draft, Q
     draft = dataclasses.replace(draft, slab=slab)
     last, moments = note(draft.last, draft.moments, q, chunk, at, lse)
     draft = dataclasses.replace(draft, last=last, moments=moments)
-    if draft.hidden is not None:
-        assert chunk.hidden is not None, "room was made for hidden states"
+
+    def put(held: Array | None, new: Array | None, axis: int) -> Array | None:
+        if held is None:
+            return None
+        assert new is not None, "room was made for it"
         # Padding may hold anything.
-        new = jnp.where((at >= 0)[..., None], chunk.hidden.astype(draft.hidden.dtype), 0)
-        hidden = lax.dynamic_update_slice_in_dim(draft.hidden, new, start, axis=1)
-        draft = dataclasses.replace(draft, hidden=hidden)
+        new = jnp.where((at >= 0).reshape(*at.shape, *[1] * (new.ndim - 2)), new, 0)
+        new = jnp.moveaxis(new.astype(held.dtype), 1, axis)
+        return lax.dynamic_update_slice_in_dim(held, new, start, axis)
+
+    draft = dataclasses.replace(
+        draft,
+        hidden=put(draft.hidden, chunk.hidden, 1),
+        queries=put(draft.queries, q, 2),
+        unrotated=put(draft.unrotated, chunk.k, 2),
+    )
     return draft, out, lse
 
 

@@ -110,6 +110,20 @@ class Prompt:
         """ALiBi's slope of each query head, float32 [N]; None for a model without."""
         return bent(self._rope)["slopes"]
 
+    def queries(self) -> Array:
+        """Of the tokens of this prompt, rotated to their positions; zero for others: [B, N, S, H].
+
+        Needs "queries".
+        """
+        return self._needed("queries", "queries", self._draft.queries)
+
+    def unrotated_keys(self) -> Array:
+        """Keys of the tokens of this prompt as they were projected; zero for others: [B, K, S, H].
+
+        Needs "unrotated_keys".
+        """
+        return self._needed("unrotated_keys", "unrotated_keys", self._draft.unrotated)
+
     def wo(self) -> Array:
         """The layer's output projection, of each query head: [N, H, D]. Needs "constants"."""
         return self._needed("wo", "constants", self._draft.constants).wo
@@ -123,6 +137,16 @@ class Prompt:
                 "policy.prepare(params, geometry)"
             )
         return found
+
+    def order(self) -> tuple[Array, Array]:
+        """Slots of each head by position, empty ones last, and each slot's place in that order.
+
+        Returns:
+          Two of int32 [B, K, S], each the other's inverse.
+        """
+        last = jnp.where(self.positions >= 0, self.positions, jnp.iinfo(jnp.int32).max)
+        order = jnp.argsort(last, axis=-1)
+        return order.astype(jnp.int32), jnp.argsort(order, axis=-1).astype(jnp.int32)
 
     def mean(self, x: Array) -> Array:
         """Mean of [B, K, S, H] over the tokens that there are, the window's too: [B, K, H]."""

@@ -19,6 +19,7 @@ from jaxkv.cache.slab import Slab
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Queries, Rotation
 from jaxkv.layers.base import (
+    FLEETING,
     Cache,
     Chunk,
     Facts,
@@ -78,9 +79,9 @@ class Plan:
 
     @property
     def chooses(self) -> bool:
-        """Whether it can choose from a cache that kept everything: hidden states are gone then."""
+        """Whether it can choose from a cache that kept everything: some evidence is gone then."""
         return all(
-            isinstance(layer, FromFull) and "hidden" not in layer.looks_at()[0]
+            isinstance(layer, FromFull) and not set(FLEETING) & set(layer.looks_at()[0])
             for layer in self.layers
         )
 

@@ -16,13 +16,20 @@ from jaxkv.core.errors import InputError, one_line
 from jaxkv.core.settings import flags_named, scalar
 from jaxkv.layers.base import Policy
 from jaxkv.policies.adakv import AdaKV
+from jaxkv.policies.chunkkv import ChunkKV
+from jaxkv.policies.compactor import Compactor
+from jaxkv.policies.cur import CUR
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.expected import ExpectedAttention
 from jaxkv.policies.full import Full
 from jaxkv.policies.h2o import H2O
 from jaxkv.policies.headkv import HeadKV
+from jaxkv.policies.keydiff import KeyDiff
+from jaxkv.policies.knorm import KNorm
 from jaxkv.policies.kvzap import KVzap
 from jaxkv.policies.kvzip import KVzip
+from jaxkv.policies.lagkv import LagKV
+from jaxkv.policies.random import Random
 from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.recycled import RecycledAttention
 from jaxkv.policies.snapkv import PyramidKV, SnapKV
@@ -41,6 +48,13 @@ POLICIES: Mapping[str, type] = {
     "snapkv": SnapKV,
     "pyramidkv": PyramidKV,
     "adakv": AdaKV,
+    "chunkkv": ChunkKV,
+    "compactor": Compactor,
+    "cur": CUR,
+    "lagkv": LagKV,
+    "keydiff": KeyDiff,
+    "knorm": KNorm,
+    "random": Random,
     "recycled": RecycledAttention,
     "streaming-plus": StreamingLLMPlus,
     "h2o": H2O,

@@ -50,7 +50,9 @@ class ScoredPolicy(abc.ABC):
     for beside keys, values and positions: `needs = ("mass",)`. There are "mass", the attention of
     the last `window` queries (`prompt.mass()`); "moments", mean and covariance of the prompt's
     queries (`query_mean()`, `query_covariance()`); "hidden", the states that the projections read
-    (`hidden()`); and "constants", the output projection (`wo()`).
+    (`hidden()`); "constants", the output projection (`wo()`); "queries", all of the prompt's
+    (`queries()`); and "unrotated_keys" (`unrotated_keys()`). The last two take the memory of one
+    layer's, until the layer has chosen.
 
     Memory: `budget + decode_room` tokens per KV head on average, and one slot for the newest token;
     with "ada" and "global", the unused end of each head's last block of 8 to 32 too. "global" holds
