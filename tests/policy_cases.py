@@ -16,6 +16,7 @@ from jaxkv.policies.chunkkv import ChunkKV
 from jaxkv.policies.compactor import Compactor
 from jaxkv.policies.cur import CUR
 from jaxkv.policies.duo import DuoAttention
+from jaxkv.policies.expected import ExpectedAttention
 from jaxkv.policies.full import Full
 from jaxkv.policies.h2o import H2O
 from jaxkv.policies.headkv import HeadKV
@@ -178,6 +179,10 @@ CASES = {
     "keydiff": grown(OurKeyDiff(10, **SAME), 100, 4 * (10 + 4), SCORE_ALONE),
     "knorm": grown(KNorm(10, **SAME), 100, 4 * (10 + 4), SCORE_ALONE),
     "random": grown(Random(10, **SAME), 100, 4 * (10 + 4), SCORE_ALONE),
+    "expected": grown(
+        ExpectedAttention(10, sinks=1, window=2, decode_room=4, future=16), 100, 4 * (10 + 4),
+        ("roomy", "rows", "heads", "kinds"),
+    ),
     "own-keydiff": grown(KeyDiff(10, sinks=2, window=2, decode_room=4), 100, 4 * (10 + 4)),
     "own-keydiff-ada": grown(
         KeyDiff(10, sinks=2, window=2, decode_room=4, allocation="ada"), 100, 4 * (10 + 4),
