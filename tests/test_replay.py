@@ -18,6 +18,7 @@ import jaxkv
 from jaxkv.checkpoints import toy
 from jaxkv.core.errors import InputError
 from jaxkv.generate.replay import repeat
+from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.replayed import Replay
 from jaxkv.models.decoder import embed, run_block
 from jaxkv.policies.kvzip import KVzip
@@ -245,6 +246,10 @@ def test_generate_reads_twice(model) -> None:
     prompts = ["the quick brown fox jumps over the lazy dog", "a b c d e f g h"]
     policy = dataclasses.replace(POLICY, allocation="global")
     found = jaxkv.generate(model, prompts, policy=policy, max_new_tokens=6, chat=False)
+    session = Session.begin(model, Settings(policy=policy), 1, 30)
+    session.feed([model.tokenizer.encode(prompts[0])])
+    with pytest.warns(UserWarning, match="has 24 tokens, and kvzip keeps the last 23 of such"):
+        session.feed([list(range(24))])
     full = jaxkv.generate(model, prompts, max_new_tokens=6, chat=False)
     assert found.stats["cache"]["physical_bytes"] < full.stats["cache"]["physical_bytes"] * 2
     roomy = dataclasses.replace(policy, budget=256)

@@ -54,6 +54,7 @@ class Recomputing:
     grows: ClassVar[bool] = False
     whole_prompt: ClassVar[bool] = False
     repeats: ClassVar[None] = None
+    later: ClassVar[None] = None
     far: ClassVar[bool] = False
 
     @property

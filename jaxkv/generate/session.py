@@ -216,9 +216,18 @@ class Session:
                     f"{rooms[row]} and the answer; raise --max-length or choose a policy that "
                     "evicts"
                 )
-        if not self.longest and running(self.settings.policy, self.state.cache.geometry).repeats:
+        planned = running(self.settings.policy, self.state.cache.geometry)
+        if not self.longest and planned.repeats:
             self._read_twice(prompts, progress)
             return
+        most = max(map(len, prompts))
+        if self.longest and planned.later is not None and most > planned.later:
+            name = describe(self.settings.policy)["name"]
+            warnings.warn(
+                f"a later prompt has {most} tokens, and {name} keeps the last {planned.later} of "
+                "such; it chooses from the first prompt alone",
+                stacklevel=2,
+            )
         self._take(max(map(len, prompts)))
         self.cut.clear()
         made = self._fit(max(map(len, prompts)))

@@ -86,6 +86,8 @@ class Facts:
         distances, and so do positions inside the cache; where nothing does, a stream longer than
         what a model was trained on meets distances that it never saw.
       couples_heads: whether what a KV head keeps or reads depends on other heads of its layer.
+      later: the most tokens of later prompts that are kept, where only a first one is chosen from;
+        None where every prompt is.
     """
 
     keeps: tuple[int, ...]
@@ -93,6 +95,7 @@ class Facts:
     copies: int = 0
     far: bool = True
     couples_heads: bool = False
+    later: int | None = None
 
     def kept(self, seen: int) -> tuple[int, ...]:
         """Tokens that each KV head keeps after `seen` of them, with no slot for the newest."""

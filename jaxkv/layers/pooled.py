@@ -155,7 +155,8 @@ class PooledLayer(WholePrompt, FromFull):
     def facts(self) -> Facts:
         """As many on average; a head may have more and another less."""
         keeps = (self.cap + self.recent,) * self.geometry.num_kv_heads
-        return Facts(keeps, couples_heads=True)
+        later = self.recent if "replay" in self.needs else None
+        return Facts(keeps, couples_heads=True, later=later)
 
     def _caps(self, scores: Array) -> Array:
         """Tokens of each head beside its sinks: its part of the layer's best, above what is sure.

@@ -183,7 +183,8 @@ class SelectedLayer(WholePrompt, FromFull):
 
     def facts(self) -> Facts:
         """What each head keeps, in the model's order of heads."""
-        return self._groups.facts()
+        later = self.window + self.decode_room if "replay" in self.needs else None
+        return dataclasses.replace(self._groups.facts(), later=later)
 
     @property
     def _order(self) -> HeadOrder:

@@ -144,7 +144,7 @@ class SharedLayer(WholePrompt, FromFull):
     def facts(self) -> Facts:
         """As many on average; a head may have more and another less."""
         keeps = (self.cap + self.recent,) * self.geometry.num_kv_heads
-        return Facts(keeps, couples_heads=True)
+        return Facts(keeps, couples_heads=True, later=self.recent)
 
     def _candidates(self, draft: Draft, kept: Shared, rope: Rotation | None) -> Candidates:
         slab, fresh = draft.slab, draft.fed & (draft.began == 0)

@@ -106,6 +106,12 @@ class Plan:
         return any(facts.far for facts in self.facts)
 
     @property
+    def later(self) -> int | None:
+        """Tokens of later prompts that are kept, where only a first one is chosen from."""
+        found = [facts.later for facts in self.facts if facts.later is not None]
+        return min(found, default=None)
+
+    @property
     def couples_heads(self) -> bool:
         """Whether the KV heads of some layer cannot be kept apart."""
         return any(facts.couples_heads for facts in self.facts)
