@@ -17,6 +17,8 @@ from test_global import held_by
 import jaxkv
 from jaxkv.checkpoints import toy
 from jaxkv.core.errors import InputError
+from jaxkv.eval.questions.contexts import Contexts
+from jaxkv.eval.tasks import nll
 from jaxkv.generate.replay import repeat
 from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.replayed import Replay
@@ -261,3 +263,30 @@ def test_generate_reads_twice(model) -> None:
     ]
     assert [row.token_ids[0] for row in alone] == found.token_ids
     assert functools.reduce(max, map(len, found.token_ids)) <= 6
+
+
+def test_perplexity_after_compression(model) -> None:
+    """Of what follows a prompt; with a budget for all it is that of the full cache."""
+    stream = toys.tokens(1, 60, vocab=model.config.vocab_size)[0]
+    full = nll.score_decoded(model, jaxkv.Full(), stream, 40, 64)
+    roomy = dataclasses.replace(POLICY, budget=64, decode_room=40, allocation="global")
+    same = nll.score_decoded(model, roomy, stream, 40, 64)
+    np.testing.assert_array_equal(same.positions, full.positions)
+    np.testing.assert_allclose(same.nll, full.nll, atol=2e-4)
+    small = nll.score_decoded(model, POLICY, stream, 40, 64)
+    assert np.isfinite(small.nll).all() and np.abs(small.nll - full.nll).max() > 1e-3
+
+
+def test_one_reading_serves_policies_that_repeat(model) -> None:
+    """What `eval` shares is what each would have kept by itself."""
+    prompts = prompts_of(model)
+    policies = POLICY, dataclasses.replace(POLICY, budget=24, allocation="global", plus=True)
+    contexts = Contexts.of(model, policies)
+    assert contexts.serves == policies
+    reading = contexts.read("key", Settings(max_length=128), prompts)
+    for policy in policies:
+        state, _, _ = contexts.choose(reading, policy, seed=0)
+        session = Session.begin(model, Settings(policy=policy, max_length=128), 2, 40)
+        session.feed(prompts)
+        for row in (0, 1):
+            assert held_by(state.cache, row) == held_by(session.state.cache, row)
