@@ -138,7 +138,7 @@ MUTATIONS = [
     Mutation(
         "the queries of padding count in the moments",
         "tests/test_evidence.py::test_evidence_is_that_of_the_whole_prompt[16-even]",
-        (("jaxkv/layers/draft.py", "chunk.q, at >= 0)", "chunk.q, at >= -1)"),),
+        (("jaxkv/layers/draft.py", "chunk.q, at >= SINK_QUERIES)", "chunk.q, at >= -1)"),),
     ),
     Mutation(
         "sinks compete for what a pool deals out",
@@ -193,6 +193,26 @@ MUTATIONS = [
         "sinks are overwritten like any other token",
         "tests/test_streaming.py::test_sinks_are_never_evicted",
         ((RING, RING_SLOTS, "at % self.ring"),),
+    ),
+    Mutation(
+        "a repetition is scored at positions that begin anew",
+        "tests/test_replay.py::test_scores_are_the_formula[how0]",
+        (("jaxkv/layers/replayed.py", "rotated(at)", "rotated(at % 8)"),),
+    ),
+    Mutation(
+        "a layer reads the blocks of others too",
+        "tests/kernels/test_pool_spans.py::test_xla_reads_the_span_alone",
+        (("pallas_kernels/pool/xla.py", "(block < end)", "(block < end + 1)"),),
+    ),
+    Mutation(
+        "of equal scores the last are kept, not the first",
+        "tests/test_global.py::test_the_best_of_all_are_found",
+        (("jaxkv/cache/shared.py", "place <= left[:, None]", "place < left[:, None]"),),
+    ),
+    Mutation(
+        "the covariance is taken to the mean rotation once",
+        "tests/test_expected.py::test_scores_are_the_formula[partial]",
+        (("jaxkv/policies/expected.py", "turned * back[:, :, None]", "turned * k[:, :, None]"),),
     ),
 ]  # fmt: skip
 

@@ -26,7 +26,7 @@ from jaxkv.models.plan import plan
 
 LENGTHS = (48, 29)
 POLICY = KeyDiff(16, window=3, sinks=2, decode_room=6, allocation="global")
-run = jax.jit(jaxkv.forward)
+run, chosen = jax.jit(jaxkv.forward), jax.jit(best_of_all)
 
 
 def held_by(cache: jaxkv.Cache, row: int) -> list[list[set[int]]]:
@@ -82,7 +82,7 @@ def test_the_best_of_all_are_found(seed, total, layers, ties, hidden) -> None:
     scores = rng.integers(-3, 3, shape) if ties else rng.normal(size=shape) * 1e3
     scores = np.where(rng.random(shape) < hidden, -np.inf, scores).astype(np.float32)
     scores[0, 0, 0, 0] = np.inf
-    found = np.stack([np.asarray(x) for x in best_of_all(list(jnp.asarray(scores)), total)])
+    found = np.stack(chosen([jnp.asarray(x) for x in scores], jnp.int32(total)))
     for row in range(2):
         flat = scores[:, row].reshape(-1)
         order = [i for i in np.argsort(-flat, kind="stable") if flat[i] > -np.inf][:total]

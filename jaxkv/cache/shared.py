@@ -91,7 +91,7 @@ def share_out(pool: Pool, layers: Sequence[Candidates], total: int) -> tuple[Poo
     return pool, found
 
 
-def best_of_all(scores: Sequence[Array], total: int) -> list[Array]:
+def best_of_all(scores: Sequence[Array], total: int | Array) -> list[Array]:
     """Which are the `total` best of all, or all that there are; of equal ones the first.
 
     By halving the range in which the least of them lies, 32 times: a sort of so many would take
