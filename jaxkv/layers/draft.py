@@ -301,6 +301,18 @@ def arrived(draft: Draft, most: int) -> Slab:
     return gather_slots(slab, index, jnp.take_along_axis(new, index, axis=-1))
 
 
+def fits(draft: Draft, ring: Array, most: int) -> Array:
+    """Whether a later prompt fits into a ring without a token being overwritten: bool [B].
+
+    Args:
+      draft: of the prompt.
+      ring: int32 [B, R], positions that the ring holds, -1 for none.
+      most: tokens that it keeps.
+    """
+    held = jnp.sum(ring >= 0, axis=1, dtype=jnp.int32)
+    return (draft.began > 0) & (held + draft.slab.seen - draft.began <= most)
+
+
 def unrepeated(draft: Draft, needs: Sequence[str]) -> bool:
     """Whether a prompt is read that was to be repeated: then nothing can be chosen from it."""
     return "replay" in needs and draft.replay is None

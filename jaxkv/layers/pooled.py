@@ -19,7 +19,7 @@ from jaxkv.core.typing import Hidden, Queries, Rotation
 from jaxkv.layers import draft as drafts
 from jaxkv.layers.base import Chunk, Constants, Facts, FromFull, Geometry, WholePrompt
 from jaxkv.layers.draft import Draft
-from jaxkv.layers.packing import keep_best
+from jaxkv.layers.packing import keep_best, keep_rows
 from jaxkv.layers.prompt import Prompt, Scorer, scores_of, sinks_first
 from pallas_kernels.softmax import merge
 
@@ -50,7 +50,7 @@ class PooledLayer(WholePrompt, FromFull):
     Attributes:
       geometry: of the layer.
       cap: chosen tokens of a KV head, mean over the heads, at least `sinks`.
-      window, scorer, decode_room, sinks, needs: as for `SelectedLayer`.
+      window, scorer, decode_room, sinks, needs, agnostic: as for `SelectedLayer`.
       floor: share of what is dealt out that every head is sure of, in [0, 1].
     """
 
@@ -62,6 +62,7 @@ class PooledLayer(WholePrompt, FromFull):
     sinks: int = 0
     floor: float = 0.2
     needs: tuple[str, ...] = ()
+    agnostic: bool = False
 
     @property
     def block(self) -> int:
@@ -120,9 +121,7 @@ class PooledLayer(WholePrompt, FromFull):
     def close(self, draft: Draft, cache: Pooled, rope: Rotation | None) -> Pooled:
         """Deals out the budget and packs the pool; a row that took no token keeps what it had."""
         if drafts.unrepeated(draft, self.needs):
-            new = drafts.arrived(draft, self.recent)
-            ring = append_slots(cache.ring, new, new.pos[:, 0] % (self.recent + 1))
-            return Pooled(cache.pool, ring)
+            return self._kept_on(draft, cache)
         slab, heads = draft.slab, self.geometry.num_kv_heads
         prompt = Prompt(draft, rope, self.window, self.needs)
         scores = scores_of(self.scorer, prompt)
@@ -139,7 +138,16 @@ class PooledLayer(WholePrompt, FromFull):
             return Pooled(pool, ring)
 
         # A head may win the budget of all.
-        return keep_best(draft.fed, order, max(1, heads * self.cap), caps, pack, cache)
+        chosen = keep_best(draft.fed, order, max(1, heads * self.cap), caps, pack, cache)
+        if not self.agnostic:
+            return chosen
+        fits = drafts.fits(draft, cache.ring.pos[:, 0], self.recent)
+        return keep_rows(fits, self._kept_on(draft, cache), chosen)
+
+    def _kept_on(self, draft: Draft, cache: Pooled) -> Pooled:
+        """A prompt's tokens in the ring, as if they had been decoded."""
+        new = drafts.arrived(draft, self.recent)
+        return Pooled(cache.pool, append_slots(cache.ring, new, new.pos[:, 0] % (self.recent + 1)))
 
     def looks_at(self) -> tuple[tuple[str, ...], int]:
         """What its scorer asks for, and the queries of the window."""

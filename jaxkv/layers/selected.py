@@ -20,7 +20,7 @@ from jaxkv.layers.base import Chunk, Constants, Facts, FromFull, Geometry, Whole
 from jaxkv.layers.capacity import round_up, split_heads
 from jaxkv.layers.draft import Draft
 from jaxkv.layers.grouped import HeadGroups, HeadOrder, head_order, part
-from jaxkv.layers.packing import gathered, keep_best
+from jaxkv.layers.packing import gathered, keep_best, keep_rows
 from jaxkv.layers.prompt import Prompt, Scorer, scores_of, sinks_first
 
 
@@ -105,6 +105,7 @@ class SelectedLayer(WholePrompt, FromFull):
       decode_room: decoded tokens that are kept before the oldest are overwritten.
       sinks: first tokens of the stream, best whatever their score.
       needs: what the scorer asks of the prompt.
+      agnostic: whether a later prompt that fits into the ring changes nothing of what was chosen.
     """
 
     geometry: Geometry
@@ -114,6 +115,7 @@ class SelectedLayer(WholePrompt, FromFull):
     decode_room: int
     sinks: int = 0
     needs: tuple[str, ...] = ()
+    agnostic: bool = False
 
     def init(self) -> Grouped:
         """An empty cache."""
@@ -155,7 +157,13 @@ class SelectedLayer(WholePrompt, FromFull):
             mine, last = (slice_heads(x, begin, end) for x in (slab, recent))
             slabs.append(group.keep(draft.fed, mine, scores[:, begin:end], last, old))
             begin = end
-        return Grouped(tuple(slabs), cache.heads)
+        chosen = Grouped(tuple(slabs), cache.heads)
+        if not self.agnostic:
+            return chosen
+        ring, (group, *_) = self.window + self.decode_room, self._groups.layers
+        assert isinstance(group, PrefixRing)
+        fits = drafts.fits(draft, cache.slabs[0].pos[:, 0, group.prefix :], ring)
+        return keep_rows(fits, self._kept_on(draft, cache), chosen)
 
     def looks_at(self) -> tuple[tuple[str, ...], int]:
         """What its scorer asks for, and the queries of the window."""

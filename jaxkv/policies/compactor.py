@@ -53,6 +53,7 @@ class Compactor(ScoredPolicy):
     """
 
     needs = ("queries", "unrotated_keys")
+    agnostic = True
 
     sinks: int = 8
     window: int = 4

@@ -30,6 +30,8 @@ class CUR(ScoredPolicy):
       local: tokens of a run.
     """
 
+    agnostic = True
+
     window: int = 1
     local: int = 16
 

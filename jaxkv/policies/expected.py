@@ -36,6 +36,7 @@ class ExpectedAttention(ScoredPolicy):
     """
 
     needs = ("moments",)
+    agnostic = True
 
     allocation: str = "ada"
     future: int = 512

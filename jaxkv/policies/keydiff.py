@@ -28,6 +28,8 @@ class KeyDiff(ScoredPolicy):
       sinks, window: as for `ScoredPolicy`; by the paper none, here the last token.
     """
 
+    agnostic = True
+
     sinks: int = 0
     window: int = 1
 

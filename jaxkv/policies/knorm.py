@@ -27,6 +27,8 @@ class KNorm(ScoredPolicy):
       sinks, window: as for `ScoredPolicy`; by the paper none, here the last token.
     """
 
+    agnostic = True
+
     allocations = ("uniform", "table")
 
     sinks: int = 0

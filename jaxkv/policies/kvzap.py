@@ -38,6 +38,7 @@ class KVzap(ScoredPolicy):
     """
 
     needs = ("hidden", "constants")
+    agnostic = True
 
     window: int = 128
     allocation: str = "global"

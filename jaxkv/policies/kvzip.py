@@ -36,6 +36,7 @@ class KVzip(ScoredPolicy):
     """
 
     needs = ("replay",)
+    agnostic = True
 
     allocation: str = "global"
     part: int = 2048

@@ -35,6 +35,8 @@ class LagKV(ScoredPolicy):
       lag: tokens of a partition.
     """
 
+    agnostic = True
+
     allocations = ("uniform", "table")  # ranks, the same in every head
 
     window: int = 1

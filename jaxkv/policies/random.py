@@ -34,6 +34,8 @@ class Random(ScoredPolicy):
       seed: of what is drawn.
     """
 
+    agnostic = True
+
     allocations = ("uniform", "table")
 
     sinks: int = 0

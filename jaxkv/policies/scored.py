@@ -31,7 +31,9 @@ class ScoredPolicy(abc.ABC):
 
     The prompt is read with full attention; then each KV head keeps its `sinks` first tokens, its
     `window` last ones, and of the others those with the highest score. A later prompt is chosen
-    from together with what was kept. All fields but `budget` are given by name.
+    from together with what was kept; where a class says that its score is `agnostic` of questions,
+    only if it does not fit into the room for decoded tokens, and it is kept whole if it does. All
+    fields but `budget` are given by name.
 
     Attributes:
       budget: tokens of a prompt that a KV head keeps, sinks and window included, mean over the
@@ -60,6 +62,7 @@ class ScoredPolicy(abc.ABC):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    agnostic: ClassVar[bool] = False
     allocations: ClassVar[tuple[str, ...]] = ("uniform", "ada", "global", "table")
 
     budget: int | float = swept(1024)
@@ -166,7 +169,7 @@ class ScoredPolicy(abc.ABC):
         if self.allocation == "ada":
             return PooledLayer(
                 geometry, cap, self.window, self, self.decode_room, self.sinks, self.floor,
-                self.needs,
+                self.needs, self.agnostic,
             )  # fmt: skip
         if self.allocation == "global":
             return SharedLayer(
@@ -179,8 +182,9 @@ class ScoredPolicy(abc.ABC):
         else:
             caps = (cap,) * geometry.num_kv_heads
         return SelectedLayer(
-            geometry, caps, self.window, self, self.decode_room, self.sinks, self.needs
-        )
+            geometry, caps, self.window, self, self.decode_room, self.sinks, self.needs,
+            self.agnostic,
+        )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)
