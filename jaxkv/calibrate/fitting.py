@@ -99,7 +99,8 @@ def train_step(
 
         mean, spread, middle, wide = (part[None] for part in scale)
         slope = jax.grad(error)(weights, (x - mean) / spread, (y - middle) / wide)
-        update, kept = _optimizer(steps).update(slope, kept, weights)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
+            update, kept = _optimizer(steps).update(slope, kept, weights)
         return optax.apply_updates(weights, update), kept
 
     return jax.vmap(one)(x[:, at], y[:, at], scale, *state)
