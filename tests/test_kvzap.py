@@ -125,6 +125,9 @@ class TestFile:
             shapes = {"w_in": (WIDTH, 4), "b_in": (4,), "w": (4, HEADS), "b": (HEADS,)}
         made = tuple({n: rng.normal(size=s) for n, s in shapes.items()} for _ in (0, 1))
         save_surrogates(path, made, "", "by hand")
+        plain = tmp_path / "plain"
+        plain.touch()
+        assert path.stat().st_mode == plain.stat().st_mode  # others may read it
         for mine, theirs in zip(surrogates(str(path), toys.geometry(), WIDTH), made, strict=True):
             assert mine.keys() == theirs.keys()
             for name, x in theirs.items():
@@ -147,6 +150,12 @@ class TestFile:
         with pytest.raises(InputError, match=told) as raised:
             surrogates(str(path), toys.geometry(), WIDTH)
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+    def test_one_is_shipped_for_the_default_model(self) -> None:
+        name = "layers30-heads9-kv3-dim64-width576-mlp1536-vocab49152"
+        shapes = dataclasses.replace(toys.geometry(), num_layers=30, num_kv_heads=3, model=name)
+        found = surrogates(None, shapes, 576)
+        assert [network["w"].shape for network in found] == [(576, 3)] * 30
 
     def test_files_that_are_none_are_refused(self, gate, tmp_path) -> None:
         damaged = tmp_path / "damaged.safetensors"

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxkv.generate.loop import Signature, kept_program
 from jaxkv.policies.surrogates import worth
@@ -123,8 +124,8 @@ def explained(network: Network, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _optimizer(steps: int) -> optax.GradientTransformation:
     import optax
 
-    def schedule(count: Array) -> Array:
-        return _RATE * 0.5 * (1 + jnp.cos(jnp.pi * count.astype(jnp.float32) / steps))
+    def schedule(count: ArrayLike) -> Array:
+        return _RATE * 0.5 * (1 + jnp.cos(jnp.pi * jnp.asarray(count, jnp.float32) / steps))
 
     return optax.chain(optax.clip_by_global_norm(_CLIP), optax.adamw(schedule))
 
