@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkv.calibrate import duo, headkv
+from jaxkv.calibrate import duo, headkv, kvzap
 from jaxkv.calibrate.task import Calibration, Common
 from jaxkv.cli.arguments import make_parser, model_named, parse
 from jaxkv.cli.figures import check_picture
@@ -21,20 +21,22 @@ from jaxkv.core.files import check_target
 
 COMMAND = "jaxkv.calibrate"
 KINDS: Mapping[str, Calibration] = {
-    calibration.name: calibration for calibration in (duo.CALIBRATION, headkv.CALIBRATION)
+    calibration.name: calibration
+    for calibration in (duo.CALIBRATION, headkv.CALIBRATION, kvzap.CALIBRATION)
 }
 
-_DESCRIPTION = """Find out which heads of a model need the whole context, once for every model.
+_DESCRIPTION = """Find out what a model's heads need of the context, once for every model.
 
 kinds (python -m jaxkv.calibrate KIND --help has each one's flags):
 {kinds}
 
-The result is one JSON file, and a policy takes it as it is.
+The result is one file, and a policy takes it as it is.
 
 examples:
   python -m jaxkv.calibrate duo --model ./my-model --out gates.json --plot gates.png
   python -m jaxkv.decode --model ./my-model --policy duo --policy.pattern gates.json --prompt "Hello"
   python -m jaxkv.calibrate headkv --model ./my-model --out scores.json
+  python -m jaxkv.calibrate kvzap --model ./my-model --text book.txt --out gate.safetensors
 """  # noqa: E501
 
 
@@ -115,7 +117,7 @@ def _parser(calibration: Calibration) -> Any:
     parser = make_parser(f"{COMMAND} {calibration.name}", calibration.description)
     add = parser.add_argument
     add_model(add)
-    add("--out", type=str | None, metavar="FILE", help="the JSON file to write; it must be given")
+    add("--out", type=str | None, metavar="FILE", help="the file to write; it must be given")
     calibration.add_arguments(add)
     add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     add_plot(add, "layers by heads")

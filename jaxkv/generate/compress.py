@@ -11,7 +11,7 @@ from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Params
 from jaxkv.generate.loop import Signature, kept_program
-from jaxkv.generate.replay import Scores, repeat, slab_of
+from jaxkv.generate.replay import Scores, repeat, slabs_of
 from jaxkv.generate.running import prepared
 from jaxkv.layers.base import Cache, FromFull, Geometry, Policy
 from jaxkv.layers.draft import NOT_REPEATED, Read
@@ -98,12 +98,12 @@ def choose(
     policy: Policy,
 ) -> Cache:
     """As `compress`, to be compiled; the empty cache is donated."""
-    layers, planned = [], plan(policy, empty.geometry)
+    layers, planned, slabs = [], plan(policy, empty.geometry), slabs_of(full)
     for index, (layer, none, kept) in enumerate(
         zip(planned.layers, empty.layers, full.layers, strict=True)
     ):
         assert isinstance(layer, FromFull)
-        if scores is not None and (slab := slab_of(kept)) is not None:
+        if scores is not None and (slab := slabs[index]) is not None:
             read = kept if isinstance(kept, Read) else Read(slab, None, None)
             kept = dataclasses.replace(read, replay=scores[index])
         constants = constants_of(params["layers"][index], config)

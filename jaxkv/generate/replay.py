@@ -67,8 +67,8 @@ def repeat(
     start = jnp.asarray(np.where(before, np.inf, 0.0)[:, None], jnp.float32)
     shape = rows, cache.geometry.num_kv_heads, slots
     scores: Scores = tuple(
-        jnp.array(jnp.broadcast_to(start, shape)) if slab_of(layer) is not None else None
-        for layer in cache.layers
+        jnp.array(jnp.broadcast_to(start, shape)) if slab is not None else None
+        for slab in slabs_of(cache)
     )
     rounds = max(map(len, asked))
     if not rounds:
@@ -105,11 +105,11 @@ def repeat_part(
 ) -> Scores:  # fmt: skip
     """One part of each row, to be compiled; the scores are donated."""
     x, found = embed(params, config, tokens), []
-    layers = plan(Full(), cache.geometry).layers
+    layers, slabs = plan(Full(), cache.geometry).layers, slabs_of(cache)
     for index, (weights, layer, kept) in enumerate(
         zip(params["layers"], layers, cache.layers, strict=True)
     ):
-        rope, slab, mine = config.scoring(index), slab_of(kept), scores[index]
+        rope, slab, mine = config.scoring(index), slabs[index], scores[index]
         if slab is None or mine is None:
             x = _through(weights, config, layer, rope, x, kept, lengths)
             found.append(None)
@@ -119,10 +119,15 @@ def repeat_part(
     return tuple(found)
 
 
-def slab_of(layer: LayerCache) -> Slab | None:
-    """What a layer that sees everything holds; None of one with a window of its own."""
-    slab = layer.slab if isinstance(layer, Read) else layer
-    return slab if isinstance(slab, Slab) and slab.pos.shape[1] == 1 else None
+def slabs_of(cache: Cache) -> tuple[Slab | None, ...]:
+    """What each layer holds that sees everything; None of one with a window of its own."""
+    found: list[Slab | None] = [None] * len(cache.layers)
+    for index in cache.geometry.ruled:
+        layer = cache.layers[index]
+        slab = layer.slab if isinstance(layer, Read) else layer
+        if isinstance(slab, Slab) and slab.pos.shape[1] == 1:
+            found[index] = slab
+    return tuple(found)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -155,7 +160,7 @@ def _through(
 
 
 def _check(cache: Cache, prompts: Sequence[Sequence[int]]) -> None:
-    slabs = [slab for layer in cache.layers if (slab := slab_of(layer)) is not None]
+    slabs = [slab for slab in slabs_of(cache) if slab is not None]
     if not slabs:
         raise InputError("the cache holds no layer that sees everything; there is nothing to score")
     seen = np.asarray(slabs[0].seen)
