@@ -213,6 +213,8 @@ MUTATIONS = [
         "the covariance is taken to the mean rotation once",
         "tests/test_expected.py::test_scores_are_the_formula[partial]",
         (("jaxkv/policies/expected.py", "turned * back[:, :, None]", "turned * k[:, :, None]"),),
+    ),
+    Mutation(
         "a surrogate that was fitted to states of spread 1 is written as it is",
         "tests/test_kvzap.py::TestFit::test_ridge_finds_a_planted_map",
         (("jaxkv/calibrate/fitting.py", "    w = w / spread[:, None]\n", ""),),

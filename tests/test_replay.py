@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import toys
 from test_global import held_by
+from test_global import read as read_toy
 
 import jaxkv
 from jaxkv.checkpoints import toy
@@ -23,6 +24,7 @@ from jaxkv.generate.replay import repeat
 from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.replayed import Replay
 from jaxkv.models.decoder import embed, run_block
+from jaxkv.policies.keydiff import KeyDiff
 from jaxkv.policies.kvzip import KVzip
 from jaxkv.text import repeat as words
 
@@ -290,3 +292,24 @@ def test_one_reading_serves_policies_that_repeat(model) -> None:
         session.feed(prompts)
         for row in (0, 1):
             assert held_by(state.cache, row) == held_by(session.state.cache, row)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "ada"])
+def test_a_short_question_changes_no_choice_that_knew_none(allocation) -> None:
+    """Of a score that is agnostic; once the room is full, a prompt is chosen from with the rest."""
+    policy = KeyDiff(16, window=3, sinks=2, decode_room=6, allocation=allocation)
+    _, cache = read_toy(policy)
+    before = [held_by(cache, row) for row in (0, 1)]
+    tokens = jnp.asarray(toys.tokens(2, 9, seed=4))
+    args = toys.params(), toys.CONFIG, policy
+    _, after = run(*args, tokens, cache, jnp.asarray([6, 9], jnp.int32))
+    new = set(range(48, 54))
+    assert [[head | new for head in layer] for layer in before[0]] == held_by(after, 0)
+    recent, counts = {35, 36, 37}, []
+    for old, layer in zip(before[1], held_by(after, 1), strict=True):
+        for was, now in zip(old, layer, strict=True):
+            assert recent <= now <= was | set(range(29, 38))
+            counts.append(len(now))
+    assert max(counts) <= 16 or allocation == "ada"
+    _, last = run(*args, tokens[:, :1], after, jnp.asarray([1, 0], jnp.int32))
+    assert held_by(last, 1) == held_by(after, 1)
