@@ -392,7 +392,7 @@ class TestCommand:
             (["duo", "--out", "."], "folder"),
             (["duo", "--out", "/dev/null/x"], "/dev/null"),
             (["duo", "--out", "x", "--plot", "x.doc"], ".png"),
-            (["duo", "--out", "x", "--method", "guess"], "attention, train, profile, replay"),
+            (["duo", "--out", "x", "--method", "guess"], "attention, closing, train, profile"),
             (["duo", "--out", "x", "--wordings", "vault,x"], "'x'; each must be one of vault"),
             (["duo", "--out", "x", "--examples", "0"], "--examples is 0; it must be at least 1"),
             (["duo", "--out", "x", "--steps", "0"], "--steps is 0; it must be at least 1"),

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Gates without training: by attention to a key, by mean vectors, and by what a replay looks at."""
+"""Gates without training: by attention, by what closing costs, by mean vectors and by a replay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dense_model import DenseModel
 from test_calibrate_headkv import copying_model
 
 from jaxkv import Rope
-from jaxkv.calibrate import attended, onepass, profiles, replays
+from jaxkv.calibrate import attended, closing, onepass, profiles, replays
 from jaxkv.calibrate.__main__ import main
 from jaxkv.calibrate.haystacks import builtin, hay_ids
 from jaxkv.calibrate.needles import default_haystack
@@ -157,6 +157,48 @@ class TestAttention:
         assert of_kv_heads(scores, 2).tolist() == [[1.0, 4.0], [7.0, 10.0]]
 
 
+class Gates(DenseModel):
+    """With attention that is partly of sinks and recent tokens."""
+
+    def loss(self, prompt: attended.Prompt, gates: np.ndarray, sinks: int, recent: int) -> float:
+        at = np.arange(len(prompt.ids))
+        back = at[:, None] - at
+        near = (back >= 0) & ((back <= recent) | (at[None] < sinks))
+        x = self.params["embed"][np.asarray(prompt.ids)]
+        for layer, gate in zip(self.params["layers"], gates, strict=True):
+            full, part = (self.attend(x, layer, mask) for mask in (back >= 0, near))
+            share = gate[None, :, None, None]
+            x = self.rest(x, share * full + (1 - share) * part, layer)
+        logits = self.norm(x, self.params["final_norm"]) @ self.params["embed"].T
+        where = np.arange(*prompt.said)
+        said = np.asarray(prompt.ids)[where + 1]
+        logits = logits[where] - logits[where].max(-1, keepdims=True)
+        return -float(np.mean(logits[at[: len(said)], said] - np.log(np.exp(logits).sum(-1))))
+
+
+class TestClosing:
+    def test_is_what_closing_costs_along_the_way(self):
+        """By finite differences of a loss in NumPy."""
+        model = toy_model()
+        dense = Gates(model.params, model.config)
+        prompts = [
+            attended.Prompt(tuple(TEXT), (5, 12), (20, 31), (31, 44)),
+            attended.Prompt(tuple(TEXT[:30]), (9, 10), (15, 17), (17, 29)),
+        ]
+        cost = np.zeros((2, 2))
+        for prompt in prompts:
+            for gate in closing.WAY:
+                for index in np.ndindex(2, 2):
+                    step = np.zeros((2, 2))
+                    step[index] = 1e-5
+                    up, down = (dense.loss(prompt, gate + s * step, 2, 5) for s in (1, -1))
+                    cost[index] -= (up - down) / 2e-5
+        found = closing.closed(model, prompts, 2, 5, no_progress)
+        wanted = [[np.sum(cost <= cost[i, j]) / 4 for j in range(2)] for i in range(2)]
+        np.testing.assert_allclose(found, wanted)
+        assert len(np.unique(found)) == 4
+
+
 def farness(dense: DenseModel, q: np.ndarray, k: np.ndarray, places: int) -> np.ndarray:
     """METHODS.md 4.7, word by word: q [K, G, H], k [K, H] -> [K]."""
     at = np.arange(places)
@@ -248,22 +290,25 @@ class TestReplay:
 class TestCommand:
     SMALL = ("duo", "--model", "tiny-random", "--examples", "2", "--max-length", "200")
 
-    @pytest.mark.parametrize("method", ["attention", "profile", "replay"])
+    @pytest.mark.parametrize("method", ["attention,closing", "profile", "replay"])
     def test_writes_a_pattern(self, capsys, tmp_path, model, method):
         out = tmp_path / "g.json"
         main(
             [*self.SMALL, "--method", method, "--min-length", "150",
              "--plot", str(tmp_path / "g.png"), "--out", str(out)]
         )  # fmt: skip
-        assert f"3 layers of 2 KV heads by {method}, mean gate" in capsys.readouterr().out
+        assert (
+            f"3 layers of 2 KV heads by {' and '.join(method.split(','))}, mean"
+            in capsys.readouterr().out
+        )
         content = json.loads(out.read_text())
         gates = np.asarray(content["gates"])
         assert gates.shape == (3, 2) and gates.min() >= 0 and gates.max() <= 1
         assert len(np.unique(gates)) > 2 and content["method"] == method
         assert content["full_heads"] == sparsify(gates, 0.5).tolist()
         assert content["haystack"] == list(builtin()) and content["max_length"] == 200
-        assert ("wordings" in content) == (method == "attention")
-        assert ("recent" in content) == (method == "replay") and "steps" not in content
+        assert ("wordings" in content) == ("attention" in method)
+        assert ("recent" in content) == (method != "profile") and "steps" not in content
         kept = full_heads(str(out), 0.5, geometry(model.config, 1, 64))
         assert sum(map(len, kept)) == 3
         assert sorted(x.name for x in tmp_path.iterdir()) == ["g.json", "g.png"]

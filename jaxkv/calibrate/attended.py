@@ -14,7 +14,7 @@ from jax import Array, lax
 from jaxkv.attention import attend_one_mass
 from jaxkv.calibrate.haystacks import Haystack
 from jaxkv.calibrate.needles import Span, around, straw_of
-from jaxkv.calibrate.onepass import of_kv_heads, one_pass
+from jaxkv.calibrate.onepass import of_kv_heads, one_pass, ranked
 from jaxkv.calibrate.wordings import Wording, draw_key
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.progress import Progress
@@ -147,9 +147,4 @@ def attended(model: Model, prompts: Sequence[Prompt], progress: Progress) -> np.
         total += one_pass(model, prompt.ids, to_the_told, spans)
         progress("attention to what is told", done, len(prompts))
     asks, says = (of_kv_heads(total[:, i], config.num_kv_heads) for i in (0, 1))
-    return np.maximum(_rank(asks), _rank(says))
-
-
-def _rank(scores: np.ndarray) -> np.ndarray:
-    """The share of all scores that are not above each, in (0, 1]."""
-    return np.searchsorted(np.sort(scores, axis=None), scores, side="right") / scores.size
+    return np.maximum(ranked(asks), ranked(says))

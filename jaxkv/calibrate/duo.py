@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxkv.calibrate.haystacks import Haystack, builtin
-from jaxkv.calibrate.methods import METHODS, Options, checkpoints_of
+from jaxkv.calibrate.methods import METHODS, Options, checkpoints_of, find_gates
 from jaxkv.calibrate.needles import split_sentences
 from jaxkv.calibrate.passkeys import Recipe
 from jaxkv.calibrate.plot import save_heads
@@ -34,6 +34,8 @@ _DESCRIPTION = """Find the KV heads that need the whole context (DuoAttention, a
                       answer, mean over a KV head's query heads and over --examples prompts: every
                       wording in every haystack, at lengths and depths that are drawn. Heads rank
                       by the question's attention and by the answer's, and the better counts
+           closing    all gates are closed together, step by step, in as many as 8 prompts, and what
+                      each has to do with the loss of the answer is summed up (integrated gradients)
            train      the paper's: one gate a KV head, from 1 (all that the head sees of the whole
                       context) to 0 (sinks and the recent tokens). The model is frozen. Its final
                       hidden states under gated attention are to stay those under full attention
@@ -46,6 +48,9 @@ _DESCRIPTION = """Find the KV heads that need the whole context (DuoAttention, a
                       gets, far from the query, while the model repeats the text; the softmax is over
                       all that the query sees
 
+of several methods, separated by commas, a head has the mean of its ranks. The default takes two that
+miss different heads: what looks at the answer, and what only prepares that it is found.
+
   --out       JSON: gates, and full_heads, the heads that keep everything at sparsity 0.5.
               python -m jaxkv.decode --policy duo --policy.pattern FILE takes it; another
               --policy.sparsity is chosen there without calibrating again.
@@ -54,12 +59,13 @@ _DESCRIPTION = """Find the KV heads that need the whole context (DuoAttention, a
               is kept in OUT.checkpoints. The same command goes on from there, to exactly the gates of
               a run that was never stopped. The folder goes when the run is complete.
 
-The defaults are for a model of 135M parameters: on two cores some 3 minutes for
-attention, less for profile and replay, and for 200 steps of train some 20. The paper's training: --method train --steps 2000
---min-length 1000 --max-length 32000 --passkeys 10 --words 32 --sinks 128 --recent 256 --wordings vault
---number-share 0, with BookSum as haystack, on eight A100. There the lengths are those of the haystack,
---recent counts the query itself, and the questions' hidden states count too. Calibrate with the sinks
-and recent of deployment, or fewer.
+Wordings and haystacks are none of those of python -m jaxkv.eval, so what is found here can be judged
+there. The defaults are for a model of 135M parameters: attention takes some 2 minutes of two cores,
+closing 5, a step of train some 6 s. The paper's training: --method train --steps 2000 --min-length 1000
+--max-length 32000 --passkeys 10 --words 32 --sinks 128 --recent 256 --wordings vault --number-share 0,
+with BookSum as haystack, on eight A100. There the lengths are those of the haystack, --recent counts
+the query itself, and the questions' hidden states count too. Calibrate with the sinks and recent of
+deployment, or fewer.
 
 examples:
   python -m jaxkv.calibrate duo --out gates.json --plot gates.png
@@ -73,16 +79,17 @@ def run(model: Model, common: Common, options: Options, progress: Progress) -> s
     """Finds the gates and writes them: one line that says what was found."""
     if model.config.windows:
         raise InputError("the model has layers with a window of their own; gates need equal layers")
-    gates = METHODS[options.method].find(model, common, options, progress)
+    gates = find_gates(model, common, options, progress)
     mask = sparsify(gates, SPARSITY)
     about = _about(model, common, options, mask)
     save_pattern(common.out, GATES, gates, model.config.identity, about)
     if common.plot is not None:
         save_heads(common.plot, gates, f"{model.name}: gates of KV heads", "gate")
-    if options.method == "train":
+    if "train" in options.methods:
         checkpoints_of(model, common, options).remove()
+    by = " and ".join(options.methods)
     return (
-        f"{gates.shape[0]} layers of {gates.shape[1]} KV heads by {options.method}, mean gate "
+        f"{gates.shape[0]} layers of {gates.shape[1]} KV heads by {by}, mean gate "
         f"{gates.mean():.3f}, {int((gates > 0.5).sum())} of {gates.size} above 0.5; at sparsity "
         f"{SPARSITY} those from {gates[mask].min():.3g} up keep everything"
     )
@@ -103,13 +110,13 @@ def add_arguments(add: Callable[..., Any]) -> None:
     add(
         "--method",
         type=str,
-        default="attention",
-        metavar="NAME",
-        help=f"one of {', '.join(METHODS)} (default: attention)",
+        default="attention,closing",
+        metavar="NAMES",
+        help=f"of {', '.join(METHODS)}, separated by commas (default: attention,closing)",
     )
     number("--examples", 24, "prompts, or texts of profile and replay")
-    number("--min-length", 400, "tokens of the shortest example; of attention, of its haystack")
-    number("--max-length", 900, "tokens of the longest, and of every text")
+    number("--min-length", 300, "tokens of the shortest example; of attention, of its haystack")
+    number("--max-length", 500, "tokens of the longest, and of every text")
     add(
         "--wordings",
         type=str,
@@ -125,7 +132,7 @@ def add_arguments(add: Callable[..., Any]) -> None:
         "sentences, a few that repeat, an essay, and manuals of Python's library)",
     )
     number("--words", 4, "of a key, from an alphabet of 26")
-    number("--number-share", 0.5, "share of keys that are numbers instead")
+    number("--number-share", 0.7, "share of keys that are numbers instead")
     number("--sinks", 16, "first tokens that a closed head sees")
     number("--recent", 64, "past tokens that a closed head sees, and itself")
     number("--steps", 200, "of train: examples, one a step")
@@ -138,8 +145,10 @@ def add_arguments(add: Callable[..., Any]) -> None:
 
 def check(given: argparse.Namespace) -> Options:
     """The calibration's options, with the texts read."""
-    if given.method not in METHODS:
-        raise InputError(f"--method is {given.method!r}; it must be one of {', '.join(METHODS)}")
+    methods = tuple(dict.fromkeys(name.strip() for name in given.method.split(",")))
+    for name in methods:
+        if name not in METHODS:
+            raise InputError(f"--method has {name!r}; each must be one of {', '.join(METHODS)}")
     for name, least in (
         ("steps", 1), ("examples", 1), ("min_length", 1), ("max_length", 1),
         ("passkeys", 1), ("words", 1), ("sinks", 0), ("recent", 1), ("checkpoint_every", 1),
@@ -156,7 +165,7 @@ def check(given: argparse.Namespace) -> Options:
         raise InputError(f"--lr is {given.lr}; it must be above 0")
     if given.passkeys > len(ORDINALS):
         raise InputError(f"--passkeys is {given.passkeys}; it must be at most {len(ORDINALS)}")
-    of_lengths = "--min-length" in METHODS[given.method].flags
+    of_lengths = any("--min-length" in METHODS[name].flags for name in methods)
     if of_lengths and given.min_length > given.max_length:
         raise InputError(
             f"--min-length is {given.min_length}; it must be at most --max-length, "
@@ -172,7 +181,7 @@ def check(given: argparse.Namespace) -> Options:
     )  # fmt: skip
     same = ("examples", "sinks", "recent", "steps", "lr", "reg")
     return Options(
-        method=given.method,
+        methods=methods,
         recipe=recipe,
         wordings=names,
         haystacks=tuple(hays),

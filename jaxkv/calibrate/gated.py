@@ -25,7 +25,7 @@ from jax import Array
 from jaxkv.attention import attend_slots
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Hidden, Lengths, Params, Positions, Queries, Tokens
-from jaxkv.layers.base import Chunk, Facts, Geometry, LayerCache
+from jaxkv.layers.base import Chunk, Facts, Geometry, LayerCache, LayerPolicy
 from jaxkv.layers.full import FullLayer
 from jaxkv.layers.ring import RingLayer
 from jaxkv.models.block import norm
@@ -134,24 +134,49 @@ def hidden_states(
       tokens: int32 [B, T].
       lengths: int32 [B], valid tokens; what is padded is undefined in both.
     """
-    rows, count = tokens.shape
-    shapes = geometry(config, rows, count, params["embed"].dtype.name)
+    teacher = TeacherLayer(FullLayer(_shapes(params, config, tokens)), policy.chunk)
+    full = _stream(params, config, teacher, gates, tokens, lengths)
+    mixed = mixed_states(params, config, gates, policy, tokens, lengths)
+    full, mixed = (norm(x, params, "final_norm", config).astype(jnp.float32) for x in (full, mixed))
+    return full, mixed
+
+
+def mixed_states(
+    params: Params,
+    config: ModelConfig,
+    gates: Array,
+    policy: Gated,
+    tokens: Tokens,
+    lengths: Lengths,
+) -> Hidden:
+    """The mixed stream alone, before the final norm: [B, T, D]; see `hidden_states`."""
+    pupil = policy.at(0, _shapes(params, config, tokens))  # the same in every layer
+    return _stream(params, config, pupil, gates, tokens, lengths)
+
+
+def _shapes(params: Params, config: ModelConfig, tokens: Tokens) -> Geometry:
     if config.windows:
         raise InputError("the model has layers with a window of their own; gates need equal layers")
+    rows, count = tokens.shape
+    return geometry(config, rows, count, params["embed"].dtype.name)
+
+
+def _stream(
+    params: Params,
+    config: ModelConfig,
+    policy: LayerPolicy,
+    gates: Array,
+    tokens: Tokens,
+    lengths: Lengths,
+) -> Hidden:
+    """All layers, each with its gates [K] for a cache."""
     rope = config.scoring(0)
-    # Neither policy differs from layer to layer.
-    teacher, pupil = TeacherLayer(FullLayer(shapes), policy.chunk), policy.at(0, shapes)
 
-    def layer(streams: tuple[Hidden, Hidden], own: tuple[Params, Array]) -> tuple[Any, None]:
-        (full, mixed), (weights, gate) = streams, own
-        full, _ = run_layer(weights, config, teacher, rope, full, teacher.init(), lengths)
-        mixed, _ = run_layer(weights, config, pupil, rope, mixed, gate, lengths)
-        return (full, mixed), None
+    def layer(x: Hidden, own: tuple[Params, Array]) -> tuple[Any, None]:
+        weights, gate = own
+        return run_layer(weights, config, policy, rope, x, gate, lengths)[0], None
 
-    x = embed(params, config, tokens)
-    streams, _ = jax.lax.scan(layer, (x, x), (params["layers"], gates))
-    full, mixed = (norm(x, params, "final_norm", config).astype(jnp.float32) for x in streams)
-    return full, mixed
+    return jax.lax.scan(layer, embed(params, config, tokens), (params["layers"], gates))[0]
 
 
 def losses(

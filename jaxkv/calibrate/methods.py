@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.calibrate.attended import attended, make_prompts
+from jaxkv.calibrate.attended import Prompt, attended, make_prompts
 from jaxkv.calibrate.checkpoints import Checkpoints
+from jaxkv.calibrate.closing import MOST_CLOSED, closed
 from jaxkv.calibrate.haystacks import hay_ids
+from jaxkv.calibrate.onepass import ranked
 from jaxkv.calibrate.passkeys import Recipe, check_room
 from jaxkv.calibrate.profiles import profile
 from jaxkv.calibrate.replays import replay, replayed
@@ -28,7 +30,7 @@ from jaxkv.core.progress import Progress
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Attributes:
-    method: one of `METHODS`.
+    methods: of `METHODS`; of several, heads have the mean of their ranks.
     recipe: of all that is hidden, and of the texts.
     wordings: names of the recipe's.
     haystacks: names of the recipe's: files, or what is built in.
@@ -41,7 +43,7 @@ class Options:
     restart: whether a kept state is dropped.
     """
 
-    method: str
+    methods: tuple[str, ...]
     recipe: Recipe
     wordings: tuple[str, ...]
     haystacks: tuple[str, ...]
@@ -73,7 +75,9 @@ class Options:
             "--lr": self.lr,
             "--reg": self.reg,
         }
-        return {"--method": self.method, **{x: every[x] for x in METHODS[self.method].flags}}
+        used = {flag for name in self.methods for flag in METHODS[name].flags}
+        known = {flag: value for flag, value in every.items() if flag in used}
+        return {"--method": ",".join(self.methods), **known}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,14 @@ class Method:
 
     find: Callable[[Model, Common, Options, Progress], np.ndarray]
     flags: tuple[str, ...]
+
+
+def find_gates(model: Model, common: Common, options: Options, progress: Progress) -> np.ndarray:
+    """By one method as it gives them, or the mean of the ranks by several: [L, K], in [0, 1]."""
+    found = [METHODS[name].find(model, common, options, progress) for name in options.methods]
+    if len(found) == 1:
+        return found[0]
+    return np.mean([ranked(gates) for gates in found], axis=0)
 
 
 def _train(model: Model, common: Common, options: Options, progress: Progress) -> np.ndarray:
@@ -103,13 +115,13 @@ def _train(model: Model, common: Common, options: Options, progress: Progress) -
 
 
 def _attention(model: Model, common: Common, options: Options, progress: Progress) -> np.ndarray:
-    recipe = options.recipe
-    made = make_prompts(
-        model.tokenizer, recipe.wordings, recipe.haystacks, options.examples,
-        (recipe.min_length, recipe.max_length), recipe.words, recipe.number_share, common.seed,
-    )  # fmt: skip
-    _check_longest(model, max(len(prompt.ids) for prompt in made))
-    return attended(model, made, progress)
+    return attended(model, _prompts(model, common, options, options.examples), progress)
+
+
+def _closing(model: Model, common: Common, options: Options, progress: Progress) -> np.ndarray:
+    count = min(options.examples, MOST_CLOSED)
+    prompts = _prompts(model, common, options, count)
+    return closed(model, prompts, options.sinks, options.recent, progress)
 
 
 def _profile(model: Model, common: Common, options: Options, progress: Progress) -> np.ndarray:
@@ -136,12 +148,23 @@ _TEXTS = ("--examples", "--max-length", "--haystack")
 _KEYS = ("--min-length", "--max-length", "--words", "--number-share", "--wordings", "--haystack")
 METHODS: Mapping[str, Method] = {
     "attention": Method(_attention, ("--examples", *_KEYS)),
+    "closing": Method(_closing, ("--examples", "--sinks", "--recent", *_KEYS)),
     "train": Method(
         _train, ("--steps", "--passkeys", "--sinks", "--recent", "--lr", "--reg", *_KEYS)
     ),
     "profile": Method(_profile, _TEXTS),
     "replay": Method(_replay, ("--sinks", "--recent", *_TEXTS)),
 }
+
+
+def _prompts(model: Model, common: Common, options: Options, count: int) -> tuple[Prompt, ...]:
+    recipe = options.recipe
+    made = make_prompts(
+        model.tokenizer, recipe.wordings, recipe.haystacks, count,
+        (recipe.min_length, recipe.max_length), recipe.words, recipe.number_share, common.seed,
+    )  # fmt: skip
+    _check_longest(model, max(len(prompt.ids) for prompt in made))
+    return made
 
 
 def _texts(model: Model, common: Common, options: Options, size: int) -> list[list[int]]:

@@ -79,3 +79,8 @@ def one_pass(
 def of_kv_heads(scores: np.ndarray, kv_heads: int) -> np.ndarray:
     """The mean over the query heads of each KV head: [L, N] -> float64 [L, K]."""
     return np.asarray(scores, np.float64).reshape(len(scores), kv_heads, -1).mean(axis=-1)
+
+
+def ranked(scores: np.ndarray) -> np.ndarray:
+    """The share of all scores that are not above each: float64, in (0, 1]."""
+    return np.searchsorted(np.sort(scores, axis=None), scores, side="right") / scores.size
