@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from pathlib import Path
 
 import jax
@@ -14,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from dense_model import DenseModel
 
-from jaxkv.calibrate import duo, passkeys
+from jaxkv.calibrate import passkeys, trained
 from jaxkv.calibrate.__main__ import main
 from jaxkv.calibrate.checkpoints import Checkpoints
 from jaxkv.calibrate.command import parse_options
 from jaxkv.calibrate.gated import Gated, hidden_states, losses, stack_layers
-from jaxkv.calibrate.passkeys import ALPHABET, ORDINALS, Recipe
+from jaxkv.calibrate.haystacks import builtin
+from jaxkv.calibrate.passkeys import Recipe
 from jaxkv.calibrate.training import (
     histogram,
     make_optimizer,
@@ -28,7 +29,9 @@ from jaxkv.calibrate.training import (
     make_step,
     rate,
     start,
+    train,
 )
+from jaxkv.calibrate.wordings import ALPHABET, HELD_OUT, ORDINALS, WORDINGS
 from jaxkv.checkpoints import toy
 from jaxkv.checkpoints.model import Model
 from jaxkv.models.block import rms_norm
@@ -47,9 +50,9 @@ LENGTHS = jnp.asarray([VALID], jnp.int32)
 LABELS = jnp.asarray((np.arange(TOTAL) >= 19) & (np.arange(TOTAL) < VALID))[None]
 GATES_01 = jnp.asarray(np.random.default_rng(3).uniform(0.1, 0.9, SHAPE), jnp.float32)
 SMALL = [
-    "duo", "--model", "tiny-random", "--passkeys", "1", "--words", "2", "--min-length", "256",
-    "--max-length", "256", "--sinks", "4", "--recent", "16", "--steps", "5",
-    "--checkpoint-every", "2",
+    "duo", "--method", "train", "--model", "tiny-random", "--passkeys", "1", "--words", "2",
+    "--number-share", "0", "--min-length", "256", "--max-length", "256", "--sinks", "4",
+    "--recent", "16", "--steps", "5", "--checkpoint-every", "2",
 ]  # fmt: skip
 
 
@@ -61,14 +64,14 @@ def compiled() -> dict:
 @pytest.fixture(autouse=True)
 def one_compilation(monkeypatch, compiled) -> None:
     """Commands of this file differ in nothing that is compiled into the large program."""
-    make_slope = duo.make_slope
+    make_slope = trained.make_slope
 
     def shared(losses):
         if not compiled:
             compiled["slope"] = make_slope(losses)
         return compiled["slope"]
 
-    monkeypatch.setattr(duo, "make_slope", shared)
+    monkeypatch.setattr(trained, "make_slope", shared)
 
 
 @pytest.fixture(scope="module")
@@ -93,54 +96,24 @@ def loss(gates) -> tuple[jax.Array, jax.Array]:
     return _compiled()[1](STACKED, toys.CONFIG, gates, POLICY, TOKENS, LENGTHS, LABELS)
 
 
-class Dense:
-    """Both streams in NumPy, float64, with T x T masks (ALGORITHMS.md 4.2)."""
+class Dense(DenseModel):
+    """Both streams, with T x T masks (the paper's formula, section 3.2)."""
 
     def __init__(self, gates: np.ndarray) -> None:
-        config, self.gates = toys.CONFIG, np.asarray(gates, np.float64)
-        self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), PARAMS)
-        self.group, self.dim, self.eps = config.group_size, config.head_dim, config.norm_eps
+        super().__init__(PARAMS, toys.CONFIG)
+        self.gates = np.asarray(gates, np.float64)
         at = np.arange(VALID)
         back = at[:, None] - at[None]
         self.causal = back >= 0
-        recent = (back <= POLICY.recent) | (at[None] < POLICY.sinks)
-        self.streaming = self.causal & recent
-        angles = at[:, None] / 10000.0 ** (np.arange(0, self.dim, 2) / self.dim)
-        self.cos, self.sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-
-    def norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * weight
-
-    def rotate(self, x: np.ndarray) -> np.ndarray:
-        a, b = np.split(x, 2, axis=-1)
-        return np.concatenate([a * self.cos - b * self.sin, b * self.cos + a * self.sin], axis=-1)
-
-    def attend(self, x: np.ndarray, layer: dict, mask: np.ndarray) -> np.ndarray:
-        qkv = self.norm(x, layer["attn_norm"]) @ layer["wqkv"]
-        qkv = qkv.reshape(len(x), toys.CONFIG.num_kv_heads, -1, self.dim)
-        outs = []
-        for head in range(qkv.shape[1]):
-            q, k = (self.rotate(y) for y in (qkv[:, head, :-2], qkv[:, head, -2:-1]))
-            scores = np.einsum("tgh,sh->gts", q, k[:, 0]) / math.sqrt(self.dim)
-            weights = np.exp(np.where(mask[None], scores, -np.inf))
-            weights /= weights.sum(-1, keepdims=True)
-            outs.append(np.einsum("gts,sh->tgh", weights, qkv[:, head, -1]))
-        return np.stack(outs, axis=1)  # [T, K, G, H]
-
-    def rest(self, x: np.ndarray, attended: np.ndarray, layer: dict) -> np.ndarray:
-        x = x + attended.reshape(len(x), -1) @ layer["wo"]
-        y = self.norm(x, layer["mlp_norm"])
-        gate, up = np.split(y @ layer["w_gate_up"], 2, axis=-1)
-        return x + (gate / (1 + np.exp(-gate)) * up) @ layer["w_down"]
+        self.streaming = self.causal & ((back <= POLICY.recent) | (at[None] < POLICY.sinks))
 
     def losses(self) -> tuple[float, float]:
         full = mixed = self.params["embed"][np.asarray(TOKENS)[0, :VALID]]
         for layer, gate in zip(self.params["layers"], self.gates, strict=True):
-            taught = self.attend(full, layer, self.causal)
-            own = self.attend(mixed, layer, self.streaming)
             share = gate[None, :, None, None]
-            mixed = self.rest(mixed, share * taught + (1 - share) * own, layer)
-            full = self.rest(full, taught, layer)
+            far, near = (self.attend(mixed, layer, x) for x in (self.causal, self.streaming))
+            mixed = self.rest(mixed, share * far + (1 - share) * near, layer)
+            full = self.rest(full, self.attend(full, layer, self.causal), layer)
         full, mixed = (self.norm(x, self.params["final_norm"]) for x in (full, mixed))
         apart = ((full - mixed) ** 2).mean(-1)[np.asarray(LABELS)[0, :VALID]]
         return float(apart.mean()), float(np.abs(self.gates).mean())
@@ -189,29 +162,31 @@ class TestStreams:
         np.testing.assert_array_equal(loss(GATES_01)[0], again[0])
 
 
-class TestExamples:
-    RECIPE = Recipe(450, 510, 3, 2, 0.4)
+HAY = ("Call me Ishmael.", "Some years ago, never mind.")
 
-    @pytest.mark.parametrize("haystack", [None, "Call me Ishmael. Some years ago, never mind."])
-    def test_pass_keys_are_hidden_in_order_and_asked_for_in_the_tail(self, model, haystack):
-        recipe = Recipe(450, 510, 3, 2, 0.4, haystack)
+
+def recipe(*sizes: int, wordings=(WORDINGS["vault"],), hays=(HAY,)) -> Recipe:
+    return Recipe(*sizes, 0.4, wordings, hays)  # type: ignore[misc]
+
+
+class TestExamples:
+    VAULT = recipe(450, 510, 3, 2)
+
+    def test_pass_keys_are_hidden_in_order_and_asked_for_in_the_tail(self, model):
         lengths, kinds = set(), set()
+        decode = model.tokenizer.decode
         for step in range(20):
-            example = passkeys.make_example(recipe, model.tokenizer, 1, step)
+            example = passkeys.make_example(self.VAULT, model.tokenizer, 1, step)
             total = len(example.tokens)
             assert 450 <= total <= 510 and example.tokens.dtype == np.int32
             lengths.add(total)
-            first = int(np.argmax(example.labels))
-            assert not example.labels[:first].any() and example.labels[first:].all()
-            book, tail = (
-                model.tokenizer.decode(part)
-                for part in (example.tokens[:first], example.tokens[first:])
-            )
-            assert book.endswith(" </book>.\n\n")
+            text = decode(example.tokens)
+            book, tail = text.split(" </book>.\n\n")
             assert tail.startswith("Based on") and tail.endswith("\n\n")
             assert book.startswith("This is a very long story book: <book> ")
             at = [book.index(f"it's the {ordinal} passkey") for ordinal in ORDINALS[:3]]
             assert at == sorted(at)
+            said = ""
             for ordinal in ORDINALS[:3]:
                 key = book.split(f"it's the {ordinal} passkey to the vault: ")[1].split("\n\n")[0]
                 asked = f"what is the {ordinal} passkey to the vault?\nPasskey: {key}\n\n"
@@ -219,33 +194,76 @@ class TestExamples:
                 number = key.isdigit()
                 kinds.add(number)
                 words = key.split(" ")
-                assert (len(key) == 7) if number else (len(words) == 2 and {*words} <= {*ALPHABET})
+                assert 5 <= len(key) <= 7 if number else len(words) == 2 and {*words} <= {*ALPHABET}
+                said += f" {key}"
+            # A label is at the token before the one that it says.
+            assert not example.labels[-1]
+            assert decode(example.tokens[1:][example.labels[:-1]]) == said
         assert len(lengths) > 5 and kinds == {False, True}
+
+    def test_every_wording_and_haystack_has_its_turn(self, model):
+        many = recipe(700, 700, 1, 2, wordings=tuple(WORDINGS.values()), hays=(("A.",), ("B.",)))
+        hays = set()
+        for step, wording in enumerate(many.wordings):
+            text = model.tokenizer.decode(
+                passkeys.make_example(many, model.tokenizer, 0, step).tokens
+            )
+            who = wording.owners[0]
+            question, opening = wording.asked(who)
+            key = text.split(f"{question}\n{opening} ")[1].removesuffix("\n\n")
+            assert wording.sentence(who, key) in text and key.split() != []
+            hays |= {hay for hay in "AB" if f" {hay}. {hay}." in text}
+        assert hays == {"A", "B"}
 
     def test_are_the_same_for_a_seed_and_a_step(self, model):
         def tokens(seed: int, step: int) -> list[int]:
-            return passkeys.make_example(self.RECIPE, model.tokenizer, seed, step).tokens.tolist()
+            return passkeys.make_example(self.VAULT, model.tokenizer, seed, step).tokens.tolist()
 
         assert tokens(0, 7) == tokens(0, 7)
         assert tokens(0, 7) != tokens(0, 8)
         assert tokens(0, 7) != tokens(1, 7)
 
     def test_the_tightest_length_is_accepted_and_no_less(self, model):
-        parts = passkeys._parts(Recipe(1, 1, 2, 2, 0.0), model.tokenizer, 0, 0)
+        parts = passkeys._parts(recipe(1, 1, 2, 2), model.tokenizer, 0, 0)
         tight = 1 - parts.room
-        exact = Recipe(tight, tight, 2, 2, 0.0)
+        exact = recipe(tight, tight, 2, 2)
         passkeys.check_room(exact, model.tokenizer, 0, 1)
         assert len(passkeys.make_example(exact, model.tokenizer, 0, 0).tokens) == tight
         with pytest.raises(ValueError, match=f"up to {tight} tokens"):
-            passkeys.check_room(Recipe(tight - 1, tight, 2, 2, 0.0), model.tokenizer, 0, 1)
+            passkeys.check_room(recipe(tight - 1, tight, 2, 2), model.tokenizer, 0, 1)
 
     def test_padding_keeps_the_labels(self, model):
-        example = passkeys.make_example(self.RECIPE, model.tokenizer, 0, 0)
-        tokens, lengths, labels = duo.padded(example, 256)
+        example = passkeys.make_example(self.VAULT, model.tokenizer, 0, 0)
+        tokens, lengths, labels = trained.padded(example, 256)
         total = len(example.tokens)
         assert tokens.shape == labels.shape == (1, 512) and lengths.tolist() == [total]
         assert tokens[0, :total].tolist() == example.tokens.tolist()
         assert labels.sum() == example.labels.sum() and not labels[0, total:].any()
+
+    def test_what_is_held_out_is_never_trained_on(self):
+        other = trained.held_out(self.VAULT)
+        assert other.wordings == tuple(HELD_OUT.values())
+        assert not {w.told for w in other.wordings} & {w.told for w in WORDINGS.values()}
+        assert not set(other.haystacks[0]) & {x for hay in builtin().values() for x in hay}
+        assert (other.min_length, other.passkeys) == (450, 3)
+
+
+def test_the_gates_that_are_judged_best_are_kept(tmp_path: Path) -> None:
+    optimizer = make_optimizer(0.1, 6)
+    slope = make_slope(lambda gates, x: (jnp.sum(gates) * jnp.sum(x), jnp.mean(gates)))
+    judged: list[float] = []
+
+    def judge(gates: jax.Array) -> float:
+        judged.append(float(gates[0, 0]))
+        return [3.0, 1.0, 2.0][len(judged) - 1]
+
+    gates = train(
+        make_step(slope, optimizer, 0.1), start(jnp.ones((1, 1), jnp.float32), optimizer),
+        lambda index: (jnp.zeros(1, jnp.float32),), judge, 6, Checkpoints(tmp_path / "c", {}), 2,
+        lambda *told: None,
+    )  # fmt: skip
+    assert judged == sorted(judged, reverse=True) and len(judged) == 3
+    assert gates.tolist() == [[judged[1]]]
 
 
 def test_the_schedule_is_that_of_the_code() -> None:
@@ -286,14 +304,16 @@ class TestCommand:
         gates = np.asarray(content["gates"])
         assert gates.shape == (3, 2) and (0 <= gates).all() and (gates <= 1).all()
         assert gates.min() < 1 and len(np.unique(gates)) > 1
+        assert told.count("held out") == 3 and "best so far" in told
         assert content["full_heads"] == sparsify(gates, 0.5).tolist()
         for name, value in {
             "format": "jaxkv.duo", "model": model.config.identity, "name": "tiny-random",
             "sinks": 4, "recent": 16, "sparsity": 0.5, "seed": 0, "steps": 5, "lr": 0.02,
-            "reg": 0.05, "haystack": [str(text)], "jax": jax.__version__,
+            "reg": 0.05, "haystack": [str(text)], "jax": jax.__version__, "method": "train",
+            "wordings": list(WORDINGS),
         }.items():  # fmt: skip
             assert content[name] == value
-        assert content["command"].startswith("python -m jaxkv.calibrate duo --model tiny-random")
+        assert content["command"].startswith("python -m jaxkv.calibrate duo --method train")
         kept = full_heads(str(out), 0.5, geometry(model.config, 1, 64))
         assert [[head in heads for head in range(2)] for heads in kept] == content["full_heads"]
         assert plot.read_bytes().startswith(b"\x89PNG")
@@ -308,12 +328,12 @@ class TestCommand:
         make_example = passkeys.make_example
 
         def stopped(recipe, tokenizer, seed, step):
-            if step == 3:
+            if step == 3 and recipe.wordings[0] in WORDINGS.values():  # not where gates are judged
                 raise KeyboardInterrupt
             return make_example(recipe, tokenizer, seed, step)
 
         with monkeypatch.context() as patch:
-            patch.setattr(duo, "make_example", stopped)
+            patch.setattr(trained, "make_example", stopped)
             with pytest.raises(SystemExit) as ended:
                 main([*SMALL, "--out", str(out)])
         assert ended.value.code == 130 and not out.exists()
@@ -370,6 +390,9 @@ class TestCommand:
             (["duo", "--out", "."], "folder"),
             (["duo", "--out", "/dev/null/x"], "/dev/null"),
             (["duo", "--out", "x", "--plot", "x.doc"], ".png"),
+            (["duo", "--out", "x", "--method", "guess"], "attention, closing, train, profile"),
+            (["duo", "--out", "x", "--wordings", "vault,x"], "'x'; each must be one of vault"),
+            (["duo", "--out", "x", "--examples", "0"], "--examples is 0; it must be at least 1"),
             (["duo", "--out", "x", "--steps", "0"], "--steps is 0; it must be at least 1"),
             (["duo", "--out", "x", "--steps", "many"], "--steps"),
             (["duo", "--out", "x", "--min-length", "9", "--max-length", "8"], "--max-length"),

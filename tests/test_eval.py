@@ -19,6 +19,7 @@ from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.eval.__main__ import main
 from jaxkv.eval.questions import answers, metrics, rows
+from jaxkv.eval.questions.wordings import WORDINGS
 from jaxkv.eval.runner.options import make_policies, parse_options
 from jaxkv.eval.runner.result import Result
 from jaxkv.eval.tasks import copying, passkey, ppl
@@ -297,6 +298,24 @@ class TestPasskey:
         assert passkey.make_rows(model, (700,), 2, 1, seed=5) == both[2:]
         assert passkey.make_rows(model, (700,), 2, 1, seed=6) != both[2:]
 
+    def test_wordings_are_in_their_own_texts_and_have_scores_of_their_own(self, model):
+        made = passkey.make_rows(model, (700,), 2, 1, seed=0, wordings=tuple(WORDINGS))
+        assert [row.task for row in made[::2]] == [f"{name}-700" for name in WORDINGS]
+        for row, wording in zip(made[1::2], WORDINGS.values(), strict=True):
+            number = row.answers[0]
+            assert len(number) == wording.digits and row.context.count(number) in (1, 2)
+            assert row.context.startswith(wording.intro)
+            before = row.context.partition(wording.key.partition(" {")[0])[0]
+            straw = wording.hay()
+            assert before.endswith((*(f"{x} " for x in straw), f"{wording.intro}\n"))
+            assert 600 < len(answers.row_ids(model, row)) <= 700
+        assert passkey.make_rows(model, (700,), 2, 1, seed=0)[0].task is None
+
+    def test_classic_is_a_wording(self):
+        for words in (["--classic"], ["--wording", "classic"]):
+            assert parse_options(["passkey", *words])[2].wordings == ("classic",)
+        assert parse_options(["passkey", "--wording", "all"])[2].wordings == tuple(WORDINGS)
+
     def test_report_rows_and_heat_map(self, capsys, tmp_path, model):
         saved, plot = tmp_path / "rows.jsonl", tmp_path / "map.png"
         main(
@@ -401,6 +420,7 @@ class TestOptions:
             (["passkey", "--lengths", "0"], "at least 1"),
             (["passkey", "--depths", "0"], "at least 1"),
             (["passkey", "--digits", "10"], "from 1 to 9"),
+            (["passkey", "--wording", "ruler,none"], "'none'; each must be one of ruler, classic"),
             (["passkey", "--batch-size", "0"], "at least 1"),
             (["copy", "--lines", "1"], "from 2 to"),
             (["copy", "--cases", "0"], "at least 1"),

@@ -2,9 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """DuoAttention's two streams: a teacher that sees everything, and a blend of it with streaming.
 
-Policies are static and caches are data, so a gate and the teacher's output travel as a layer's
-cache, and both streams run through the decoder's layer as it is. Each kind of attention is that of
-the layer which later deploys it: `FullLayer` and `RingLayer`, with absolute positions in both.
+Policies are static and caches are data, so a gate travels as a layer's cache, and both streams run
+through the decoder's layer as it is. Streaming attention is that of the layer which later deploys
+it, `RingLayer`, with absolute positions.
+
+The blend is the paper's: full and streaming attention over the same stream's queries, keys and
+values. In the authors' code the full half is the teacher's output instead. Then a layer is told
+what the teacher's heads found whatever the heads before it have lost, and heads of early layers,
+which only prepare what later ones find, look as if nothing depended on them.
 """
 
 from __future__ import annotations
@@ -13,58 +18,19 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.attention import attend_slots
 from jaxkv.core.errors import InputError
-from jaxkv.core.typing import Hidden, Lengths, Params, Queries, Tokens
+from jaxkv.core.typing import Hidden, Lengths, Params, Positions, Queries, Tokens
 from jaxkv.layers.base import Chunk, Facts, Geometry, LayerCache, LayerPolicy
 from jaxkv.layers.full import FullLayer
 from jaxkv.layers.ring import RingLayer
 from jaxkv.models.block import norm
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import embed, geometry, run_layer
-
-
-@flax.struct.dataclass
-class Blend:
-    """What a layer of the mixed stream is given.
-
-    Attributes:
-      gate: float32 [K], in [0, 1]: the teacher's share of each KV head's output.
-      taught: [B, T, N, H], the teacher's attention output in this layer.
-    """
-
-    gate: Array
-    taught: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherLayer:
-    """A `FullLayer` whose cache is forgotten, and whose output [B, T, N, H] is kept instead.
-
-    Attributes:
-      full: what attends.
-      chunk: tokens that attend at a time; it must divide a prompt.
-    """
-
-    full: FullLayer
-    chunk: int
-
-    def init(self) -> LayerCache:
-        """An empty cache."""
-        return self.full.init()
-
-    def take(self, cache: LayerCache, chunk: Chunk) -> tuple[Queries, Queries]:
-        """Attends to everything; gives the output twice."""
-        out = _in_chunks(self.full, self.chunk, cache, chunk)
-        return out, out
-
-    def facts(self) -> Facts:
-        """As the layer."""
-        return self.full.facts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +55,7 @@ class Gated:
 
 @dataclasses.dataclass(frozen=True)
 class GatedLayer:
-    """`gate * taught + (1 - gate) * streaming`, before the output projection.
+    """`gate * full + (1 - gate) * streaming`, before the output projection; its cache is the gate.
 
     Attributes:
       ring: the streaming half.
@@ -99,22 +65,45 @@ class GatedLayer:
     ring: RingLayer
     chunk: int
 
-    def init(self) -> Blend:
-        """Open gates, and a teacher that has said nothing yet."""
-        g = self.ring.geometry
-        shape = g.batch_size, g.max_length, g.num_heads, g.head_dim
-        return Blend(jnp.ones(g.num_kv_heads, jnp.float32), jnp.zeros(shape, g.dtype))
+    def init(self) -> LayerCache:
+        """Open gates: float32 [K], in [0, 1], the share of full attention in each KV head."""
+        return jnp.ones(self.ring.geometry.num_kv_heads, jnp.float32)
 
-    def take(self, cache: Blend, chunk: Chunk) -> tuple[Blend, Queries]:
-        """The streaming half attends to this stream's own keys, to sinks and a window of them."""
-        own = _in_chunks(self.ring, self.chunk, self.ring.init(), chunk)
-        gate = jnp.repeat(cache.gate, chunk.q.shape[2] // chunk.k.shape[2])[None, None, :, None]
-        taught, streamed = cache.taught.astype(jnp.float32), own.astype(jnp.float32)
-        return cache, (gate * taught + (1 - gate) * streamed).astype(chunk.q.dtype)
+    def take(self, cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        """Attends twice to this stream's keys: to all, and to sinks and a window of them."""
+        gate = jnp.repeat(cache, chunk.q.shape[2] // chunk.k.shape[2])[None, None, :, None]
+        full = _everything(self.chunk, chunk).astype(jnp.float32)
+        near = _streaming(self.ring, self.chunk, chunk).astype(jnp.float32)
+        return cache, (gate * full + (1 - gate) * near).astype(chunk.q.dtype)
 
     def facts(self) -> Facts:
         """Of the streaming half."""
         return self.ring.facts()
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherLayer:
+    """Sees a whole prompt, and keeps nothing.
+
+    Attributes:
+      full: the layer that it attends as.
+      chunk: tokens that attend at a time; it must divide a prompt.
+    """
+
+    full: FullLayer
+    chunk: int
+
+    def init(self) -> LayerCache:
+        """Nothing."""
+        return ()
+
+    def take(self, cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        """Attends to everything."""
+        return cache, _everything(self.chunk, chunk)
+
+    def facts(self) -> Facts:
+        """As the layer."""
+        return self.full.facts()
 
 
 def stack_layers(params: Params) -> Params:
@@ -145,24 +134,49 @@ def hidden_states(
       tokens: int32 [B, T].
       lengths: int32 [B], valid tokens; what is padded is undefined in both.
     """
-    rows, count = tokens.shape
-    shapes = geometry(config, rows, count, params["embed"].dtype.name)
+    teacher = TeacherLayer(FullLayer(_shapes(params, config, tokens)), policy.chunk)
+    full = _stream(params, config, teacher, gates, tokens, lengths)
+    mixed = mixed_states(params, config, gates, policy, tokens, lengths)
+    full, mixed = (norm(x, params, "final_norm", config).astype(jnp.float32) for x in (full, mixed))
+    return full, mixed
+
+
+def mixed_states(
+    params: Params,
+    config: ModelConfig,
+    gates: Array,
+    policy: Gated,
+    tokens: Tokens,
+    lengths: Lengths,
+) -> Hidden:
+    """The mixed stream alone, before the final norm: [B, T, D]; see `hidden_states`."""
+    pupil = policy.at(0, _shapes(params, config, tokens))  # the same in every layer
+    return _stream(params, config, pupil, gates, tokens, lengths)
+
+
+def _shapes(params: Params, config: ModelConfig, tokens: Tokens) -> Geometry:
     if config.windows:
         raise InputError("the model has layers with a window of their own; gates need equal layers")
+    rows, count = tokens.shape
+    return geometry(config, rows, count, params["embed"].dtype.name)
+
+
+def _stream(
+    params: Params,
+    config: ModelConfig,
+    policy: LayerPolicy,
+    gates: Array,
+    tokens: Tokens,
+    lengths: Lengths,
+) -> Hidden:
+    """All layers, each with its gates [K] for a cache."""
     rope = config.scoring(0)
-    # Neither policy differs from layer to layer.
-    teacher, pupil = TeacherLayer(FullLayer(shapes), policy.chunk), policy.at(0, shapes)
 
-    def layer(streams: tuple[Hidden, Hidden], own: tuple[Params, Array]) -> tuple[Any, None]:
-        (full, mixed), (weights, gate) = streams, own
-        full, taught = run_layer(weights, config, teacher, rope, full, teacher.init(), lengths)
-        mixed, _ = run_layer(weights, config, pupil, rope, mixed, Blend(gate, taught), lengths)
-        return (full, mixed), None
+    def layer(x: Hidden, own: tuple[Params, Array]) -> tuple[Any, None]:
+        weights, gate = own
+        return run_layer(weights, config, policy, rope, x, gate, lengths)[0], None
 
-    x = embed(params, config, tokens)
-    streams, _ = jax.lax.scan(layer, (x, x), (params["layers"], gates))
-    full, mixed = (norm(x, params, "final_norm", config).astype(jnp.float32) for x in streams)
-    return full, mixed
+    return jax.lax.scan(layer, embed(params, config, tokens), (params["layers"], gates))[0]
 
 
 def losses(
@@ -190,27 +204,54 @@ def losses(
     return distill, jnp.mean(jnp.abs(gates))
 
 
-def _in_chunks(layer: LayerPolicy, size: int, cache: LayerCache, prompt: Chunk) -> Queries:
-    """A whole prompt through a layer, `size` tokens at a time: out [B, T, N, H].
-
-    A ring then compares T x (size + sinks + recent) keys instead of T x T. On the way back every
-    chunk is computed again from its q, k and v, so that no scores are kept.
-    """
+def _everything(size: int, prompt: Chunk) -> Queries:
+    """Full causal attention within a whole prompt, `size` queries at a time: [B, T, N, H]."""
     batch, total = prompt.q.shape[:2]
-    count, lengths = total // size, prompt.lengths
-    if lengths is None:
-        lengths = jnp.full(batch, total, jnp.int32)
-    starts = jnp.arange(count, dtype=jnp.int32)[:, None] * size
-    valid = jnp.clip(lengths[None] - starts, 0, size)  # [chunks, B]
-
-    def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+    at = jnp.broadcast_to(jnp.arange(total, dtype=jnp.int32), (batch, total))
+    q, k = prompt.rotated(at)
+    held = jnp.where(at < _lengths(prompt)[:, None], at, -1)[:, None]
+    keys, values = k.swapaxes(1, 2), prompt.v.swapaxes(1, 2)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # within a scan there is none
-    def one(cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
-        return layer.take(cache, chunk)
+    def one(q: Queries, at: Positions) -> Queries:
+        # A window that nothing leaves: without one, the op's loop has no derivative.
+        return attend_slots(q, keys, values, at, held, prompt.rope, window=total)[0]
 
-    q, k, v = (split(x) for x in (prompt.q, prompt.k, prompt.v))
-    parts = Chunk(q, k, v, valid, prompt.rope, decoding=False)
-    _, outs = jax.lax.scan(one, cache, parts)
+    _, outs = jax.lax.scan(
+        lambda _, part: (None, one(*part)), None, (_split(q, size), _split(at, size))
+    )
+    return _joined(outs, prompt)
+
+
+def _streaming(ring: RingLayer, size: int, prompt: Chunk) -> Queries:
+    """A whole prompt through a ring, `size` tokens at a time: out [B, T, N, H].
+
+    It then compares T x (size + sinks + recent) keys instead of T x T. On the way back every
+    chunk is computed again from its q, k and v, so that no scores are kept.
+    """
+    starts = jnp.arange(prompt.count // size, dtype=jnp.int32)[:, None] * size
+    valid = jnp.clip(_lengths(prompt)[None] - starts, 0, size)  # [chunks, B]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        return ring.take(cache, chunk)
+
+    q, k, v = (_split(x, size) for x in (prompt.q, prompt.k, prompt.v))
+    _, outs = jax.lax.scan(one, ring.init(), Chunk(q, k, v, valid, prompt.rope, decoding=False))
+    return _joined(outs, prompt)
+
+
+def _lengths(prompt: Chunk) -> Array:
+    if prompt.lengths is not None:
+        return prompt.lengths
+    return jnp.full(prompt.q.shape[0], prompt.count, jnp.int32)
+
+
+def _split(x: Array, size: int) -> Array:
+    """[B, T, ...] -> [T / size, B, size, ...]."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _joined(outs: Array, prompt: Chunk) -> Queries:
+    """What `_split` did, undone."""
     return jnp.moveaxis(outs, 0, 1).reshape(prompt.q.shape)

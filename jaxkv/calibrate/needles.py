@@ -273,7 +273,7 @@ def examples(
     for length in sorted(set(lengths)):
         for index, needle in enumerate(needles(kinds, seed)):
             begin = int(np.random.default_rng([seed, length, index]).integers(len(haystack)))
-            straw, ends = _straw(tokenizer, haystack, begin, length)
+            straw, ends = straw_of(tokenizer, haystack, begin, length)
             places = [
                 bisect.bisect_right(ends, ends[-1] * percent / 100) - 1
                 for percent in depth_percents(depths)
@@ -289,7 +289,7 @@ def examples(
     return tuple(found.values())
 
 
-def _straw(
+def straw_of(
     tokenizer: Tokenizer, haystack: Sequence[str], begin: int, length: int
 ) -> tuple[list[str], list[int]]:
     """As many sentences as fit in `length` tokens, and the tokens before each and after all."""
@@ -310,7 +310,7 @@ def _example(
 
     Every piece is turned into tokens by itself, so where each begins and ends is known.
     """
-    before, after = _around(tokenizer, chat)
+    before, after = around(tokenizer, chat)
     facts = [needle.facts] if needle.facts else []
     told = [claim.sentence for claim in needle.claims]
     ids = list(before)
@@ -338,8 +338,8 @@ def _spaced(parts: Sequence[str]) -> Iterator[str]:
         yield f" {part}" if index else part
 
 
-def _around(tokenizer: Tokenizer, chat: bool) -> tuple[list[int], list[int]]:
-    """What stands before the user's words and after them."""
+def around(tokenizer: Tokenizer, chat: bool) -> tuple[list[int], list[int]]:
+    """The ids before the user's words and after them."""
     if not chat:
         return list(tokenizer.bos_ids), tokenizer.encode("\nAnswer:")
     mark = "\0"  # templates trim what they are given; this they leave alone

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -38,10 +39,14 @@ class State:
     Attributes:
       gates: float32 [L, K]; an update may have left some just outside of [0, 1].
       optimizer: the state of AdamW.
+      best: float32 [L, K], the gates that were judged best so far.
+      least: float32 scalar, what they were judged.
     """
 
     gates: Array
     optimizer: Any
+    best: Array
+    least: Array
 
 
 @flax.struct.dataclass
@@ -105,48 +110,53 @@ def make_step(
     """
 
     @jax.jit
-    def update(gates: Array, state: Any, change: Array) -> State:
+    def update(gates: Array, state: Any, change: Array) -> tuple[Array, Any]:
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
             change, state = optimizer.update(change, state, gates)  # type: ignore[assignment]
-        return State(gates + change, state)
+        return gates + change, state
 
     def step(state: State, *args: Any) -> tuple[State, Report]:
         # Clipped in place before they are used: then the derivative at 0 and at 1 is that of the
         # inside, where `jnp.clip` would give half of it.
         gates = jnp.clip(state.gates, 0.0, 1.0)
         report, change = slope(gates, jnp.float32(reg), *args)
-        return update(gates, state.optimizer, change), report
+        gates, after = update(gates, state.optimizer, change)
+        return dataclasses.replace(state, gates=gates, optimizer=after), report
 
     return step
 
 
 def start(gates: Array, optimizer: optax.GradientTransformation) -> State:
     """A run of no steps."""
-    return State(gates, optimizer.init(gates))
+    return State(gates, optimizer.init(gates), gates, jnp.float32(jnp.inf))
 
 
 def train(
     step: Step,
     state: State,
     batch: Callable[[int], tuple[Array, ...]],
+    judge: Callable[[Array], float],
     steps: int,
     checkpoints: Checkpoints,
     every: int,
     progress: Progress,
 ) -> np.ndarray:
-    """All steps, from the newest checkpoint on, if there is one.
+    """All steps, from the newest checkpoint on, if there is one; and the best gates on the way.
+
+    More steps are not always better: gates go on to fit what they are trained on.
 
     Args:
       step: from `make_step`; it is compiled for every shape that `batch` gives.
       state: before the first step.
       batch: what a step is called with, by its number from 0.
+      judge: how bad gates in [0, 1] are on what is never trained on.
       steps: how many.
       checkpoints: where states are kept.
-      every: so many steps.
+      every: so many steps gates are judged and the state is kept, and at the end.
       progress: called after every step.
 
     Returns:
-      The gates, float32 [L, K], in [0, 1].
+      The gates that were judged best, float32 [L, K], in [0, 1].
 
     Raises:
       InputError: a checkpoint of another run, or a loss that is not finite.
@@ -183,9 +193,23 @@ def train(
             )  # fmt: skip
             reports, times = [], []
         progress("training gates", done, steps)
+        if done % every == 0 or done == steps:
+            state = _judged(state, judge, done)
         if done % every == 0 and done < steps:
             checkpoints.save(done, state)
-    return np.clip(np.asarray(state.gates), 0.0, 1.0)
+    return np.asarray(state.best)
+
+
+def _judged(state: State, judge: Callable[[Array], float], done: int) -> State:
+    """The state, which knows whether its gates are the best so far."""
+    gates = jnp.clip(state.gates, 0.0, 1.0)
+    found = judge(gates)
+    better = found < float(state.least)
+    print(
+        f"step {done}: held out {found:.4f}{', the best so far' if better else ''}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    return dataclasses.replace(state, best=gates, least=jnp.float32(found)) if better else state
 
 
 def histogram(gates: np.ndarray) -> str:

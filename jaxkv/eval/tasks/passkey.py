@@ -26,19 +26,16 @@ from jaxkv.eval.questions.answers import (
     evaluate_rows,
 )
 from jaxkv.eval.questions.haystacks import (
-    NOISE,
     add_cells,
     add_lengths,
     check_lengths,
-    cycled,
     largest_row,
 )
 from jaxkv.eval.questions.rows import add_save_rows, check_save_rows, save_rows
+from jaxkv.eval.questions.wordings import WORDINGS
 from jaxkv.eval.runner.result import Result
 from jaxkv.eval.runner.task import Common, Task
 from jaxkv.text.prose import depth_percents
-
-MAX_NEW_TOKENS = 16  # seven digits, for tokenizers that have one token a digit, and some room
 
 WORDS = (
     "anchor", "basket", "candle", "desert", "engine", "feather", "garden", "hammer", "island",
@@ -46,11 +43,17 @@ WORDS = (
     "saddle", "temple", "umbrella", "velvet", "window", "yarn",
 )  # fmt: skip
 
-_DESCRIPTION = f"""Find a number that is hidden in repeated sentences, in the manner of RULER's niah_single_1.
+_DESCRIPTION = f"""Find a number that is hidden in a text, in the manner of RULER's niah_single_1.
+
+  --wording  ruler      RULER's, in sentences that repeat
+             classic    the first pass-key test's, in the same: the number is said twice
+             safe       in an essay
+             invoice, catalogue  in Python's own help texts
+             none of them is among those that python -m jaxkv.calibrate finds heads by
 
 Each prompt, with its chat template, question and start of the answer, has as many tokens as fit in
 its length and never more. score is the percentage of numbers found; by has it for every length and
-every depth, cells for both together.
+every depth, cells for both together. With several wordings by has it for each at every length too.
 
 {QUERY_AWARE}
 """  # noqa: E501
@@ -62,8 +65,8 @@ class Options:
     lengths: of the prompts, in tokens.
     depths: how many, evenly from the start (0) to the end (100) of the noise.
     rows_per_cell: rows of each length and depth.
-    digits: of a number.
-    classic: whether the sentences are those of the first pass-key test and not RULER's.
+    digits: of a number, or None for the wording's own.
+    wordings: names of `WORDINGS`.
     save_rows: where to keep the rows, or None.
     manner: how they are put to the model.
     """
@@ -71,49 +74,10 @@ class Options:
     lengths: tuple[int, ...]
     depths: int
     rows_per_cell: int
-    digits: int
-    classic: bool
+    digits: int | None
+    wordings: tuple[str, ...]
     save_rows: str | None
     manner: Manner
-
-
-def make_row(
-    word: str, number: int, sentences: int, depth: float, length: int | None = None
-) -> Row:
-    """A row with the needle after `depth` percent of the sentences."""
-    noise = cycled(NOISE, sentences)
-    at = round(sentences * depth / 100)
-    noise.insert(at, f"One of the special magic numbers for {word} is: {number}.")
-    return Row(
-        context="A special magic number is hidden within the following text. Make sure to memorize "
-        f"it. I will quiz you about the number afterwards.\n{' '.join(noise)}\n",
-        question=f"What is the special magic number for {word} mentioned in the provided text?",
-        answer_prefix=f"The special magic number for {word} mentioned in the provided text is",
-        answers=(str(number),),
-        max_new_tokens=MAX_NEW_TOKENS,
-        length=length,
-        depth=depth,
-    )
-
-
-def make_classic_row(
-    word: str, number: int, sentences: int, depth: float, length: int | None = None
-) -> Row:
-    """As `make_row`, with the sentences of the first pass-key test (arXiv 2305.16300)."""
-    del word
-    noise = cycled(NOISE, sentences)
-    key = f"The pass key is {number}. Remember it. {number} is the pass key."
-    noise.insert(round(sentences * depth / 100), key)
-    return Row(
-        context="There is an important info hidden inside a lot of irrelevant text. Find it and "
-        f"memorize it. I will quiz you about it.\n{' '.join(noise)}\n",
-        question="What is the pass key?",
-        answer_prefix="The pass key is",
-        answers=(str(number),),
-        max_new_tokens=MAX_NEW_TOKENS,
-        length=length,
-        depth=depth,
-    )
 
 
 def make_rows(
@@ -122,24 +86,27 @@ def make_rows(
     depths: int,
     rows_per_cell: int,
     seed: int,
-    digits: int = 7,
-    classic: bool = False,
+    digits: int | None = None,
+    wordings: Sequence[str] = ("ruler",),
 ) -> tuple[Row, ...]:
-    """Rows of every length and depth; each is the same whatever the others are.
+    """Rows of every wording, length and depth; each is the same whatever the others are.
+
+    With several wordings a row's task is its wording and length, by which reports have scores.
 
     Raises:
       InputError: a length does not even hold the question.
     """
-    cells = itertools.product(lengths, depth_percents(depths), range(rows_per_cell))
+    cells = itertools.product(wordings, lengths, depth_percents(depths), range(rows_per_cell))
     rows = []
-    for length, depth, index in cells:
+    for name, length, depth, index in cells:
+        wording, task = WORDINGS[name], f"{name}-{length}" if len(wordings) > 1 else None
+        size = digits or wording.digits
         draws = np.random.default_rng([seed, length, round(10 * depth), index])
         word = WORDS[draws.integers(len(WORDS))]
-        number = int(draws.integers(10 ** (digits - 1), 10**digits))
+        number = int(draws.integers(10 ** (size - 1), 10**size))
 
         def fitted(sentences: int) -> Row:
-            make = make_classic_row if classic else make_row
-            return make(word, number, sentences, depth, length)  # noqa: B023
+            return wording.row(word, number, sentences, depth, length, task)  # noqa: B023
 
         rows.append(largest_row(model, fitted, length)[0])
     return tuple(rows)
@@ -151,7 +118,7 @@ def evaluate(
     """One result for each policy."""
     rows = make_rows(
         model, options.lengths, options.depths, options.rows_per_cell, common.seed,
-        options.digits, options.classic,
+        options.digits, options.wordings,
     )  # fmt: skip
     if options.save_rows is not None:
         save_rows(options.save_rows, rows)
@@ -166,13 +133,16 @@ def add_arguments(add: Callable[..., Any]) -> None:
         "--digits",
         type=int | None,
         metavar="N",
-        help="of a number (default: 7 as in RULER, 5 with --classic)",
+        help="of a number (default: of ruler 7, of others 5 or 6)",
     )
     add(
-        "--classic",
-        action="store_true",
-        help="the sentences of the first pass-key test: the number is said twice",
+        "--wording",
+        type=str,
+        default="ruler",
+        metavar="NAMES",
+        help=f"of {', '.join(WORDINGS)}, separated by commas, or all (default: ruler)",
     )
+    add("--classic", action="store_true", help="the same as --wording classic")
     add_save_rows(add)
     add_manner(add)
 
@@ -180,19 +150,29 @@ def add_arguments(add: Callable[..., Any]) -> None:
 def check(given: argparse.Namespace) -> Options:
     """The task's options."""
     check_positive(given, "depths", "rows_per_cell")
-    digits = (5 if given.classic else 7) if given.digits is None else given.digits
-    if not 1 <= digits <= 9:
+    if given.digits is not None and not 1 <= given.digits <= 9:
         raise InputError(f"--digits is {given.digits}; it must be from 1 to 9")
     check_save_rows(given)
     return Options(
         check_lengths(given),
         given.depths,
         given.rows_per_cell,
-        digits,
-        given.classic,
+        given.digits,
+        _wordings("classic" if given.classic else given.wording),
         given.save_rows,
         check_manner(given),
     )
+
+
+def _wordings(names: str) -> tuple[str, ...]:
+    """Each once."""
+    found = tuple(WORDINGS) if names == "all" else tuple(x.strip() for x in names.split(","))
+    for name in found:
+        if name not in WORDINGS:
+            raise InputError(
+                f"--wording has {name!r}; each must be one of {', '.join(WORDINGS)}, or all"
+            )
+    return tuple(dict.fromkeys(found))
 
 
 TASK = Task(
