@@ -139,7 +139,7 @@ def test_a_missing_table_is_one_line(tmp_path, capsys) -> None:
     words = ["--model", "tiny-random", "--prompt", "hello", "--policy", "snapkv"]
     for more, said in (
         (["--policy.allocation", "table"], "--policy.table is not given; allocation 'table' needs"),
-        (["--policy.allocation", "global"], "--policy.allocation is 'global', over all layers"),
+        (["--policy.allocation", "whole"], "--policy.allocation is 'whole'; it must be uniform"),
         (["--policy.table", "x.json"], "--policy.table is 'x.json', which is for allocation 'tab"),
         (
             ["--policy.allocation", "table", "--policy.table", policy_cases.SHARES],

@@ -196,14 +196,14 @@ def test_keys_tell_functions_and_settings_apart(tmp_path: Path) -> None:
 
 
 def test_budgets_are_tokens_in_every_policy() -> None:
-    policies = {name: with_budget(make_policies(name, {})[0], 100) for name in POLICIES}
+    policies = {name: with_budget(make_policies(name, {})[0], 200) for name in POLICIES}
     fields = {name: describe(policy) for name, policy in policies.items()}
     for name in ("snapkv", "pyramidkv", "adakv", "headkv", "h2o", "tova"):
-        assert fields[name]["budget"] == 100
-    assert fields["window"]["window"] == fields["recompute"]["window"] == 100
+        assert fields[name]["budget"] == 200
+    assert fields["window"]["window"] == fields["recompute"]["window"] == 200
     for name in ("streaming", "streaming-plus"):
-        assert fields[name]["window"] + fields[name]["sinks"] == 100
-    assert fields["recycled"]["k"] == 100
+        assert fields[name]["window"] + fields[name]["sinks"] == 200
+    assert fields["recycled"]["k"] == 200
     assert policies["full"] == jaxkv.Full()
     with pytest.raises(InputError, match="--budgets has 3, where of 'streaming' window is -1"):
         with_budget(jaxkv.StreamingLLM(), 3)
