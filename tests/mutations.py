@@ -201,7 +201,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a layer reads the blocks of others too",
-        "tests/kernels/test_pool_spans.py::test_xla_reads_the_span_alone",
+        "tests/kernels/test_pool_spans.py::test_every_implementation_reads_the_same[False-spans1]",
         (("pallas_kernels/pool/xla.py", "(block < end)", "(block < end + 1)"),),
     ),
     Mutation(

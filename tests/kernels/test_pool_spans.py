@@ -88,6 +88,7 @@ def test_every_implementation_reads_the_same(spans, bent) -> None:
     args, span, how = case(7, spans, bent)
     expected = oracle(args, span, how)
     found = {
+        "xla": pool_attention(*args, span=span, implementation="xla", **how),
         "reference": pool_attention(*args, span=span, implementation="reference", **how),
         "tpu": mosaic_tpu.pool_attention(*args, span=span, max_block=128, interpret=True, **how),
     }
