@@ -165,8 +165,10 @@ class TestStreams:
 HAY = ("Call me Ishmael.", "Some years ago, never mind.")
 
 
-def recipe(*sizes: int, wordings=(WORDINGS["vault"],), hays=(HAY,)) -> Recipe:
-    return Recipe(*sizes, 0.4, wordings, hays)  # type: ignore[misc]
+def recipe(
+    shortest: int, longest: int, keys: int, size: int, wordings=(WORDINGS["vault"],), hays=(HAY,)
+) -> Recipe:
+    return Recipe(shortest, longest, keys, size, 0.4, wordings, hays)
 
 
 class TestExamples:

@@ -261,6 +261,21 @@ class TestPolicy:
         for row in (0, 1):
             assert held_by(chunked, row) == held_by(whole, row)
 
+    def test_a_later_prompt_is_average_beside_an_earlier_one(self, gate) -> None:
+        """Its tokens are chosen from too, and do not lose to all that was kept before."""
+        policy = policy_of(gate)
+        cache = read(policy)
+        params = policy.prepare(toys.params(), cache.geometry)
+        tokens = jnp.asarray(toys.tokens(2, 30, seed=5))
+        lengths = jnp.asarray([30, 0], jnp.int32)
+        _, after = forward(params, toys.CONFIG, policy, tokens, cache, lengths)
+        assert held_by(after, 1) == held_by(cache, 1)
+        begin, late = LENGTHS[0], LENGTHS[0] + 30 - policy.window
+        for old, layer in zip(held_by(cache, 0), held_by(after, 0), strict=True):
+            for was, now in zip(old, layer, strict=True):
+                assert len(now) == policy.budget and {p for p in now if p < begin} < was
+                assert {p for p in now if begin <= p < late}
+
     def test_without_its_networks_it_says_what_to_give(self, gate) -> None:
         policy = policy_of(gate)
         cache = jaxkv.init_cache(toys.CONFIG, policy, 1, 64)

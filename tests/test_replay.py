@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from dense_model import DenseModel
 from test_global import held_by
 from test_global import read as read_toy
 
@@ -23,7 +24,6 @@ from jaxkv.eval.tasks import nll
 from jaxkv.generate.replay import repeat
 from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.replayed import Replay
-from jaxkv.models.decoder import embed, run_block
 from jaxkv.policies.keydiff import KeyDiff
 from jaxkv.policies.kvzip import KVzip
 from jaxkv.text import repeat as words
@@ -43,8 +43,14 @@ def model() -> jaxkv.Model:
 
 
 def prompts_of(model: jaxkv.Model) -> list[list[int]]:
+    """One as a chat begins, and one that begins anywhere."""
     tokens = toys.tokens(2, max(LENGTHS), vocab=model.config.vocab_size)
-    return [row[:length].tolist() for row, length in zip(tokens, LENGTHS, strict=True)]
+    first, second = (row[:length].tolist() for row, length in zip(tokens, LENGTHS, strict=True))
+    before, _, _ = model.tokenizer.render([{"role": "user", "content": "?"}]).partition("?")
+    opening = model.tokenizer.encode(before, special=True)
+    assert words.before_text(model.tokenizer, [*opening, *first]) == len(opening) >= 4
+    assert words.before_text(model.tokenizer, second) == 0
+    return [[*opening, *first][: LENGTHS[0]], second]
 
 
 def read(model: jaxkv.Model, prompts) -> jaxkv.Cache:
@@ -59,29 +65,15 @@ def read(model: jaxkv.Model, prompts) -> jaxkv.Cache:
 
 
 def dense(model: jaxkv.Model, ids) -> list[tuple[np.ndarray, ...]]:
-    """Of each layer: q [T, N, H] and k [T, K, H], rotated, v, and the states they come from."""
-    config = model.config
-    at, found = jnp.arange(len(ids), dtype=jnp.int32)[None], []
-    x = embed(model.params, config, jnp.asarray([ids], jnp.int32))
-    for index, layer in enumerate(model.params["layers"]):
-        rope = config.scoring(index)
-
-        def attend(q, k, v, y, rope=rope):
-            q, k = rope(q, at), rope(k, at)
-            found.append(tuple(np.asarray(x, np.float64)[0] for x in (q, k, v, y)))
-            scores = np.einsum("tkgh,skh->kgts", grouped(found[-1][0]), found[-1][1])
-            weights = softmax(scores, np.tri(len(ids), dtype=bool))
-            out = np.einsum("kgts,skh->tkgh", weights, found[-1][2]).reshape(found[-1][0].shape)
-            return None, jnp.asarray(out[None], jnp.float32)
-
-        x, _ = run_block(layer, config, x, attend)
+    """Of each layer: q [T, K, G, H], scaled, and k [T, K, H], rotated; v; the normed states."""
+    oracle, found = DenseModel(model.params, model.config), []
+    x, causal = oracle.params["embed"][np.asarray(ids)], np.tri(len(ids), dtype=bool)
+    for layer in oracle.params["layers"]:
+        q, k, v = oracle.qkv(x, layer)
+        y = oracle.norm(x, layer["attn_norm"])
+        found.append((oracle.rotate(q) / np.sqrt(oracle.dim), oracle.rotate(k), v, y))
+        x = oracle.rest(x, oracle.attend(x, layer, causal), layer)
     return found
-
-
-def grouped(q: np.ndarray) -> np.ndarray:
-    """[T, K, G, H], scaled."""
-    heads = toys.CONFIG.num_kv_heads
-    return q.reshape(len(q), heads, -1, q.shape[-1]) / np.sqrt(q.shape[-1])
 
 
 def softmax(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -106,14 +98,8 @@ def oracle(model: jaxkv.Model, prompt: list[int], how: Replay) -> np.ndarray:
             columns = [*mine, *first, *again]
             asked = np.array(again)
             seen = np.array(columns)[None] <= asked[:, None]
-            scores = np.einsum("tkgh,skh->kgts", grouped(q)[asked], k[columns])
-            # A first token that is of the part too counts in both of its places.
-            extra = [p for p in range(min(max(prefix, 4), len(prompt))) if p in mine]
-            more = np.einsum("tkgh,skh->kgts", grouped(q)[asked], k[extra])
-            weights = softmax(
-                np.concatenate([scores, more], axis=-1),
-                np.concatenate([seen, np.ones((len(asked), len(extra)), bool)], axis=-1),
-            )[..., : part.count]
+            scores = np.einsum("tkgh,skh->kgts", q[asked], k[columns])
+            weights = softmax(scores, seen)[..., : part.count]
             if how.outputs:
                 wo = np.asarray(model.params["layers"][index]["wo"], np.float64)
                 wo = wo.reshape(config.num_kv_heads, config.group_size, config.head_dim, -1)
@@ -136,6 +122,7 @@ def test_scores_are_the_formula(how, model) -> None:
     assert program is not None
     for row, prompt in enumerate(prompts):
         expected = oracle(model, prompt, how)
+        assert np.isinf(expected).any() == (row == 0)
         for mine, theirs in zip(scores, expected, strict=True):
             found = np.asarray(mine)[row, :, : len(prompt)]
             np.testing.assert_allclose(found, theirs, rtol=2e-3, atol=1e-5)

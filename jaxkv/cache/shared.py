@@ -150,7 +150,7 @@ def _moved(pool: Pool, slab: Slab, order: Array, layer: Shared, fresh: Array, si
       fresh: bool [B], rows to move.
       size: slots of a block.
     """
-    blocks, heads, slots = pool.owner.shape[1], slab.heads, slab.slots
+    blocks, slots = pool.owner.shape[1], slab.slots
     tile = min(_TILE, blocks)
     first, last = layer.span
     last = jnp.where(fresh, last, first)
@@ -170,9 +170,8 @@ def _moved(pool: Pool, slab: Slab, order: Array, layer: Shared, fresh: Array, si
             slot = order[row, owner[:, None], jnp.clip(rank, 0, slots - 1)]
             mine_slots = jnp.broadcast_to(mine[:, None], rank.shape).reshape(-1)
 
-            def put(old: Array, flat: Array, empty: int) -> Array:
-                # flat: [K S, ..] of this row
-                taken = flat[(slot + owner[:, None] * slots).reshape(-1)]
+            def put(old: Array, x: Array, empty: int) -> Array:
+                taken = x[row, owner[:, None], slot].reshape(tile * size, *x.shape[3:])
                 lead = (-1, *[1] * (taken.ndim - 1))
                 taken = jnp.where(held.reshape(lead), taken, jnp.asarray(empty, taken.dtype))
                 at = row, start * size, *[0] * (old.ndim - 2)
@@ -180,13 +179,11 @@ def _moved(pool: Pool, slab: Slab, order: Array, layer: Shared, fresh: Array, si
                 taken = jnp.where(mine_slots.reshape(lead), taken, here)
                 return lax.dynamic_update_slice(old, taken[None], at)
 
-            def rows(x: Array) -> Array:
-                here = lax.dynamic_index_in_dim(x, row, 0, keepdims=False)
-                return here.reshape(heads * slots, *x.shape[3:])
-
-            k = jax.tree.map(lambda old, x: put(old, rows(x), 0), pool.k, slab.k)
-            v = jax.tree.map(lambda old, x: put(old, rows(x), 0), pool.v, slab.v)
-            pos = put(pool.pos, rows(slab.pos), -1)
+            k, v = (
+                jax.tree.map(lambda old, x: put(old, x, 0), *both)
+                for both in ((pool.k, slab.k), (pool.v, slab.v))
+            )
+            pos = put(pool.pos, slab.pos, -1)
             here = lax.dynamic_slice(pool.owner, (row, start), (1, tile))[0]
             owners = lax.dynamic_update_slice(
                 pool.owner, jnp.where(mine, owner, here)[None], (row, start)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""DuoAttention's calibration: a gate for each KV head, by one of four methods."""
+"""DuoAttention's calibration: a gate for each KV head, by one of five methods or several."""
 
 from __future__ import annotations
 

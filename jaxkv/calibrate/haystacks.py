@@ -87,10 +87,8 @@ def made_up(count: int, seed: int) -> Haystack:
 @functools.cache
 def manuals() -> str:
     """Natural text that is on every machine: what modules of Python's library say of themselves."""
-    import heapq
-
     # `__about__` is no docstring: it is there too where Python was told to leave those out.
-    texts = [heapq.__about__]  # type: ignore[attr-defined]
+    texts = [importlib.import_module("heapq").__about__]
     texts += [importlib.import_module(name).__doc__ or "" for name in _MANUALS]
     return "\n\n".join(texts)
 

@@ -22,9 +22,8 @@ from jaxkv.calibrate.onepass import one_pass
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.progress import Progress
 from jaxkv.layers.base import Chunk
+from jaxkv.text.repeat import REQUEST
 from jaxkv.text.tokenizer import Tokenizer
-
-_REQUEST = "\n\nRepeat the previous context exactly."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ def replayed(tokenizer: Tokenizer, text: Sequence[int]) -> tuple[list[int], int]
       The ids, and where the text begins in them.
     """
     before, after = around(tokenizer, chat=tokenizer.chat_template is not None)
-    request = tokenizer.encode(_REQUEST)
+    request = tokenizer.encode(REQUEST)
     return [*before, *text, *request, *after, *text], len(before)
 
 

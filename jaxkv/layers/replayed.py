@@ -91,9 +91,12 @@ def replay(
     first = jnp.minimum(part.begin, kept.slots - size)
     keys, values = stores.numbers(kept.k), stores.numbers(kept.v)
     slot = first[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
-    mine = (slot >= part.begin[:, None]) & (slot < (part.begin + part.count)[:, None])
+    begin, end = part.begin[:, None], (part.begin + part.count)[:, None]
+    mine = (slot >= begin) & (slot < end)
     before = jnp.arange(part.prefixes, dtype=jnp.int32)[None]
-    before = jnp.where(before < part.prefix[:, None], before, -1)
+    # Of a prompt without a template the first tokens are of its first part too, and count once.
+    other = (before < part.prefix[:, None]) & ((before < begin) | (before >= end))
+    before = jnp.where(other, before, -1)
     subset = jnp.concatenate(
         [_run(keys, first, size), keys[:, :, : part.prefixes], k.swapaxes(1, 2)], axis=2
     )

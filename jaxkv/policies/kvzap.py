@@ -24,7 +24,7 @@ class KVzap(ScoredPolicy):
 
     For each layer a linear map or a small MLP takes the states that keys are projected from, and
     says for each KV head the logarithm of KVzip+'s score. No question is known, and none is asked.
-    What was kept of earlier prompts stays before anything else: its states are gone.
+    What was kept of earlier prompts, whose states are gone, is as good as this prompt's average.
 
     The networks go with the model's parameters: `generate` and the commands put them there, and for
     `forward` they are put there by `policy.prepare(params, geometry)`.
@@ -53,6 +53,9 @@ class KVzap(ScoredPolicy):
     def score(self, prompt: Prompt) -> Array:
         """Section 3.2 of the paper; below the threshold nothing is chosen."""
         found = worth(prompt.surrogate(), prompt.hidden())
+        new = prompt.new & prompt.valid
+        count = jnp.maximum(jnp.sum(new, axis=-1, keepdims=True, dtype=jnp.int32), 1)
+        total = jnp.sum(jnp.where(new, found, 0), axis=-1, keepdims=True)
         if self.threshold is not None:
             found = jnp.where(found >= self.threshold, found, -jnp.inf)
-        return jnp.where(prompt.new, found, jnp.inf)
+        return jnp.where(prompt.new, found, total / count.astype(jnp.float32))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from jaxkv.core.errors import InputError
 from jaxkv.text.tokenizer import Tokenizer
 
-_ALL = "\n\nRepeat the previous context exactly."
+REQUEST = "\n\nRepeat the previous context exactly."
 _SOME = "\n\nRepeat the part of the previous context exactly, starting with "
 _LAST = 8  # tokens of the part before that are quoted
 _MARK = "jaxkv-text"
@@ -39,7 +39,7 @@ def parts(tokenizer: Tokenizer, prompt: Sequence[int], begin: int, size: int) ->
     for start in range(begin, len(prompt), size):
         part = prompt[start : start + size]
         if start == begin:
-            ask = tokenizer.encode(_ALL)
+            ask = tokenizer.encode(REQUEST)
         else:
             ask = [*tokenizer.encode(_SOME), *prompt[max(begin, start - _LAST) : start]]
         found.append(Repeated(start, len(part), (*ask, *close, *part)))

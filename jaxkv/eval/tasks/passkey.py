@@ -137,8 +137,7 @@ def add_arguments(add: Callable[..., Any]) -> None:
     )
     add(
         "--wording",
-        type=str,
-        default="ruler",
+        type=str | None,
         metavar="NAMES",
         help=f"of {', '.join(WORDINGS)}, separated by commas, or all (default: ruler)",
     )
@@ -152,13 +151,15 @@ def check(given: argparse.Namespace) -> Options:
     check_positive(given, "depths", "rows_per_cell")
     if given.digits is not None and not 1 <= given.digits <= 9:
         raise InputError(f"--digits is {given.digits}; it must be from 1 to 9")
+    if given.classic and given.wording is not None:
+        raise InputError(f"--classic is a wording, and --wording is {given.wording!r}; give one")
     check_save_rows(given)
     return Options(
         check_lengths(given),
         given.depths,
         given.rows_per_cell,
         given.digits,
-        _wordings("classic" if given.classic else given.wording),
+        _wordings("classic" if given.classic else given.wording or "ruler"),
         given.save_rows,
         check_manner(given),
     )
