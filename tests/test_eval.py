@@ -420,7 +420,7 @@ class TestOptions:
             (["passkey", "--lengths", "0"], "at least 1"),
             (["passkey", "--depths", "0"], "at least 1"),
             (["passkey", "--digits", "10"], "from 1 to 9"),
-            (["passkey", "--classic", "--wording", "safe"], "--classic is a wording, and --wording"),
+            (["passkey", "--classic", "--wording", "safe"], "--classic is a wording, and"),
             (["passkey", "--wording", "ruler,none"], "'none'; each must be one of ruler, classic"),
             (["passkey", "--batch-size", "0"], "at least 1"),
             (["copy", "--lines", "1"], "from 2 to"),
