@@ -30,6 +30,7 @@ from jaxkv.cli.startup import processor
 from jaxkv.core.errors import InputError
 from jaxkv.core.files import home, whole_file
 from jaxkv.core.progress import bars
+from jaxkv.generate.loop import forget_programs
 
 GEMMA_BYTES = 253113024
 
@@ -85,7 +86,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def few_programs() -> Iterator[None]:
     """Lets go of a module's programs: no other module runs them."""
     yield
-    jax.clear_caches()
+    forget_programs()
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,13 @@ def few_maps() -> None:
     count = compiling.memory_maps()
     most_maps = max(most_maps, count)
     if count > 20_000:
-        jax.clear_caches()
+        forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def programs_of_evaluations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands let go of them from policy to policy; here the next command runs the same ones."""
+    monkeypatch.setattr("jaxkv.eval.runner.report.forget_programs", lambda: None)
 
 
 @pytest.fixture(autouse=True)

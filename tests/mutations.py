@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+AT_ONCE = 2
 ROOT = Path(__file__).parent.parent
 RING = "jaxkv/layers/ring.py"
 FULL = "jaxkv/layers/full.py"
@@ -229,9 +231,10 @@ def plant(mutation: Mutation, tree: Path) -> None:
         (tree / name).write_text(text.replace(old, new), encoding="utf-8")
 
 
-def outcome(mutation: Mutation, folder: Path) -> str:
-    """`red` and why, or what happened instead."""
-    tree = folder / "tree"
+def outcome(mutation: Mutation, folder: Path) -> tuple[str, float]:
+    """`red` and why, or what happened instead; and the seconds that it took."""
+    begun = time.perf_counter()
+    tree = Path(tempfile.mkdtemp(dir=folder)) / "tree"
     for part in ("jaxkv", "pallas_kernels", "tests", "tools", "configs"):
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tree)
@@ -242,20 +245,19 @@ def outcome(mutation: Mutation, folder: Path) -> str:
     shutil.rmtree(tree)
     if done.returncode == 1 and "1 failed" in done.stdout:
         why = [line for line in done.stdout.splitlines() if line.startswith("E  ")]
-        return f"red: {why[0][1:].strip():.90}"
+        return f"red: {why[0][1:].strip():.90}", time.perf_counter() - begun
     said = (done.stdout + done.stderr).strip().splitlines()[-3:]
-    return f"NOT RED: exit {done.returncode}: {' | '.join(said)}"
+    return f"NOT RED: exit {done.returncode}: {' | '.join(said)}", time.perf_counter() - begun
 
 
 def main() -> int:
     found = []
-    with tempfile.TemporaryDirectory() as name:
-        for mutation in MUTATIONS:
-            begun = time.perf_counter()
-            found.append(outcome(mutation, Path(name)))
-            seconds = time.perf_counter() - begun
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = pool.map(lambda mutation: outcome(mutation, Path(name)), MUTATIONS)
+        for mutation, (said, seconds) in zip(MUTATIONS, outcomes, strict=True):
+            found.append(said)
             print(f"{seconds:5.1f} s  {mutation.what}\n         {mutation.test}")
-            print(f"         {found[-1]}", flush=True)
+            print(f"         {said}", flush=True)
     red = sum(said.startswith("red") for said in found)
     print(f"{red} passed, {len(found) - red} failed")
     return red != len(found)

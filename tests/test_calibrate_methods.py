@@ -13,6 +13,7 @@ import pytest
 import toys
 from dense_model import DenseModel
 from test_calibrate_headkv import copying_model
+from test_replay import oracle
 
 from jaxkv import Rope
 from jaxkv.calibrate import attended, closing, onepass, profiles, replays
@@ -25,6 +26,7 @@ from jaxkv.checkpoints import toy
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.progress import no_progress
 from jaxkv.eval.questions import wordings as judged
+from jaxkv.layers.replayed import Replay
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.head_scores import full_heads, sparsify
 
@@ -251,40 +253,28 @@ class TestProfile:
         assert float(near[0]) < 0.5 < float(profiles.farness(-300 * one, one, rope, 500)[0])
 
 
-def largest(weights: np.ndarray, look: replays.Repeated) -> np.ndarray:
-    """Pair by pair: weights [K, G, T, T] -> [K]."""
-    total = weights.shape[-1]
-    best = np.zeros(len(weights))
-    for i in range(total - look.size, total):
-        for j in range(look.begin, look.begin + look.size):
-            if j >= look.sinks and i - j > look.recent:
-                best = np.maximum(best, weights[:, :, i, j].max(axis=1))
-    return best
-
-
 class TestReplay:
     @pytest.mark.parametrize("sinks, recent", [(0, 1), (6, 9), (2, 17), (9, 99)])
-    def test_is_the_largest_attention_of_the_matrices(self, sinks, recent):
-        model = toy_model()
-        dense = DenseModel(model.params, model.config)
-        look = replays.Repeated(3, 18, sinks, recent)
-        found = one_pass(model, TEXT, look)
-        causal = np.tri(len(TEXT), dtype=bool)
-        wanted = [largest(dense.weights(q, k, causal), look) for q, k in dense.layers(TEXT)]
-        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    def test_is_the_most_that_any_token_gets(self, sinks, recent):
+        """Of dense matrices of another model, which repeats the prompt by itself."""
+        model = toy_model(vocab_size=toy.load().config.vocab_size)
+        texts, wanted = [TEXT, TEXT[:31]], []
+        for text in texts:
+            prompt = replays.asked_about(model.tokenizer, text)
+            scores = oracle(model, prompt, Replay())
+            at = np.arange(scores.shape[-1])
+            far = np.isfinite(scores) & (at >= sinks) & (at + recent < len(prompt))
+            wanted.append(np.where(far, scores, 0).max(axis=-1))
+        found = replays.replay(model, texts, sinks, recent, no_progress)
+        np.testing.assert_allclose(found, np.mean(wanted, axis=0), rtol=1e-4)
         assert (found > 0).all() == (recent < 99)
 
-    def test_a_text_is_asked_for_and_said(self, model):
+    def test_a_text_is_what_the_user_says(self, model):
         text = model.tokenizer.encode("Some old words.")
-        ids, begin = replays.replayed(model.tokenizer, text)
-        assert ids[begin : begin + len(text)] == text == ids[-len(text) :]
-        whole = model.tokenizer.decode(ids, skip_special=False)
-        assert whole == (
-            "<|im_start|>user\nSome old words.\n\nRepeat the previous context exactly.<|im_end|>\n"
-            "<|im_start|>assistant\nSome old words."
+        ids = replays.asked_about(model.tokenizer, text)
+        assert model.tokenizer.decode(ids, skip_special=False) == (
+            "<|im_start|>user\nSome old words.<|im_end|>\n<|im_start|>assistant\n"
         )
-        found = replays.replay(model, [text, text], 1, 2, no_progress)
-        np.testing.assert_allclose(found, replays.replay(model, [text], 1, 2, no_progress))
 
 
 class TestCommand:

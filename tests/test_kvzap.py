@@ -24,7 +24,7 @@ from test_replay import dense, oracle
 
 import jaxkv
 from jaxkv import InputError
-from jaxkv.calibrate import kvzap, pairs
+from jaxkv.calibrate import kvzap, pairs, states
 from jaxkv.calibrate.command import parse_options, run
 from jaxkv.calibrate.fitting import explained, mlps, ridge
 from jaxkv.calibrate.task import Common
@@ -341,19 +341,19 @@ class TestCalibration:
     @pytest.mark.parametrize("samples", [9, 99])
     def test_pairs_are_states_and_kvzips_scores(self, model, samples, monkeypatch) -> None:
         """Of a prompt in some calls; all tokens but those before the user's text, or some."""
-        monkeypatch.setattr(pairs, "CHUNK", 16)
+        monkeypatch.setattr(states, "CHUNK", 16)
         prompt = toys.tokens(1, 40, vocab=model.config.vocab_size)[0].tolist()
         found = pairs.gather(model, [prompt], samples, 3, no_progress)
         expected = np.log(oracle(model, prompt, Replay(outputs=True)))
         begin = int(np.isinf(expected[0, 0]).sum())
         count = min(samples, len(prompt) - begin)
-        states = np.stack([y for *_, y in dense(model, prompt)])
+        of_layers = np.stack([y for *_, y in dense(model, prompt)])
         assert found.x.shape == (2, 1, count, WIDTH) and found.y.shape == (2, 1, count, HEADS)
         # Which tokens they are, the states of the last layer tell.
-        off = np.abs(found.x[1, 0][:, None] - states[1][None]).max(axis=-1)
+        off = np.abs(found.x[1, 0][:, None] - of_layers[1][None]).max(axis=-1)
         picked = off.argmin(axis=1)
         assert (np.diff(picked) > 0).all() and picked.min() >= begin
-        np.testing.assert_allclose(found.x[:, 0], states[:, picked], atol=1e-4)
+        np.testing.assert_allclose(found.x[:, 0], of_layers[:, picked], atol=1e-4)
         theirs = expected[:, :, picked].swapaxes(1, 2)
         np.testing.assert_allclose(found.y[:, 0], theirs, atol=1e-2)
 

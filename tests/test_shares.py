@@ -150,3 +150,50 @@ def test_a_missing_table_is_one_line(tmp_path, capsys) -> None:
             decode([*words, *more])
         out, err = capsys.readouterr()
         assert ended.value.code == 2 and out == "" and said in err.splitlines()[-1]
+
+
+def curve(change=lambda pruned: pruned) -> np.ndarray:
+    """As LU-KV's: for each percentage that goes, what goes of each head."""
+    percent = np.arange(1, 100)[:, None, None] / 100
+    lean = np.array([[0.3, -0.3], [0.1, -0.1]]) * percent * (1 - percent)
+    return change((percent + lean).astype(np.float32))
+
+
+@pytest.mark.parametrize("kept", [0.01, 0.25, 0.5, 0.99])
+def test_lu_kvs_curves_say_what_goes(tmp_path, kept) -> None:
+    path = tmp_path / "curve.npy"
+    np.save(path, curve())
+    goes = 1 - kept
+    of_heads = 1 - goes - np.array([[0.3, -0.3], [0.1, -0.1]]) * goes * kept
+    np.testing.assert_allclose(head_shares(str(path), kept, TOY), of_heads / kept, rtol=1e-4)
+    policy = SnapKV(24, window=4, sinks=4, decode_room=0, allocation="table", table=str(path))
+    assert sum(sum(policy.at(layer, TOY).caps) for layer in (0, 1)) == 4 * 20
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (
+            lambda x: x[:98],
+            r"shape \(98, 2, 2\); for this model LU-KV's files are \(99, 2, 2\)",
+        ),
+        (lambda x: x * 2, "not a share from 0 to 1"),
+        (lambda x: x * np.nan, "not a share from 0 to 1"),
+        (lambda x: np.ones_like(x), "keeps nothing of any head"),
+        (lambda x: x.astype(str), "not a share from 0 to 1"),
+        (lambda x: x.astype(object), "is no NumPy array"),
+    ],
+)
+def test_curves_that_are_none_are_refused(tmp_path, change, told) -> None:
+    path = tmp_path / "curve.npy"
+    np.save(path, curve(change), allow_pickle=True)
+    with pytest.raises(InputError, match=told):
+        head_shares(str(path), 0.5, TOY)
+
+
+def test_curves_that_are_not_there_are_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        head_shares(str(tmp_path / "no.npy"), 0.5, TOY)
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr'")
+    with pytest.raises(InputError, match="is no NumPy array"):
+        head_shares(str(tmp_path / "cut.npy"), 0.5, TOY)

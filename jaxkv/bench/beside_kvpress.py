@@ -45,7 +45,7 @@ question is known.
   cache MB   what the cache's tensors take then; kvpress keeps masked tokens in them, jaxkv has
              room for what is decoded
   peak MB    resident memory of the process at its highest: libraries, weights, all
-  prefill    seconds for the context; question: until the first token of the answer can be chosen
+  prefill    seconds for the context, and for repeating it under kvzip; question: until the first token of the answer can be chosen
   tokens/s   of decoding after the answer
 
 All but score and tokens are medians over rows and rounds. kvpress gets a Python environment of its
@@ -76,6 +76,12 @@ def _window(budget: int, options: argparse.Namespace) -> Mapping[str, Any]:
     return {"budget": budget, "window": options.window, "kernel": options.kernel}
 
 
+def _budget(budget: int, options: argparse.Namespace) -> Mapping[str, Any]:
+    return {"budget": budget}
+
+
+_ENDS = "jaxkv keeps the first 4 and the last 8 tokens of a context in any case"
+_MASKS = "kvpress masks what it drops and frees nothing"
 _POOLS = "of neighbouring scores jaxkv takes the highest, kvpress the mean"
 METHODS: Mapping[str, Method] = {
     "full": Method("no press", lambda budget, options: {}, "nothing"),
@@ -89,7 +95,7 @@ METHODS: Mapping[str, Method] = {
     "adakv": Method(
         "AdaKVPress(SnapKVPress)",
         _window,
-        f"{_POOLS}; kvpress masks what it drops and frees nothing",
+        f"{_POOLS}; {_MASKS}",
     ),
     "streaming": Method(
         "StreamingLLMPress",
@@ -99,12 +105,12 @@ METHODS: Mapping[str, Method] = {
     ),
     "tova": Method(
         "TOVAPress",
-        lambda budget, options: {"budget": budget},
+        _budget,
         "jaxkv evicts at every step, kvpress after the context alone",
     ),
     "h2o": Method(
         "ObservedAttentionPress",
-        lambda budget, options: {"budget": budget},
+        _budget,
         "jaxkv sums attention, saves half of the budget for the newest tokens and evicts at every "
         "step; kvpress takes the mean attention, saves none, and evicts after the context alone",
     ),
@@ -112,7 +118,28 @@ METHODS: Mapping[str, Method] = {
         "DuoAttentionPress",
         lambda budget, options: {"sinks": SINKS, "recent": budget - SINKS},
         "the budget is that of streaming heads, which are those of jaxkv's pattern on both sides; "
-        "kvpress reads the context densely, masks what it drops and frees nothing",
+        f"kvpress reads the context densely; {_MASKS}",
+    ),
+    "random": Method("RandomPress", _budget, _ENDS),
+    "knorm": Method("KnormPress", _budget, _ENDS),
+    "keydiff": Method("KeyDiffPress", _budget, _ENDS),
+    "lagkv": Method("LagKVPress", _budget, "nothing of note"),
+    "cur": Method("CURPress", _budget, _ENDS),
+    "compactor": Method(
+        "AdaKVPress(CompactorPress)",
+        lambda budget, options: {"budget": budget, "allocation": "ada"},
+        f"{_ENDS}; its sketch is drawn otherwise; {_MASKS}",
+    ),
+    "chunkkv": Method("ChunkKVPress(SnapKVPress)", _window, f"{_POOLS}; {_ENDS}"),
+    "expected": Method(
+        "AdaKVPress(ExpectedAttentionPress(epsilon=0.01))",
+        _budget,
+        f"{_ENDS}; {_MASKS}",
+    ),
+    "kvzip": Method(
+        "KVzipPress",
+        _budget,
+        "jaxkv keeps all that stands before the user's text, kvpress the first 4 tokens; " + _MASKS,
     ),
 }
 ALL_DIFFER = (

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkv.calibrate import duo, headkv, kvzap
+from jaxkv.calibrate import budgets, duo, headkv, kvzap
 from jaxkv.calibrate.task import Calibration, Common
 from jaxkv.cli.arguments import make_parser, model_named, parse
 from jaxkv.cli.figures import check_picture
@@ -22,7 +22,7 @@ from jaxkv.core.files import check_target
 COMMAND = "jaxkv.calibrate"
 KINDS: Mapping[str, Calibration] = {
     calibration.name: calibration
-    for calibration in (duo.CALIBRATION, headkv.CALIBRATION, kvzap.CALIBRATION)
+    for calibration in (duo.CALIBRATION, headkv.CALIBRATION, kvzap.CALIBRATION, budgets.CALIBRATION)
 }
 
 _DESCRIPTION = """Find out what a model's heads need of the context, once for every model.
@@ -37,6 +37,7 @@ examples:
   python -m jaxkv.decode --model ./my-model --policy duo --policy.pattern gates.json --prompt "Hello"
   python -m jaxkv.calibrate headkv --model ./my-model --out scores.json
   python -m jaxkv.calibrate kvzap --model ./my-model --text book.txt --out gate.safetensors
+  python -m jaxkv.calibrate budgets --model ./my-model --text book.txt --out budgets.json
 """  # noqa: E501
 
 

@@ -19,12 +19,13 @@ from jaxkv.calibrate.haystacks import hay_ids
 from jaxkv.calibrate.onepass import ranked
 from jaxkv.calibrate.passkeys import Recipe, check_room
 from jaxkv.calibrate.profiles import profile
-from jaxkv.calibrate.replays import replay, replayed
+from jaxkv.calibrate.replays import asked_about, replay
 from jaxkv.calibrate.task import Common
 from jaxkv.calibrate.trained import HELD_OUT_EXAMPLES, Training, held_out, train_gates
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
+from jaxkv.text.repeat import parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,14 +133,15 @@ def _profile(model: Model, common: Common, options: Options, progress: Progress)
 
 def _replay(model: Model, common: Common, options: Options, progress: Progress) -> np.ndarray:
     # A text is there twice, and the request to repeat it stands between.
-    frame = len(replayed(model.tokenizer, [])[0])
-    size = (options.recipe.max_length - frame) // 2
+    longest = options.recipe.max_length
+    again = parts(model.tokenizer, asked_about(model.tokenizer, []), 0, longest)
+    size = (longest - len(again[0].ids) - again[0].count) // 2
     if size <= options.recent:
         raise InputError(
-            f"--max-length is {options.recipe.max_length}, of which a text that is repeated takes "
-            f"{size}; nothing of it is farther than --recent, {options.recent}"
+            f"--max-length is {longest}, of which a text that is repeated takes {size}; nothing of "
+            f"it is farther than --recent, {options.recent}"
         )
-    _check_longest(model, options.recipe.max_length)
+    _check_longest(model, longest)
     texts = _texts(model, common, options, size)
     return replay(model, texts, options.sinks, options.recent, progress)
 

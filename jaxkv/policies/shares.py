@@ -11,6 +11,9 @@ One JSON object:
 prompt that are kept, rising. For each there are shares of the mean budget, a list of a layer's KV
 heads for each layer; their mean over the model is 1. What is dealt out by them is the budget less
 the sinks and the window, which every head keeps.
+
+LU-KV's files (arXiv 2602.08585) are read too: .npy, [99, L, K], for each percentage of a prompt
+that is to go the share that goes of each head.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxkv.core.errors import InputError
+from jaxkv.core.errors import InputError, one_line
 from jaxkv.core.files import whole_file
-from jaxkv.core.reading import read_json
+from jaxkv.core.reading import opened, read_json
 from jaxkv.layers.base import Geometry
 from jaxkv.policies.head_scores import check_model, is_number, matrix
 
 SHARES = "jaxkv.shares"
+_PERCENTAGES = 99
 _OFF = 1e-3  # by which a mean may differ from 1: files hold rounded numbers
 
 
@@ -84,6 +88,8 @@ def save_shares(
 def _tables(path: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """The file's ratios [R] and its tables [R, L, K], every number checked."""
     where = f"table {path}"
+    if path.endswith(".npy"):
+        return _from_pruned(path, where, geometry)
     content = read_json(Path(path), where)
     if content.get("format") != SHARES:
         raise InputError(f"{where} is no table of shares: its format is not {SHARES!r}")
@@ -104,3 +110,25 @@ def _tables(path: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{here} has shares of mean {shares.mean():.6g}; it must be 1")
         found.append(shares)
     return np.asarray(ratios, np.float64), np.stack(found)
+
+
+def _from_pruned(path: str, where: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """LU-KV's curve, by what is kept, rising."""
+    try:
+        with opened(path, where) as file:
+            pruned = np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error.strerror}") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{where} is no NumPy array: {one_line(error)}") from None
+    shape = (_PERCENTAGES, geometry.num_layers, geometry.num_kv_heads)
+    if not isinstance(pruned, np.ndarray) or pruned.shape != shape:
+        held = getattr(pruned, "shape", "several arrays")
+        raise InputError(f"{where} has shape {held}; for this model LU-KV's files are {shape}")
+    if pruned.dtype.kind not in "fiu" or not ((pruned >= 0) & (pruned <= 1)).all():
+        raise InputError(f"{where} holds something that is not a share from 0 to 1")
+    kept = 1 - pruned[::-1].astype(np.float64)
+    means = kept.mean(axis=(1, 2), keepdims=True)
+    if not (means > 0).all():
+        raise InputError(f"{where} keeps nothing of any head at some percentage")
+    return np.arange(1, _PERCENTAGES + 1) / 100, kept / means

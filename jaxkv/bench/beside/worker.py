@@ -154,7 +154,27 @@ def make_press(job: Mapping[str, Any], tokens: int) -> Any:
         return kvpress.TOVAPress(**ratio)
     if method == "h2o":
         return kvpress.ObservedAttentionPress(**ratio)
+    if method == "compactor":
+        return kvpress.AdaKVPress(kvpress.CompactorPress(**ratio))
+    if method == "chunkkv":
+        return kvpress.ChunkKVPress(kvpress.SnapKVPress(**snap))
+    if method == "expected":
+        return kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(**ratio, epsilon=0.01))
+    if method in (plain := plain_presses(kvpress)):
+        return plain[method](**ratio)
     raise ValueError(f"method is {method!r}")
+
+
+def plain_presses(kvpress: Any) -> Mapping[str, Any]:
+    """The presses that are told nothing but the ratio."""
+    return {
+        "random": kvpress.RandomPress,
+        "knorm": kvpress.KnormPress,
+        "keydiff": kvpress.KeyDiffPress,
+        "lagkv": kvpress.LagKVPress,
+        "cur": kvpress.CURPress,
+        "kvzip": kvpress.KVzipPress,
+    }
 
 
 def make_duo(job: Mapping[str, Any]) -> Any:
