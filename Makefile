@@ -12,7 +12,7 @@ test-fast:  ## the same but for what takes more than some seconds
 	$(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS)
 
 test-versions:  ## what another version of jax or Python may break
-	$(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS) $(VERSIONS)
+	JAXKV_BRIEF=1 $(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS) $(VERSIONS)
 
 lint:  ## ruff: what is wrong, and what is not formatted
 	$(PYTHON) -m ruff check .
@@ -41,9 +41,10 @@ compilers:  ## installs the compilers for TPUs and NVIDIA GPUs, without their dr
 ci:  ## everything, in fresh environments
 	.ci/run
 
-# The laws, generation, the kernels and the command lines, and what reads files by libraries.
-VERSIONS = tests/test_laws.py tests/test_generate.py tests/test_selected.py tests/test_recycled.py \
-  tests/test_streaming.py tests/kernels tests/test_decode_command.py tests/test_convert_command.py \
-  tests/test_orbax.py tests/test_tokenizer.py tests/test_chat.py tests/test_errors.py
+# The laws of each kind of layer, generation, the kernels and the command lines, and what reads files
+# by libraries. What each policy keeps is the same arithmetic in every version.
+VERSIONS = tests/test_laws.py tests/test_generate.py tests/test_global.py tests/kernels \
+  tests/test_decode_command.py tests/test_convert_command.py tests/test_orbax.py \
+  tests/test_tokenizer.py tests/test_chat.py
 
 .PHONY: help test test-fast test-versions lint types parity aot aot-brief mutations compilers ci

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ class Case:
       token_exact: a prompt in chunks gives what token by token gives. A policy that chooses after
         a prompt cannot: its oracle is in a test file of its own.
       hard_for: the laws that these settings are hard for, of those that take programs to compile;
-        None for all. Each kind of layer has settings that go through all.
+        None for all. Each kind of layer has settings that go through all, and with JAXKV_BRIEF in
+        the environment only those are tried.
     """
 
     policy: Policy
@@ -86,12 +88,12 @@ def ring(policy: Policy, roomy: Policy, tokens: int) -> Case:
 
 
 # What is chosen differs, not what is done with it.
-AT_AN_END = ("roomy", "rows", "finite")
+AT_AN_END = ("roomy", "finite")
 
 
 def budgets(policy: Policy, roomy: Policy, tokens: int) -> Case:
     """Budgets at an end of their range."""
-    return selecting(policy, roomy, tokens, hard_for=AT_AN_END)
+    return selecting(policy, roomy, tokens, hard_for=(*AT_AN_END, "rows"))
 
 
 def grown(
@@ -110,7 +112,10 @@ SAME = {"window": 2, "decode_room": 4}
 
 CASES = {
     "full": Case(Full(), Full(), 4 * 64),
-    "window": Case(Window(9), Window(100), 4 * 9),
+    "window": Case(
+        Window(9), Window(100), 4 * 9,
+        hard_for=("roomy", "exact", "kept", "rows", "finite", "saved"),
+    ),
     "window-of-one": ring(Window(1), Window(64), 4 * 1),
     "streaming": Case(StreamingLLM(2, 7), StreamingLLM(2, 100), 4 * (2 + 7)),
     "streaming-default-sinks": ring(StreamingLLM(4, 3), StreamingLLM(4, 64), 4 * (4 + 3)),
@@ -161,10 +166,11 @@ CASES = {
         RecycledAttention(0.1, 2, 0.5), RecycledAttention(64, 2, 0.5), 4 * (64 + 6), OTHER_SIZES
     ),
     "streaming-plus": selecting(
-        StreamingLLMPlus(2, 7, 3), StreamingLLMPlus(2, 100, 3), 4 * (64 + 2 + 7)
+        StreamingLLMPlus(2, 7, 3), StreamingLLMPlus(2, 100, 3), 4 * (64 + 2 + 7),
+        (*OTHER_SIZES, "kinds", "store"),
     ),
     "h2o": selecting(H2O(8), H2O(64), 4 * 8),
-    "tova": selecting(TOVA(8), TOVA(64), 4 * 8),
+    "tova": selecting(TOVA(8), TOVA(64), 4 * 8, (*OTHER_SIZES, "heads", "kinds", "store")),
     "chunkkv": grown(ChunkKV(10, chunk=4, **SAME), 100, 4 * (10 + 4), ("rows", "heads")),
     "chunkkv-gated": grown(
         ChunkKV(12, chunk=6, sinks=1, gated=True, **SAME), 100, 4 * (12 + 4),
@@ -183,7 +189,10 @@ CASES = {
         ExpectedAttention(10, sinks=1, window=2, decode_room=4, future=16), 100, 4 * (10 + 4),
         ("roomy", "rows", "heads", "kinds"),
     ),
-    "own-keydiff": grown(KeyDiff(10, sinks=2, window=2, decode_room=4), 100, 4 * (10 + 4)),
+    "own-keydiff": grown(
+        KeyDiff(10, sinks=2, window=2, decode_room=4), 100, 4 * (10 + 4),
+        ("roomy", "rows", "heads", "trace", "saved", "store"),
+    ),
     "own-keydiff-ada": grown(
         KeyDiff(10, sinks=2, window=2, decode_room=4, allocation="ada"), 100, 4 * (10 + 4),
         ("roomy", "heads", "store"),
@@ -211,5 +220,9 @@ KNOWN_CASES = {name: case for name, case in SLAB_CASES.items() if case.kept(1) i
 
 def law(name: str, cases: dict[str, Case]) -> pytest.MarkDecorator:
     """Runs a law over the cases that it is for."""
-    names = [key for key, case in cases.items() if case.hard_for is None or name in case.hard_for]
+    brief = "JAXKV_BRIEF" in os.environ
+    names = [
+        key for key, case in cases.items()
+        if case.hard_for is None or (name in case.hard_for and not brief)
+    ]  # fmt: skip
     return pytest.mark.parametrize("name", names)

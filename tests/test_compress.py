@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from policy_cases import CASES, SCORE_ALONE
+from policy_cases import AT_AN_END, CASES, SCORE_ALONE
 
 import jaxkv
 from jaxkv.cache.pool import Pool
@@ -28,7 +28,7 @@ run = jax.jit(jaxkv.forward)
 CHOOSING = [
     name for name, case in CASES.items()
     if not isinstance(case.policy, jaxkv.SlidingRecompute)
-    and case.hard_for != SCORE_ALONE
+    and case.hard_for not in (SCORE_ALONE, AT_AN_END)
     and plan(case.policy, toys.geometry()).chooses
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 
 from jaxkv.checkpoints import toy
 from jaxkv.checkpoints.model import Model
@@ -332,7 +333,7 @@ class TestPasskey:
     @pytest.mark.slow
     def test_the_model_finds_it(self, smollm2):
         _, common, options = parse_options(
-            ["passkey", "--policy", "full", "--lengths", "300", "--depths", "2"]
+            ["passkey", "--policy", "full", "--lengths", "300", "--depths", "2", *toys.REAL]
         )
         (got,) = passkey.evaluate(smollm2, common, options, lambda what, done, total: None)
         assert (got.score, got.n) == (100.0, 2)
@@ -360,10 +361,10 @@ class TestCopy:
     @pytest.mark.slow
     def test_the_model_copies_a_short_list(self, smollm2):
         _, common, options = parse_options(
-            ["copy", "--policy", "full,tova:budget=32", "--lines", "8", "--cases", "1"]
+            ["copy", "--policy", "full", "--lines", "8", "--cases", "1", *toys.REAL]
         )
-        full, tova = copying.evaluate(smollm2, common, options, lambda what, done, total: None)
-        assert full.score == 100.0 > tova.score
+        (full,) = copying.evaluate(smollm2, common, options, lambda what, done, total: None)
+        assert full.score == 100.0
 
 
 class TestOptions:

@@ -41,7 +41,7 @@ from jaxkv.policies.streaming import StreamingLLM
 from jaxkv.text import hf as hf_tokenizer
 from jaxkv.text.template import render
 
-EXAMPLES = int(os.environ.get("JAXKV_FUZZ", "200"))
+EXAMPLES = int(os.environ.get("JAXKV_FUZZ", "100"))
 SECONDS = 10.0
 MEMORY = 2**30  # bytes that all examples of a kind may add to the most that the process has held
 

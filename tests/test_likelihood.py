@@ -14,7 +14,6 @@ from jaxkv import (
     InputError,
     RecycledAttention,
     SnapKV,
-    StreamingLLM,
     forward,
     init_cache,
     load,
@@ -53,7 +52,7 @@ def test_equals_one_prefill(model, batch_size: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
-    [StreamingLLM(2, 9), SnapKV(8, window=4, kernel=3), RecycledAttention(6, 3)],
+    [SnapKV(8, window=4, kernel=3), RecycledAttention(6, 3)],
     ids=lambda p: type(p),
 )
 def test_a_row_is_what_it_is_alone(model, policy) -> None:

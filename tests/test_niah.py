@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,7 +145,7 @@ class TestNeedle:
     @pytest.mark.slow
     def test_the_model_finds_it(self, smollm2):
         _, common, options = parse_options(
-            ["niah", "--policy", "full", "--lengths", "300", "--depths", "2"]
+            ["niah", "--policy", "full", "--lengths", "300", "--depths", "2", *toys.REAL]
         )
         (got,) = niah.evaluate(smollm2, common, options, quiet)
         assert got.score == 100.0

@@ -114,9 +114,7 @@ def test_what_int8_holds_exactly_is_as_in_plain_arrays(name) -> None:
 
 
 # Of each kind of layer; other policies are these with other sizes.
-@pytest.mark.parametrize(
-    "name", ["full", "streaming", "duo", "snapkv", "adakv", "recycled", "h2o", "tova"]
-)
+@pytest.mark.parametrize("name", ["full", "streaming", "snapkv", "adakv", "recycled", "h2o"])
 def test_any_numbers_are_off_by_no_more_than_the_rounding(name) -> None:
     """With room for all, so that no choice depends on it; keys are rotated before they are packed.
 

@@ -239,11 +239,10 @@ class TestStream:
     def test_sinks_keep_the_answers_coming(self, smollm2):
         _, common, options = parse_options(
             ["streameval", "--named", "--lines", "51", "--policy",
-             "streaming:sinks=4:window=600,window:window=604"]
+             "streaming:sinks=4:window=600"]
         )  # fmt: skip
-        sinks, window = streameval.evaluate(smollm2, common, options, quiet)
-        assert sinks.score > window.score
-        assert sinks.cache["nominal_bytes"] == window.cache["nominal_bytes"]
+        (sinks,) = streameval.evaluate(smollm2, common, options, quiet)
+        assert sinks.score >= 75  # a window of 604 without sinks has 25
 
 
 class TestReport:

@@ -18,8 +18,7 @@ from jaxkv.policies.window import Window
 
 # Of each kind of layer; other policies are these with other sizes.
 LAYERS = [
-    "full", "streaming", "duo", "snapkv", "adakv", "recycled-dynamic", "h2o", "tova", "compactor",
-    "chunkkv-gated",
+    "full", "streaming", "adakv", "recycled-dynamic", "h2o", "compactor", "chunkkv-gated",
 ]  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from jaxkv.layers.base import Geometry
 from jaxkv.models.config import ModelConfig, parameter_shapes
 from jaxkv.models.decoder import geometry as geometry_of
 
+# Of commands that run the real model under `full`: they share their programs, which are large.
+REAL = ("--prefill-chunk", "256", "--max-length", "1024")
 CONFIG = ModelConfig(
     vocab_size=61,
     hidden_size=32,

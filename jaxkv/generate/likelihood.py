@@ -14,11 +14,12 @@ from jax import Array
 
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.typing import Lengths, Params, Tokens
-from jaxkv.generate.loop import Program, Signature, compile_program
+from jaxkv.generate.loop import Signature, kept_program
 from jaxkv.generate.running import forward
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import State
 from jaxkv.layers.base import Policy
+from jaxkv.layers.declared import as_compiled
 from jaxkv.models.config import ModelConfig
 
 STEPS = 16  # tokens of a continuation a call
@@ -106,12 +107,11 @@ def continuations(
     # Rows of like length share a batch, the longest first: what does not fit shows at once.
     order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), -len(pairs[i][1])))
     found: dict[int, Continuation] = {}
-    made: dict[Signature, Program] = {}
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         rows = [pairs[i] for i in chosen]
         rows += [rows[-1]] * (batch_size - len(rows))  # one program for the last batch too
-        for i, one in zip(chosen, _score(model, policy, rows, made, kv_dtype), strict=False):
+        for i, one in zip(chosen, _score(model, policy, rows, kv_dtype), strict=False):
             found[i] = one
         if progress:
             progress(len(found), len(pairs))
@@ -122,7 +122,6 @@ def _score(
     model: Model,
     policy: Policy,
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
-    made: dict[Signature, Program],
     kv_dtype: str | None,
 ) -> list[Continuation]:
     longest = max(len(continuation) for _, continuation in rows)
@@ -130,7 +129,7 @@ def _score(
     contexts = [list(context) for context, _ in rows]
     for _, continuation in rows:
         model.check_ids(continuation, "a continuation's")
-    session = Session.begin(model, settings, len(rows), max(map(len, contexts)))
+    session = Session.begin(model, settings, len(rows), max(map(len, contexts)), decodes=False)
     session.feed(contexts)
     targets = np.zeros((len(rows), -(-longest // STEPS) * STEPS), np.int32)
     lengths = np.array([len(continuation) for _, continuation in rows])
@@ -141,10 +140,9 @@ def _score(
         part = jnp.asarray(targets[:, begin : begin + STEPS])
         left = jnp.asarray(np.clip(lengths - begin, 0, STEPS), jnp.int32)
         signature = Signature.of((session.model.params, state, part, left))
-        if signature not in made:
-            statics = (("config", model.config), ("policy", policy))
-            made[signature] = compile_program(force, signature, statics)
-        state, (score, best) = made[signature].call(session.model.params, state, part, left)
+        statics = (("config", model.config), ("policy", as_compiled(policy)))
+        program = kept_program(force, signature, statics)
+        state, (score, best) = program.call(session.model.params, state, part, left)
         total += np.asarray(score, np.float64)
         greedy &= np.asarray(best)
     return [Continuation(float(t), bool(g)) for t, g in zip(total, greedy, strict=True)]

@@ -223,13 +223,13 @@ class Programs:
 
     Attributes:
       prefill: takes `chunk` tokens a row.
-      decode: makes up to `DISPATCH`.
+      decode: makes up to `DISPATCH`; None where nothing is to be chosen.
       chunk: tokens.
       compile_prefill: gives a prefill program of so many tokens.
     """
 
     prefill: Program
-    decode: Program
+    decode: Program | None
     chunk: int
     compile_prefill: Callable[[int], Program]
 
@@ -242,9 +242,9 @@ class Programs:
 
 def programs(
     params: Params, config: ModelConfig, policy: Policy, sampler: Sampler, state: State,
-    eos: Array, chunk: int,
+    eos: Array, chunk: int, decodes: bool = True,
 ) -> Programs:  # fmt: skip
-    """Compiles prefill and decode, or finds them compiled."""
+    """Compiles prefill and, where it `decodes`, decode, or finds them compiled."""
     batch = state.done.shape[0]
     streams: State = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
@@ -255,11 +255,13 @@ def programs(
         lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
         return _compile_prefill(Signature.of((params, streams, tokens, lengths)), statics)
 
-    decode = _compile_decode(
-        Signature.of((params, streams, scalar, eos)), (*statics, ("sampler", sampler))
-    )
+    decode = None
+    if decodes:
+        signature = Signature.of((params, streams, scalar, eos))
+        decode = _compile_decode(signature, (*statics, ("sampler", sampler)))
     prefill = _ready(compile_prefill(chunk))
-    return Programs(prefill, _ready(decode), chunk, lambda size: _ready(compile_prefill(size)))
+    ready = None if decode is None else _ready(decode)
+    return Programs(prefill, ready, chunk, lambda size: _ready(compile_prefill(size)))
 
 
 def feed(
@@ -311,6 +313,7 @@ def dispatch(
     Returns:
       The state, and the ids [B, n], -1 where a row produced nothing; n < limit if all rows ended.
     """
+    assert made.decode is not None, "the session was begun for prompts alone"
     state, ids = made.decode.call(params, state, jnp.asarray(limit, jnp.int32), eos)
     new = np.asarray(ids)
     return state, new[:, : int((new >= 0).any(axis=0).sum())]

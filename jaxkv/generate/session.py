@@ -150,9 +150,9 @@ class Session:
     @classmethod
     def begin(
         cls, model: Model, settings: Settings, batch_size: int, longest: int,
-        state: State | None = None, load_s: float = 0.0,
+        state: State | None = None, load_s: float = 0.0, decodes: bool = True,
     ) -> Session:  # fmt: skip
-        """Allocates the caches and compiles the two programs."""
+        """Allocates the caches and compiles the two programs, or one where nothing is chosen."""
         began, before = time.perf_counter(), compilations()
         model = prepared(model, settings.policy)
         usual = running(settings.policy, geometry(model.config, 1, ROUND))
@@ -174,7 +174,14 @@ class Session:
             state = start(model.config, settings.policy, batch_size, length, dtype, settings.seed)
         eos = jnp.asarray(model.tokenizer.eos_ids or (-2,), jnp.int32)
         made = programs(
-            model.params, model.config, settings.policy, settings.sampler, state, eos, chunk
+            model.params,
+            model.config,
+            settings.policy,
+            settings.sampler,
+            state,
+            eos,
+            chunk,
+            decodes,
         )
         timing = Timing(load_s=load_s, compile_s=time.perf_counter() - began)
         new = {name: count - before[name] for name, count in compilations().items()}
@@ -247,7 +254,8 @@ class Session:
             self.settings, policy=Full(queries=queries, moments=moments), max_new_tokens=1,
             max_length=None,
         )  # fmt: skip
-        first = Session.begin(self.model, settings, len(prompts), max(map(len, prompts)))
+        longest = max(map(len, prompts))
+        first = Session.begin(self.model, settings, len(prompts), longest, decodes=False)
         first.feed(prompts, progress)
         began, everything = time.perf_counter(), first.state.cache
         assert isinstance(everything, Cache), "of `Full`"
@@ -267,7 +275,8 @@ class Session:
     def peak_bytes(self) -> int:
         """What the largest of its programs held at once."""
         made = self.made
-        return max(self.reading_peak, made.prefill.peak_bytes, made.decode.peak_bytes)
+        decoding = 0 if made.decode is None else made.decode.peak_bytes
+        return max(self.reading_peak, made.prefill.peak_bytes, decoding)
 
     def _fit(self, longest: int) -> Programs:
         """The programs for prompts of so many tokens; a chunk that was asked for is kept to."""

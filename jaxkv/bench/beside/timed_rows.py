@@ -135,9 +135,7 @@ def answer_job(job: Mapping[str, Any]) -> dict[str, Any]:
         if programs is None:
             programs = {
                 "compile_s": session.timing.compile_s,
-                "program_peak_bytes": max(
-                    session.made.prefill.peak_bytes, session.made.decode.peak_bytes
-                ),
+                "program_peak_bytes": session.peak_bytes,
             }
         made, kept = _answer_row(session, row, job)
         rows.append(made)

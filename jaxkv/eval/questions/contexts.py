@@ -79,7 +79,8 @@ class Contexts:
         if key in self.held:
             return self.held[key]
         mine = dataclasses.replace(settings, policy=self.policy)
-        session = Session.begin(self.model, mine, len(prompts), max(map(len, prompts)))
+        longest = max(map(len, prompts))
+        session = Session.begin(self.model, mine, len(prompts), longest, decodes=False)
         session.feed(prompts)
         peak = session.made.prefill.peak_bytes
         reading = Reading(prompts, session.state, session.timing.prefill_s, peak)

@@ -175,7 +175,7 @@ def score_decoded(
             policy=policy, max_new_tokens=len(stream) - prompt, max_length=len(stream),
             kv_dtype=kv_dtype,
         )  # fmt: skip
-        session = Session.begin(model, settings, 1, prompt)
+        session = Session.begin(model, settings, 1, prompt, decodes=False)
         began = time.perf_counter()
         session.feed(ids[0].tolist())
         cache, peak, compile_s = session.state.cache, session.peak_bytes, session.timing.compile_s
