@@ -17,6 +17,10 @@ from jaxkv.checkpoints import hf
 from jaxkv.generate.prompts import prompt_ids
 
 
+# Of each way to tell positions; the others' tokens are compared where torch is.
+GREEDY = ("phi3-long", "gemma3", "falcon-alibi")
+
+
 @pytest.fixture(scope="module")
 def golden():
     with np.load(reference.GOLDEN) as file:
@@ -44,8 +48,9 @@ def test_families_written_by_us(golden, tmp_path: Path, name: str) -> None:
     tokens = reference.tiny_tokens()
     got = logits_of(model, jnp.asarray(tokens, jnp.int32))[:, ::25]
     np.testing.assert_allclose(got, golden[f"family-{name}"], atol=1e-4)
-    (greedy,) = greedy_tokens(model, [tokens[0, :40].tolist()], 32)
-    assert greedy == golden[f"family-{name}-greedy"].tolist()
+    if name in GREEDY:
+        (greedy,) = greedy_tokens(model, [tokens[0, :40].tolist()], 32)
+        assert greedy == golden[f"family-{name}-greedy"].tolist()
 
 
 @pytest.mark.slow
