@@ -8,8 +8,10 @@ import json
 
 import pytest
 
-from jaxkv.bench import kernels
+from jaxkv.bench import kernels, runs
 from jaxkv.bench.__main__ import main
+from jaxkv.checkpoints import toy
+from jaxkv.policies.kvzip import KVzip
 
 MACHINE = {"device", "platform", "jax", "python", "date", "command"}
 
@@ -87,3 +89,15 @@ def test_wrong_input_is_one_line(capsys, arguments, said):
     out, err = capsys.readouterr()
     assert ended.value.code == 2 and out == ""
     assert said in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_every_timed_prompt_is_a_first_one():
+    """What a policy does with a first prompt alone is done, and timed, each time."""
+    model = toy.load()
+    prompt = runs.random_prompt(model, 90)
+    runner = runs.Runner.make(model, KVzip(40, window=8, decode_room=8), prompt, 4, None)
+    for _ in range(2):
+        runner.prefill()
+        layers = runner.session.state.cache.layers
+        assert all(int(layer.counts.sum()) > 0 for layer in layers)
+    assert len(runner.prefills) == 2

@@ -22,7 +22,7 @@ from jaxkv.eval.__main__ import main
 from jaxkv.eval.questions import answers, metrics, rows
 from jaxkv.eval.questions.wordings import WORDINGS
 from jaxkv.eval.runner.options import make_policies, parse_options
-from jaxkv.eval.runner.result import Result
+from jaxkv.eval.runner.result import Result, print_table
 from jaxkv.eval.tasks import copying, passkey, ppl
 from jaxkv.eval.tasks.nll import bounded_tokens, score_decoded, score_sampled, score_stream
 from jaxkv.models.decoder import forward, init_cache
@@ -365,6 +365,20 @@ class TestCopy:
         )
         (full,) = copying.evaluate(smollm2, common, options, lambda what, done, total: None)
         assert full.score == 100.0
+
+
+def test_a_table_says_what_was_known(capsys):
+    sizes = {"nominal_bytes": 1, "physical_bytes": 2, "peak_bytes": 3}
+
+    def found(name: str, **details):
+        return Result("passkey", 50.0, 4, {}, {"name": name}, sizes, details)
+
+    print_table([found("full", query_aware=True), found("tova", query_aware=False), found("h2o")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    said = {words[0]: words[1] for words in lines if words and words[0] in ("full", "tova", "h2o")}
+    assert said == {"full": "aware", "tova": "agnostic", "h2o": "-"}
+    print_table([found("full")])
+    assert "query" not in capsys.readouterr().out
 
 
 class TestOptions:

@@ -27,6 +27,7 @@ from jaxkv.core.errors import InputError
 from jaxkv.core.files import check_target, write_json
 from jaxkv.core.progress import bars
 from jaxkv.core.settings import flags_named
+from jaxkv.policies.registry import POLICIES
 from jaxkv.policies.snapkv import SnapKV
 
 COMMAND = "jaxkv.bench.beside_kvpress"
@@ -43,7 +44,7 @@ question is known.
   kept       tokens that a KV head still sees after the context, mean over layers and heads
   kept MB    their keys and values
   cache MB   what the cache's tensors take then; kvpress keeps masked tokens in them, jaxkv has
-             room for what is decoded
+             room for the question and what is decoded, and no more
   peak MB    resident memory of the process at its highest: libraries, weights, all
   prefill    seconds for the context, and for repeating it under kvzip; question: until the first token of the answer can be chosen
   tokens/s   of decoding after the answer
@@ -255,10 +256,27 @@ def job_of(
         **{name: made[name] for name in ("folder", "rows", "eos", "streaming")},
         **{name: getattr(options, name) for name in told},
         "method": method,
-        "policy": {"name": method, **METHODS[method].fields(budget or 0, options)},
+        "policy": {
+            "name": method,
+            **METHODS[method].fields(budget or 0, options),
+            **_decode_room(method, options, made),
+        },
         "budget": budget,
         "sinks": SINKS,
     }
+
+
+def _decode_room(
+    method: str, options: argparse.Namespace, made: Mapping[str, Any]
+) -> dict[str, int]:
+    """Room for what comes after the choice, and no more, where a policy has room to be set."""
+    if "decode_room" not in {field.name for field in dataclasses.fields(POLICIES[method])}:
+        return {}
+    after = [
+        row["max_new_tokens"] + (0 if options.query_aware else len(row["ids"][1]))
+        for row in made["rows"]
+    ]
+    return {"decode_room": max(after) + options.tokens + 1}
 
 
 def run_job(command: Sequence[str], job: Job, folder: str, tell: bool = False) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Runner:
         self.session.state = start(
             self.model.config, self.policy, 1, g.max_length, g.dtype, self.settings.seed
         )
+        self.session.longest = 0  # what reads its first prompt twice does so again
         jax.block_until_ready(self.session.state)
         began = time.perf_counter()
         self.session.feed([self.prompt])

@@ -16,7 +16,6 @@ from ours import greedy_tokens, logits_of
 from jaxkv.checkpoints import hf
 from jaxkv.generate.prompts import prompt_ids
 
-
 # Of each way to tell positions; the others' tokens are compared where torch is.
 GREEDY = ("phi3-long", "gemma3", "falcon-alibi")
 

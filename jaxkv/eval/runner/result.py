@@ -91,7 +91,11 @@ def cache_bytes(policy: Policy, cache: Cache | Remembered, peak_bytes: int) -> d
 
 
 def print_table(results: Sequence[Result]) -> None:
-    """One line a policy, on stdout."""
+    """One line a policy, on stdout.
+
+    Where questions are asked, each says whether what was kept was chosen with the question known
+    ("aware") or not ("agnostic").
+    """
     import rich.box
     from rich.console import Console
     from rich.table import Table
@@ -99,13 +103,18 @@ def print_table(results: Sequence[Result]) -> None:
     groups = list(dict.fromkeys(name for result in results for name in result.by))
     table = Table(title=results[0].task, box=rich.box.SIMPLE_HEAD)
     table.add_column("policy", overflow="fold")
+    asked = any("query_aware" in result.details for result in results)
+    if asked:
+        table.add_column("query", overflow="fold")
     for name in ("score", "n", *groups, "cache MB", "nominal MB", "peak MB"):
         table.add_column(name, justify="right", overflow="fold")
     for result in results:
         cache = result.cache
         sizes = [cache[f"{name}_bytes"] / 1e6 for name in ("physical", "nominal", "peak")]
+        aware = result.details.get("query_aware")
         table.add_row(
             result.label,
+            *([{True: "aware", False: "agnostic", None: "-"}[aware]] if asked else []),
             _cell(result.score),
             str(result.n),
             *(_cell(result.by.get(name)) for name in groups),
