@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -173,7 +172,6 @@ def _by_expected(model: Model, prompt: Sequence[int], slots: int, gate: str | No
     return np.stack(found)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _scores(policy: ExpectedAttention, shape: Geometry, rope: Rotation | None, kept: Read) -> Array:
     draft = drafts.of_full(kept, shape, None, policy.needs, WINDOW, None)
     return policy.score(Prompt(draft, rope, WINDOW, policy.needs))
