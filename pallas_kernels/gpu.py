@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.int8 import product_dtype
+from pallas_kernels.slots import product_dtype
 
 TILE = 8  # rows that lie together in shared memory, and so are copied together
 ROWS = 64  # of a matrix product

@@ -12,8 +12,8 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.int8 import product_dtype
 from pallas_kernels.precision import einsum
+from pallas_kernels.slots import product_dtype
 from pallas_kernels.tpu_layout import LANES
 
 ROW_TILE = 16  # rows that a tile takes in any dtype that is served

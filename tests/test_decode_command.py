@@ -81,7 +81,7 @@ def refused(capsys):
         ("--policy.window true", ["--policy.window", "True", "int"]),
         ("--policy.window", ["--policy.window needs a value"]),
         ("--dtype int8", ["--dtype is 'int8'", "float32, bfloat16"]),
-        ("--kv-dtype fp4", ["--kv-dtype is 'fp4'", "float32 or bfloat16"]),
+        ("--kv-dtype fp4", ["--kv-dtype is 'fp4'", "float32, bfloat16, int8 or int4"]),
         ("--temperature hot", ["--temperature is 'hot'", "a number"]),
         ("--temperature -1", ["--temperature is -1.0", "0 (greedy) or above"]),
         ("--temperature nan", ["--temperature is 'nan'", "a number"]),

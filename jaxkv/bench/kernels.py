@@ -18,10 +18,11 @@ from jaxkv.bench.measure import copy_bandwidth, median_seconds
 from jaxkv.core.progress import Progress
 from pallas_kernels.decode.api import IMPLEMENTATIONS as DECODE
 from pallas_kernels.dispatch import order
-from pallas_kernels.int8 import Slots, quantise, split_scale, widen
+from pallas_kernels.int8 import quantise
 from pallas_kernels.mass.api import IMPLEMENTATIONS as MASS
 from pallas_kernels.pool.api import IMPLEMENTATIONS as POOL
 from pallas_kernels.prefill.api import IMPLEMENTATIONS as PREFILL
+from pallas_kernels.slots import Slots, split_scale, widen
 
 COLD_BYTES = 2**28  # of different keys and values by turns: none waits in a processor's cache
 QUERIES = 512  # of a chunk of prefill

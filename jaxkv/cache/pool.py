@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.cache.exported import exportable
+from jaxkv.cache.packed import zeros
 from jaxkv.cache.slab import Slab
 from jaxkv.cache.store import Packed
 
@@ -40,8 +41,8 @@ def empty_pool(batch: int, heads: int, blocks: int, size: int, head_dim: int, dt
     """A pool with no tokens, whose blocks belong to the first head."""
     shape = batch, blocks * size
     return Pool(
-        k=jnp.zeros((*shape, head_dim), dtype),
-        v=jnp.zeros((*shape, head_dim), dtype),
+        k=zeros((*shape, head_dim), dtype),
+        v=zeros((*shape, head_dim), dtype),
         pos=jnp.full(shape, -1, jnp.int32),
         owner=jnp.zeros((batch, blocks), jnp.int32),
         heads=heads,

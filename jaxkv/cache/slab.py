@@ -19,6 +19,7 @@ from jax import Array
 
 from jaxkv.cache import store as stores
 from jaxkv.cache.exported import exportable
+from jaxkv.cache.packed import zeros
 from jaxkv.cache.store import Store
 from jaxkv.core.typing import Lengths, NewKeys, Positions
 
@@ -59,8 +60,8 @@ def empty(
 ) -> Slab:
     """A slab with no tokens. Zeros, never `jnp.empty`: 0 x NaN would leak through a mask."""
     return Slab(
-        k=jnp.zeros((batch, heads, slots, head_dim), dtype),
-        v=jnp.zeros((batch, heads, slots, head_dim), dtype),
+        k=zeros((batch, heads, slots, head_dim), dtype),
+        v=zeros((batch, heads, slots, head_dim), dtype),
         pos=jnp.full((batch, pos_heads, slots), -1, jnp.int32),
         seen=jnp.zeros((batch,), jnp.int32),
     )

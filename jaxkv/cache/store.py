@@ -20,7 +20,7 @@ from jax import Array, lax
 from jaxkv.core.typing import Positions, SlotKeys
 from pallas_kernels import compiler
 from pallas_kernels import tpu_layout as order
-from pallas_kernels.int8 import Slots, split_scale
+from pallas_kernels.slots import Slots, widen
 
 UNROLLED = 4  # rows whose writes are spelled out
 HEADS, SLOTS = 1, 2  # axes
@@ -59,8 +59,7 @@ def as_slots(store: Any) -> Slots:
 
 def numbers(store: Any) -> Array:
     """Keys or values as numbers [B, K, S, H]; of a packed store, a copy."""
-    plain, scale = split_scale(as_slots(store))
-    return plain if scale is None else plain.astype(scale.dtype) * scale[..., None]
+    return widen(as_slots(store))
 
 
 def num_heads(store: Any) -> int:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxkv.core.errors import InputError
@@ -12,6 +12,7 @@ from jaxkv.core.errors import InputError
 Add = Callable[..., Any]  # a parser's `add_argument`
 
 DTYPES = ("float32", "bfloat16")
+KV_DTYPES = (*DTYPES, "int8", "int4")
 
 
 def add_model(add: Add) -> None:
@@ -38,7 +39,7 @@ def add_kv_dtype(add: Add) -> None:
         "--kv-dtype",
         type=str | None,
         metavar="TYPE",
-        help="float32 or bfloat16, of keys and values (default: that of the weights)",
+        help="float32, bfloat16, int8 or int4, of keys and values (default: that of the weights)",
     )
 
 
@@ -102,11 +103,12 @@ def add_plot(add: Add, drawn: str) -> None:
     )
 
 
-def check_dtype(flag: str, value: str | None) -> None:
-    """Refuses a type that weights, keys and values cannot have; None is one that was not given.
+def check_dtype(flag: str, value: str | None, allowed: Sequence[str] = DTYPES) -> None:
+    """Refuses a type that weights, or keys and values, cannot have; None was not given.
 
     Raises:
       InputError: names the flag and what is allowed.
     """
-    if value not in (None, *DTYPES):
-        raise InputError(f"{flag} is {value!r}; it must be {' or '.join(DTYPES)}")
+    if value not in (None, *allowed):
+        *most, last = allowed
+        raise InputError(f"{flag} is {value!r}; it must be {', '.join(most)} or {last}")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxkv.cache.packed import FORMS
 from jaxkv.core.checksums import check_sums, sums_of
 from jaxkv.core.errors import InputError, one_line
 from jaxkv.core.files import reserve, whole_folder
@@ -31,7 +32,6 @@ from jaxkv.policies.registry import describe, make_policy
 
 _FORMAT = 2
 _MOST_LAYERS = 4096  # no model comes near; an empty cache of a billion takes for ever to describe
-_DTYPES = ("float32", "bfloat16")  # of keys and values
 _ARRAYS, _NOTE = "cache.safetensors", "cache.json"
 
 
@@ -170,7 +170,7 @@ def _geometry(values: Any) -> Geometry:
             )
             right = right and len(value) in (0, values.get("num_layers"))
         elif name == "dtype":
-            right = value in _DTYPES
+            right = value in FORMS
         else:
             right = kind == "str" and isinstance(value, str)
         if not right:

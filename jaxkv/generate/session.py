@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkv.cache.bytes import kept_tokens, nbytes, steps_taken, tokens_seen
+from jaxkv.cache.packed import FORMS
 from jaxkv.cache.slab import LAST_POSITION
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
@@ -56,8 +57,11 @@ class Settings:
                     f"{name.replace('_', '-')} is {value}; it must be at least 1 and at most "
                     f"{LAST_POSITION}"
                 )
-        if self.kv_dtype not in (None, "float32", "bfloat16"):
-            raise InputError(f"kv-dtype is {self.kv_dtype!r}; it must be float32 or bfloat16")
+        if self.kv_dtype not in (None, *FORMS):
+            *most, last = FORMS
+            raise InputError(
+                f"kv-dtype is {self.kv_dtype!r}; it must be {', '.join(most)} or {last}"
+            )
         if any(not text for text in self.stop):
             raise InputError("a stop string is empty; it must have at least one character")
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.cache.exported import exportable
+from jaxkv.cache.packed import token_bytes
 from jaxkv.cache.slab import Slab, new_positions
 from jaxkv.core.scoring import of_heads
 from jaxkv.core.typing import Hidden, Lengths, NewKeys, Positions, Queries, Rotation
@@ -45,7 +46,8 @@ class Geometry:
       head_dim: H.
       batch_size: B.
       max_length: the most tokens a row will ever hold or see, for caches that grow with it.
-      dtype: of keys and values, a numpy name.
+      dtype: of keys and values, float32, bfloat16, or int8 or int4 with a scale a token and
+        head.
       windows: of each layer, the past tokens that the model itself lets it see, and 0 where it sees
         all; empty if every layer sees all.
       model: which model it is, as `ModelConfig.identity` tells; empty if that is not known. What
@@ -71,7 +73,7 @@ class Geometry:
 
     def bytes_per_token(self) -> int:
         """Of one KV head of one layer: key and value."""
-        return 2 * self.head_dim * jnp.dtype(self.dtype).itemsize
+        return 2 * token_bytes(self.head_dim, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jax import Array, lax
 from jaxkv.attention import attend_slots
 from jaxkv.cache import store as stores
 from jaxkv.cache.exported import exportable
+from jaxkv.cache.packed import plain
 from jaxkv.cache.slab import Slab, append_run, concat_heads, gather_slots, pad_slots
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Hidden, Queries, Rotation
@@ -178,7 +179,7 @@ def last_of(geometry: Geometry, window: int) -> Last:
     """No queries yet, of the `window` that are to be remembered."""
     batch, heads, dim = geometry.batch_size, geometry.num_heads, geometry.head_dim
     return Last(
-        q=jnp.zeros((batch, window, heads, dim), geometry.dtype),
+        q=jnp.zeros((batch, window, heads, dim), plain(geometry.dtype)),
         q_pos=jnp.full((batch, window), -1, jnp.int32),
         lse=jnp.full((batch, window, heads), -jnp.inf, jnp.float32),
     )
@@ -207,10 +208,10 @@ def open_draft(
         draft = dataclasses.replace(draft, moments=none)
     batch, slots, dim = geometry.batch_size, slab.slots, geometry.head_dim
     if "queries" in needs:
-        none = jnp.zeros((batch, geometry.num_heads, slots, dim), geometry.dtype)
+        none = jnp.zeros((batch, geometry.num_heads, slots, dim), plain(geometry.dtype))
         draft = dataclasses.replace(draft, queries=none)
     if "unrotated_keys" in needs:
-        none = jnp.zeros((batch, geometry.num_kv_heads, slots, dim), geometry.dtype)
+        none = jnp.zeros((batch, geometry.num_kv_heads, slots, dim), plain(geometry.dtype))
         draft = dataclasses.replace(draft, unrotated=none)
     return draft
 

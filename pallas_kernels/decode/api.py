@@ -8,7 +8,7 @@ from jax import Array
 
 from pallas_kernels.decode import xla
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
-from pallas_kernels.int8 import Slots
+from pallas_kernels.slots import Slots
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.decode.mosaic_tpu", "decode_attention"),
@@ -39,7 +39,7 @@ def decode_attention(
 
     Args:
       q: [B, N, H], rotated; N = G K, query head n uses KV head n // G.
-      k: [B, K, S, H], rotated; or as `Int8`.
+      k: [B, K, S, H], rotated; or as `Int8` or `Int4`.
       v: [B, K, S, H], as `k`.
       q_pos: int32 [B].
       k_pos: int32 [B, P, S], P is K, or 1 where all heads keep the same tokens; -1 is empty.

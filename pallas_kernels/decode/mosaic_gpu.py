@@ -16,7 +16,9 @@ from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.decode.gpu_kernel import call, plan
 from pallas_kernels.decode.gpu_slots import marks
 from pallas_kernels.gpu import ROWS, TILE, from_tile, refuse, slot_scales, to_slots, whole_blocks
-from pallas_kernels.int8 import Int8, Slots, split_scale
+from pallas_kernels.int4 import Int4
+from pallas_kernels.int8 import Int8
+from pallas_kernels.slots import Slots, split_scale
 from pallas_kernels.softmax import merge_along
 from pallas_kernels.visibility import visible
 
@@ -83,8 +85,8 @@ def decode_attention(
 
 def _only(seen: Array, v: Slots) -> Slots:
     """Values whose weight may be 0 although they are NaN: zeros in slots that are not seen."""
-    if isinstance(v, Int8):
-        return Int8(v.values, jnp.where(seen, v.scale, 0.0))
+    if isinstance(v, Int8 | Int4):
+        return v._replace(scale=jnp.where(seen, v.scale, 0.0))
     return jnp.where(seen[..., None], v, jnp.zeros((), v.dtype))
 
 

@@ -16,8 +16,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import tuned
 from pallas_kernels.decode.blocks import block_range
-from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.score_bias import bend
+from pallas_kernels.slots import Slots, product_dtype, split_scale
 from pallas_kernels.tpu import (
     SMEM_BYTES,
     VMEM_BYTES,

@@ -7,8 +7,8 @@ from __future__ import annotations
 from jax import Array
 
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
-from pallas_kernels.int8 import Slots
 from pallas_kernels.mass import reference, xla
+from pallas_kernels.slots import Slots
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.mass.mosaic_tpu", "attention_mass"),
@@ -40,7 +40,7 @@ def attention_mass(
     Args:
       q: [B, T, N, H], rotated; N = G K, query head n uses KV head n // G.
       lse: float32 [B, T, N], as attention over these (and maybe other) keys returned it.
-      k: [B, K, S, H], rotated; or as `Int8`.
+      k: [B, K, S, H], rotated; or as `Int8` or `Int4`.
       q_pos: int32 [B, T]; negative for a query that counts for nothing.
       k_pos: int32 [B, P, S], P is K, or 1 where all heads keep the same tokens; -1 is empty.
       scale: multiplies the scores.

@@ -36,8 +36,8 @@ from pallas_kernels.gpu import (
     to_slots,
     widened,
 )
-from pallas_kernels.int8 import Slots, split_scale
 from pallas_kernels.score_bias import bend
+from pallas_kernels.slots import Slots, split_scale
 from pallas_kernels.visibility import used_positions, visible
 from pallas_kernels.visits import seen_blocks, visits
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.int8 import Slots, widen
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
+from pallas_kernels.slots import Slots, widen
 from pallas_kernels.visibility import visible
 
 

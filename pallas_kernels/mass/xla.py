@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels import tuned
-from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
+from pallas_kernels.slots import Slots, numbers, product_dtype, split_scale
 from pallas_kernels.visibility import used_positions, visible
 
 BLOCK = 512  # queries, and slots, a block
@@ -22,10 +23,10 @@ def attention_mass(
     slopes: Array | None = None, soft_cap: float | None = None, max_block: int | None = None,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`; `max_block` is for queries and slots, None what is best."""
-    k, k_scale = split_scale(k)
+    held, k_scale = split_scale(k)
     dtype = product_dtype(k, q)
     b, t, n, h = q.shape
-    heads, slots = k.shape[1], k.shape[2]
+    heads, slots = held.shape[1], held.shape[2]
     group = n // heads
     rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).astype(dtype)
     rows = jnp.moveaxis(rows, 1, 3)  # [B, K, G, T, H]
@@ -35,7 +36,7 @@ def attention_mass(
     steep = None if slopes is None else slopes.reshape(1, heads, group, 1, 1)
     k_pos = used_positions(k_pos, num_slots)
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
-    most = max_block or tuned.max_block("mass", "xla", k.dtype, h, group, slots) or BLOCK
+    most = max_block or tuned.max_block("mass", "xla", held.dtype, h, group, slots) or BLOCK
     wide, tall = min(most, slots), min(most, t)
 
     def of_block(column: int | Array, row: int | Array, mass: Array) -> Array:
@@ -43,7 +44,7 @@ def attention_mass(
         # The last blocks start early enough to be whole; what they had before counts once.
         column, row = (lax.convert_element_type(x, jnp.int32) for x in (column, row))
         first, top = jnp.minimum(column, slots - wide), jnp.minimum(row, t - tall)
-        keys = lax.dynamic_slice_in_dim(k, first, wide, 2)
+        keys = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, wide, 2), k)
         at = lax.dynamic_slice_in_dim(k_pos, first, wide, 2)
         queries = lax.dynamic_slice_in_dim(rows, top, tall, 3)
         level = lax.dynamic_slice_in_dim(lse, top, tall, 3)
@@ -53,7 +54,7 @@ def attention_mass(
         seen = visible(asked[:, None, :, None], at[:, :, None, :], 0, None)
 
         def add(mass: Array) -> Array:
-            scores = einsum("bkgth,bksh->bkgts", queries, keys.astype(dtype))
+            scores = einsum("bkgth,bksh->bkgts", queries, numbers(keys, dtype))
             if k_scale is not None:
                 size = lax.dynamic_slice_in_dim(k_scale, first, wide, 2)
                 scores = scores * size[:, :, None, None]

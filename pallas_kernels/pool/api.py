@@ -7,9 +7,9 @@ from __future__ import annotations
 from jax import Array
 
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
-from pallas_kernels.int8 import Slots
 from pallas_kernels.pool import reference, xla
 from pallas_kernels.pool.spans import Span
+from pallas_kernels.slots import Slots
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.pool.mosaic_tpu", "pool_attention"),
@@ -41,7 +41,8 @@ def pool_attention(
 
     Args:
       q: [B, N, H], rotated; N = G K, query head n uses KV head n // G.
-      k: [B, S, H], the slots of M blocks one after the other, S / M in each, rotated; or as `Int8`.
+      k: [B, S, H], the slots of M blocks one after the other, S / M in each, rotated; or as `Int8`
+        or `Int4`.
       v: [B, S, H], as `k`.
       q_pos: int32 [B].
       k_pos: int32 [B, S], -1 is empty.

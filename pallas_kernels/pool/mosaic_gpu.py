@@ -15,8 +15,8 @@ from jax import Array
 
 from pallas_kernels.decode.mosaic_gpu import attend
 from pallas_kernels.gpu import refuse
-from pallas_kernels.int8 import Slots, split_scale
 from pallas_kernels.pool.spans import Span, within
+from pallas_kernels.slots import Slots, split_scale
 from pallas_kernels.softmax import merge_along
 from pallas_kernels.visibility import visible
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.decode.mosaic_tpu import attend
-from pallas_kernels.int8 import Slots, split_scale
 from pallas_kernels.pool.spans import Span, within
+from pallas_kernels.slots import Slots, split_scale
 from pallas_kernels.tpu import check_dtypes
 from pallas_kernels.tpu_layout import Order, stored_order
 

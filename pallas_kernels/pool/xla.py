@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.pool.spans import Span
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
+from pallas_kernels.slots import Slots, numbers, product_dtype, split_scale
 from pallas_kernels.softmax import Partial, merge
 from pallas_kernels.visibility import visible
 
@@ -32,10 +32,10 @@ def pool_attention(
     if span is not None:
         return _spanned(q, k, v, q_pos, k_pos, owner, span, case)
     k, v, k_pos = jax.tree.map(lambda x: in_blocks(x, owner.shape[1]), (k, v, k_pos))
-    (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
+    k_scale, v_scale = split_scale(k)[1], split_scale(v)[1]
     b, n, h = q.shape
     group = n // num_kv_heads
-    k, v = (x.astype(product_dtype(x, q)) for x in (k, v))
+    k, v = (numbers(x, product_dtype(x, q)) for x in (k, v))
     rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, num_kv_heads, group, h).astype(k.dtype)
     # Queries are few: they are brought to the blocks, and no block is moved.
     rows = jnp.take_along_axis(rows, owner[:, :, None, None], axis=1)  # [B, M, G, H]

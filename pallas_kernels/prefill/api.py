@@ -7,8 +7,8 @@ from __future__ import annotations
 from jax import Array
 
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
-from pallas_kernels.int8 import Slots
 from pallas_kernels.prefill import reference, xla
+from pallas_kernels.slots import Slots
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.prefill.mosaic_tpu", "prefill_attention"),
@@ -37,7 +37,7 @@ def prefill_attention(
 
     Args:
       q: [B, T, N, H], rotated; N = G K, query head n uses KV head n // G.
-      k: [B, K, S, H], rotated; or as `Int8`.
+      k: [B, K, S, H], rotated; or as `Int8` or `Int4`.
       v: [B, K, S, H], as `k`.
       q_pos: int32 [B, T]; negative for padding, which sees nothing.
       k_pos: int32 [B, P, S], P is K, or 1 where all heads keep the same tokens; -1 is empty.

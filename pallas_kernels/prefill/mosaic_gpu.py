@@ -36,9 +36,9 @@ from pallas_kernels.gpu import (
     slot_scales,
     widened,
 )
-from pallas_kernels.int8 import Slots, split_scale
 from pallas_kernels.prefill import derivative
 from pallas_kernels.score_bias import bend
+from pallas_kernels.slots import Slots, split_scale
 from pallas_kernels.visibility import used_positions, visible
 from pallas_kernels.visits import ends, reached, seen_blocks, visits
 

@@ -20,9 +20,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import tuned
-from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.prefill import derivative
 from pallas_kernels.score_bias import bend
+from pallas_kernels.slots import Slots, product_dtype, split_scale
 from pallas_kernels.tpu import (
     ROOM_BYTES,
     SMEM_BYTES,

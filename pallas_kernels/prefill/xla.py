@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels import tuned
-from pallas_kernels.int8 import Slots, product_dtype, split_scale
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
+from pallas_kernels.slots import Slots, numbers, product_dtype, split_scale
 from pallas_kernels.visibility import used_positions, visible
 
 BLOCK = 512  # slots a block: large enough for the matrix unit, small enough to stay in cache
@@ -34,16 +34,16 @@ def prefill_attention(
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`; `max_block` is for slots, None what is best."""
     b, t, n, h = q.shape
-    numbers = split_scale(k)[0]
-    heads, slots = numbers.shape[1], numbers.shape[2]
+    held = split_scale(k)[0]
+    heads, slots = held.shape[1], held.shape[2]
     group = n // heads
     # [B, K, T G, H]: the G query heads of a KV head are more rows of the same product.
     rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).swapaxes(1, 2)
-    rows = rows.reshape(b, heads, t * group, h).astype(product_dtype(numbers, q))
+    rows = rows.reshape(b, heads, t * group, h).astype(product_dtype(k, q))
     # A static count of blocks keeps the loop open to reverse-mode differentiation.
     k_pos = used_positions(k_pos, num_slots)
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
-    most = max_block or tuned.max_block("prefill", "xla", numbers.dtype, h, group, slots) or BLOCK
+    most = max_block or tuned.max_block("prefill", "xla", held.dtype, h, group, slots) or BLOCK
     block = min(most, slots)
     blocks = (used + block - 1) // block
     # Where the number of blocks is static so is the loop, or it could not be differentiated.
@@ -176,8 +176,8 @@ def _fold(
 ) -> Running:  # fmt: skip
     """One step of the online softmax: [.., R, H] rows over [.., S, H] keys, all seen if None."""
     out, top, total = running
-    (keys, k_scale), (values, v_scale) = split_scale(keys), split_scale(values)
-    keys, values = (x.astype(product_dtype(x, rows)) for x in (keys, values))
+    k_scale, v_scale = split_scale(keys)[1], split_scale(values)[1]
+    keys, values = (numbers(x, product_dtype(x, rows)) for x in (keys, values))
     scores = einsum("...rh,...sh->...rs", rows, keys)
     if k_scale is not None:
         scores = scores * k_scale[..., None, :]

@@ -12,6 +12,7 @@ from typing import Any
 from jaxkv.cli.arguments import check_positive, make_parser, parse
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
+    KV_DTYPES,
     add_kv_dtype,
     add_max_length,
     add_model,
@@ -76,7 +77,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
 
 def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) -> Common:
     check_positive(given, "prefill_chunk", "max_length")
-    check_dtype("--kv-dtype", given.kv_dtype)
+    check_dtype("--kv-dtype", given.kv_dtype, KV_DTYPES)
     if given.seed < 0:
         raise InputError(f"--seed is {given.seed}; it must be at least 0")
     if given.plot is not None:
