@@ -221,6 +221,32 @@ MUTATIONS = [
         "tests/test_kvzap.py::TestFit::test_ridge_finds_a_planted_map",
         (("jaxkv/calibrate/fitting.py", "    w = w / spread[:, None]\n", ""),),
     ),
+    Mutation(
+        "a table of budgets counts the least of a prompt",
+        "tests/test_calibrate_budgets.py::TestDealt::test_is_counting_the_best",
+        (("jaxkv/calibrate/budgets.py", "np.argsort(-scores", "np.argsort(scores"),),
+    ),
+    Mutation(
+        "a scale may be rounded down, and the largest number does not fit",
+        "tests/kernels/test_int8.py::test_bit_by_bit_as_in_float64",
+        (("pallas_kernels/rounding.py", "0xFFFF", "0x7FFF"),),
+    ),
+    Mutation(
+        "the halves of a byte change places",
+        "tests/kernels/test_int4.py::test_every_byte_is_two_numbers",
+        (
+            (
+                "pallas_kernels/int4.py",
+                "[(wide & 15) - ZERO, (wide >> 4) - ZERO]",
+                "[(wide >> 4) - ZERO, (wide & 15) - ZERO]",
+            ),
+        ),
+    ),
+    Mutation(
+        "the last block of integers counts some slots twice",
+        "tests/kernels/test_int4.py::test_decode[None-False-bent0]",
+        (("pallas_kernels/decode/xla.py", "jnp.where(fresh, at, -1)", "at"),),
+    ),
 ]  # fmt: skip
 
 
