@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxkv.cache.store import Packed, Store, as_slots
 from jaxkv.core.scoring import bent
@@ -50,12 +50,15 @@ def attend_one_mass(
     q: Queries, k: Store, v: Store, q_pos: Positions, k_pos: SlotPositions,
     rope: Rotation | None,
 ) -> tuple[Queries, Array]:  # fmt: skip
-    """As `attend_one`, with the attention of each slot: out [B, 1, N, H], mass [B, N, S]."""
+    """As `attend_one`, with the attention of each slot: out [B, 1, N, H], mass [B, N, S].
+
+    The mass has no derivative: it tells what to keep.
+    """
     out, _, mass = decode_attention(
         q[:, 0], as_slots(k), as_slots(v), q_pos[:, 0], k_pos,
         scale=1 / math.sqrt(q.shape[-1]), with_mass=True, **bent(rope),
     )  # fmt: skip
-    return out[:, None], mass
+    return out[:, None], lax.stop_gradient(mass)
 
 
 def attend_pool(

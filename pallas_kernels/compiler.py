@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pallas_kernels.loops import loop
 from pallas_kernels.precision import einsum
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 # XLA's CPU backend prefers vectors of 256 bits where a core has 512: a prompt took 8 % longer.
 # jax 0.10.2; `python -m jaxkv.bench prefill`.
@@ -92,30 +94,32 @@ def never_one(new: tuple[Array, ...], slots: Array, beyond: int) -> tuple[tuple[
     return tuple(jnp.repeat(x, 2, axis=1) for x in new), slots
 
 
-def together(body: Callable[[T], T], carry: T, needed: Array) -> T:
-    """`body(carry)`, whose parts the compiler keeps together; `carry` as it is where not `needed`.
+def together(body: Callable[[T, C], T], carry: T, consts: C, needed: Array) -> T:
+    """`body(carry, consts)`, whose parts the compiler keeps together, where it is `needed`.
 
     No layer needs what the one before chooses of a prompt, so XLA would put that off, and hold the
     prompts of all layers until the end: a loop of one turn is not taken apart. jax 0.10.2;
     `test_a_prompt_is_held_in_full_by_one_layer_at_a_time`.
     """
     turns = jnp.minimum(needed, 1).astype(jnp.int32)
-    return lax.fori_loop(jnp.int32(0), turns, lambda _, carry: body(carry), carry)
+    return loop(lambda _, carry, consts: body(carry, consts), 1, turns, carry, consts)
 
 
-def in_place_if(needed: Array, body: Callable[[T, Array], T], carry: T, index: Array) -> T:
-    """`body(carry, index)` where bool `needed`, else `carry`; nothing of either is copied.
+def in_place_if(
+    needed: Array, body: Callable[[T, Array, C], T], carry: T, index: Array, consts: C
+) -> T:
+    """`body(carry, index, consts)` where bool `needed`, else `carry`; nothing of it is copied.
 
     A cache that passes through a `cond` is copied in each of its branches; a loop of no turn or one
     writes in place. Its index changes from turn to turn, or XLA would gather by it before the loop,
     in every step. jax 0.10.2; `test_a_partial_step_reads_no_full_cache`.
     """
 
-    def turn(_: Any, held: tuple[T, Array]) -> tuple[T, Array]:
+    def turn(_: Any, held: tuple[T, Array], consts: C) -> tuple[T, Array]:
         carry, index = held
-        return body(carry, index), index + 1
+        return body(carry, index, consts), index + 1
 
-    return lax.fori_loop(jnp.int32(0), needed.astype(jnp.int32), turn, (carry, index))[0]
+    return loop(turn, 1, needed.astype(jnp.int32), (carry, index), consts)[0]
 
 
 def just_before(x: T, index: Array) -> tuple[T, Array]:

@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxkv.cache.exported import exportable
@@ -70,7 +73,8 @@ def share_out(pool: Pool, layers: Sequence[Candidates], total: int) -> tuple[Poo
     Returns:
       The pool, and what each layer has beside its blocks.
     """
-    chosen = best_of_all([layer.scores for layer in layers], total)
+    # Which are the best has no derivative.
+    chosen = best_of_all([lax.stop_gradient(layer.scores) for layer in layers], total)
     size = pool.pos.shape[1] // pool.owner.shape[1]
     end = jnp.zeros_like(chosen[0][:, 0, 0], jnp.int32)
     found = []
@@ -139,6 +143,7 @@ def _rank(x: Array) -> Array:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _moved(pool: Pool, slab: Slab, order: Array, layer: Shared, fresh: Array, size: int) -> Pool:
     """A layer's tokens in its blocks; no other block of the pool changes.
 
@@ -194,3 +199,43 @@ def _moved(pool: Pool, slab: Slab, order: Array, layer: Shared, fresh: Array, si
         return lax.fori_loop(jnp.int32(0), turns, some, pool)
 
     return lax.fori_loop(jnp.int32(0), jnp.int32(order.shape[0]), of_row, pool)
+
+
+@_moved.defjvp
+def _moved_derivative(size: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """Of all blocks at once: a loop whose length is data has no derivative."""
+    pool, slab, order, layer, fresh = primals
+    first, last = layer.span
+    block = jnp.arange(pool.owner.shape[1], dtype=jnp.int32)[None]
+    mine = (block >= first[:, None]) & (block < last[:, None]) & fresh[:, None]
+    begins = layer.begins[:, None, 1:-1]
+    owner = jnp.sum(block[:, :, None] >= begins, axis=2, dtype=jnp.int32)  # [B, M]
+    begin = jnp.take_along_axis(layer.begins, owner, axis=1)
+    place = jnp.arange(size, dtype=jnp.int32)[None, None]
+    rank = (block - begin)[:, :, None] * size + place
+    held = rank < jnp.take_along_axis(layer.counts, owner, axis=1)[:, :, None]
+    row = jnp.arange(order.shape[0], dtype=jnp.int32)[:, None, None]
+    slot = order[row, owner[:, :, None], jnp.clip(rank, 0, slab.slots - 1)]
+
+    def put(old: Array, x: Array, tail: int) -> Array:
+        taken = x[row, owner[:, :, None], slot]  # [B, M, C, ..]
+        lead = (*held.shape, *[1] * tail)
+        taken = jnp.where(held.reshape(lead), taken, 0)
+        there = jnp.broadcast_to(mine[:, :, None], held.shape).reshape(lead)
+        blocks = old.reshape(*held.shape, *old.shape[2:])
+        return jnp.where(there, taken, blocks).reshape(old.shape)
+
+    def moved(old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda x, y: put(x, y, x.ndim - 2), old, new)
+
+    found = _moved(pool, slab, order, layer, fresh, size)
+    before, after = ((pool.k, pool.v), (slab.k, slab.v))
+    changes = (tangents[0].k, tangents[0].v), (tangents[1].k, tangents[1].v)
+    _, (k, v) = jax.jvp(moved, (before, after), changes)
+    none = jax.tree.map(_no_tangent, found)
+    return found, dataclasses.replace(none, k=k, v=v)
+
+
+def _no_tangent(x: Array) -> Any:
+    """Of integers."""
+    return np.zeros(x.shape, jax.dtypes.float0)

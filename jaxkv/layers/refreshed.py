@@ -122,12 +122,13 @@ class RecycledLayer:
         refresh = jnp.any(asks)
         out, index, valid = lax.cond(refresh, at_all, at_some)
 
-        def refreshed(part: Slab, index: Array) -> Slab:
+        def refreshed(part: Slab, index: Array, consts: tuple[Slab, Array, Array]) -> Slab:
+            full, valid, active = consts
             copies = keep_rows(active, _copies(full, index, valid), part)
             k, v = stores.keep_order((copies.k, copies.v))
             return dataclasses.replace(copies, k=k, v=v)
 
-        part = compiler.in_place_if(refresh, refreshed, part, index)
+        part = compiler.in_place_if(refresh, refreshed, part, index, (full, valid, active))
         now = refresh & active
         after = dataclasses.replace(
             cache,

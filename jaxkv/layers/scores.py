@@ -19,10 +19,14 @@ def mass_of(
     q: Queries, lse: Array, k: Store, q_pos: Positions, k_pos: SlotPositions,
     rope: Rotation | None, num_slots: Array | None = None,
 ) -> Array:  # fmt: skip
-    """Attention that each slot received from the queries, summed over them: float32 [B, N, S]."""
+    """Attention that each slot received from the queries, summed over them: float32 [B, N, S].
+
+    It tells what to keep, which has no derivative.
+    """
     scale = 1 / math.sqrt(q.shape[-1])
+    q, lse, slots = lax.stop_gradient((q, lse, as_slots(k)))
     return attention_mass(
-        q, lse, as_slots(k), q_pos, k_pos, scale=scale, num_slots=num_slots, **bent(rope)
+        q, lse, slots, q_pos, k_pos, scale=scale, num_slots=num_slots, **bent(rope)
     )
 
 

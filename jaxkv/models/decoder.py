@@ -221,10 +221,12 @@ def _whole_prompt(
         lengths = jnp.full((batch,), count, jnp.int32)
     padded = -(-count // size) * size
     x = jnp.pad(x, ((0, 0), (0, padded - count), (0, 0)))
-    constants = constants_of(layer, config) if "constants" in policy.needs else None
+    chunks = (jnp.max(lengths) + size - 1) // size
 
-    def body(index: Array, carry: tuple[Hidden, Any]) -> tuple[Residual, Any]:
-        x, draft = carry
+    def body(
+        index: Array, carry: tuple[Hidden, Any], consts: tuple[Params, Lengths]
+    ) -> tuple[Residual, Any]:
+        (x, draft), (layer, lengths) = carry, consts
         start = index * size
         valid = jnp.clip(lengths - start, 0, size)
 
@@ -237,18 +239,21 @@ def _whole_prompt(
         some, draft = run_block(layer, config, mine, attend)
         return jax.lax.dynamic_update_slice_in_dim(x, some, start, axis=1), draft
 
-    chunks = (jnp.max(lengths) + size - 1) // size
-
-    def whole(carry: tuple[Hidden, LayerCache]) -> tuple[Residual, LayerCache]:
-        x, cache = carry
+    def whole(
+        carry: tuple[Hidden, LayerCache], consts: tuple[Params, Lengths, Array]
+    ) -> tuple[Residual, LayerCache]:
+        (x, cache), (layer, lengths, chunks) = carry, consts
+        constants = constants_of(layer, config) if "constants" in policy.needs else None
         draft = policy.provide(policy.open(cache, padded), x, constants)
-        x, draft = jax.lax.fori_loop(jnp.int32(0), chunks, body, (x, draft))
+        most = padded // size
+        x, draft = compiler.loop(body, most, chunks, (x, draft), (layer, lengths))
         return x, policy.close(draft, cache, rope)
 
+    consts = layer, lengths, chunks
     if policy.joint:
-        x, cache = whole((x, cache))  # what all hold is needed when they choose
+        x, cache = whole((x, cache), consts)  # what all hold is needed when they choose
     else:
-        x, cache = compiler.together(whole, (x, cache), chunks)
+        x, cache = compiler.together(whole, (x, cache), consts, chunks)
     return last_valid(x, lengths) if only_last else x[:, :count], cache
 
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -26,11 +28,9 @@ def pool_attention(
     slopes: Array | None = None, soft_cap: float | None = None, span: Span | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`."""
-    case = {
-        "num_kv_heads": num_kv_heads, "scale": scale, "slopes": slopes, "soft_cap": soft_cap,
-    }  # fmt: skip
     if span is not None:
-        return _spanned(q, k, v, q_pos, k_pos, owner, span, case)
+        case = _Case(num_kv_heads, scale, soft_cap)
+        return _spanned(case, q, k, v, q_pos, k_pos, owner, span, slopes)
     k, v, k_pos = jax.tree.map(lambda x: in_blocks(x, owner.shape[1]), (k, v, k_pos))
     k_scale, v_scale = split_scale(k)[1], split_scale(v)[1]
     b, n, h = q.shape
@@ -64,9 +64,23 @@ def pool_attention(
     return out.reshape(b, n, h).astype(q.dtype), lse.reshape(b, n)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """What is static; see `api.pool_attention`."""
+
+    num_kv_heads: int
+    scale: float
+    soft_cap: float | None
+
+    def attend(self, *args: Any, slopes: Array | None) -> tuple[Array, Array]:
+        """To all blocks."""
+        return pool_attention(*args, slopes=slopes, **dataclasses.asdict(self))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _spanned(
-    q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array, span: Span,
-    case: dict[str, Any],
+    case: _Case, q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
+    span: Span, slopes: Array | None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """A loop over the blocks of each row's span, so that no others are read."""
     rows, blocks = owner.shape
@@ -90,7 +104,7 @@ def _spanned(
             block = start + jnp.repeat(jnp.arange(tile, dtype=jnp.int32), size)
             there = (block >= wanted) & (block < end)
             at, whose = jnp.where(there[None], at, -1), cut(owner, start, tile)
-            new = pool_attention(mine, keys, values, mine_pos, at, whose, **case)
+            new = case.attend(mine, keys, values, mine_pos, at, whose, slopes=slopes)
             return merge(part, new)
 
         none = jnp.zeros_like(mine), jnp.full(mine.shape[:2], -jnp.inf, jnp.float32)
@@ -101,6 +115,21 @@ def _spanned(
 
     none = jnp.zeros_like(q), jnp.full(q.shape[:2], -jnp.inf, jnp.float32)
     return lax.fori_loop(jnp.int32(0), jnp.int32(rows), of_row, none)
+
+
+@_spanned.defjvp
+def _derivative(case: _Case, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """Of attention to all blocks, of which none but the span's are seen: no loop over data."""
+    q, k, v, q_pos, k_pos, owner, span, slopes = primals
+    block = jnp.arange(owner.shape[1], dtype=jnp.int32)[None]
+    there = (block >= span[0][:, None]) & (block < span[1][:, None])
+    there = jnp.repeat(there, k_pos.shape[1] // owner.shape[1], axis=1)
+    k_pos = jnp.where(there, k_pos, -1)
+
+    def attend(q: Array, k: Slots, v: Slots) -> tuple[Array, Array]:
+        return case.attend(q, k, v, q_pos, k_pos, owner, slopes=slopes)
+
+    return jax.jvp(attend, (q, k, v), tuple(tangents[:3]))
 
 
 def in_blocks(x: Array, blocks: int) -> Array:

@@ -9,7 +9,9 @@ that keeps everything, are taken without a mask: a sixth less time on a CPU.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from jax import Array, lax
 from pallas_kernels import tuned
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
-from pallas_kernels.slots import Slots, numbers, product_dtype, split_scale
+from pallas_kernels.slots import Slots, is_packed, numbers, product_dtype, split_scale
 from pallas_kernels.visibility import used_positions, visible
 
 BLOCK = 512  # slots a block: large enough for the matrix unit, small enough to stay in cache
@@ -33,29 +35,71 @@ def prefill_attention(
     slopes: Array | None = None, soft_cap: float | None = None, max_block: int | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`; `max_block` is for slots, None what is best."""
+    case = _Case(scale, window, sinks, soft_cap, max_block)
+    if num_slots is None or is_packed(k):
+        return _attend(case, q, k, v, q_pos, k_pos, num_slots, slopes)
+    return _attend_some(case, q, k, v, q_pos, k_pos, num_slots, slopes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """What is static; see `api.prefill_attention`."""
+
+    scale: float
+    window: int | None
+    sinks: int
+    soft_cap: float | None
+    max_block: int | None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attend_some(
+    case: _Case, q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, num_slots: Array,
+    slopes: Array | None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Over the first slots: a loop whose length is data, which has no derivative of its own."""
+    return _attend(case, q, k, v, q_pos, k_pos, num_slots, slopes)
+
+
+@_attend_some.defjvp
+def _derivative(case: _Case, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    q, k, v, q_pos, k_pos, num_slots, slopes = primals
+    k_pos = used_positions(k_pos, num_slots)
+
+    def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        return _attend(case, q, k, v, q_pos, k_pos, None, slopes)
+
+    return jax.jvp(attend, (q, k, v), tuple(tangents[:3]))
+
+
+def _attend(
+    case: _Case, q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
+    num_slots: Array | None, slopes: Array | None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """In so many blocks as there are slots in use."""
     b, t, n, h = q.shape
     held = split_scale(k)[0]
     heads, slots = held.shape[1], held.shape[2]
     group = n // heads
     # [B, K, T G, H]: the G query heads of a KV head are more rows of the same product.
-    rows = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, heads, group, h).swapaxes(1, 2)
+    rows = (q * jnp.asarray(case.scale, q.dtype)).reshape(b, t, heads, group, h).swapaxes(1, 2)
     rows = rows.reshape(b, heads, t * group, h).astype(product_dtype(k, q))
     # A static count of blocks keeps the loop open to reverse-mode differentiation.
     k_pos = used_positions(k_pos, num_slots)
     used = slots if num_slots is None else jnp.minimum(num_slots, slots)
-    most = max_block or tuned.max_block("prefill", "xla", held.dtype, h, group, slots) or BLOCK
+    most = case.max_block or tuned.max_block("prefill", "xla", held.dtype, h, group, slots) or BLOCK
     block = min(most, slots)
     blocks = (used + block - 1) // block
     # Where the number of blocks is static so is the loop, or it could not be differentiated.
-    whole = 0 if isinstance(blocks, int) else _seen_whole(q_pos, k_pos, block, window)
+    whole = 0 if isinstance(blocks, int) else _seen_whole(q_pos, k_pos, block, case.window)
     visit = functools.partial(
         _visit_blocks,
         whole=whole,
         blocks=blocks,
         block=block,
-        window=window,
-        sinks=sinks,
-        soft_cap=soft_cap,
+        window=case.window,
+        sinks=case.sinks,
+        soft_cap=case.soft_cap,
     )
     batched, split = (functools.partial(visit, split=split) for split in (False, True))
     args = rows, k, v, q_pos, k_pos, slopes

@@ -1,0 +1,149 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A gradient through every policy: prompts and steps, whatever was evicted on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from policy_cases import CASES
+from test_families import for_layers
+
+from jaxkv.cache.slab import Slab
+from jaxkv.generate.running import forward
+from jaxkv.policies.full import Full
+from jaxkv.policies.keydiff import KeyDiff
+from pallas_kernels.decode import mosaic_tpu as decode_tpu
+from pallas_kernels.decode import xla as decode_xla
+from pallas_kernels.derivative import with_derivative_of
+from pallas_kernels.pool import mosaic_tpu as pool_tpu
+from pallas_kernels.pool import xla as pool_xla
+
+CONFIG = dataclasses.replace(toys.CONFIG, num_layers=1)
+PROMPT, STEPS = 22, 6
+TOKENS = jnp.asarray(toys.tokens(2, PROMPT + STEPS + 1))
+# Of each kind of layer; "global" deals one budget out over the model.
+SHARED = {"window": 2, "sinks": 1, "decode_room": 4, "allocation": "global"}
+POLICIES = {
+    name: (CASES[name].policy, CASES[name].roomy)
+    for name in ("full", "streaming", "duo", "snapkv", "adakv", "recycled", "h2o", "tova")
+} | {"global": (KeyDiff(10, **SHARED), KeyDiff(60, **SHARED))}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def loss(params, policy):
+    """Of a ragged prompt's tokens and of those that are decoded after it; and the cache."""
+    policy = for_layers(policy, CONFIG)
+    cache = toys.begun(CONFIG, policy, 2, 64)
+    lengths = jnp.asarray([PROMPT, PROMPT - 5], jnp.int32)
+    logits, cache = forward(params, CONFIG, policy, TOKENS[:, :PROMPT], cache, lengths)
+
+    def step(cache, token):
+        logits, cache = forward(params, CONFIG, policy, token[:, None], cache)
+        return cache, logits[:, 0]
+
+    cache, later = jax.lax.scan(step, cache, TOKENS[:, PROMPT:-1].T)
+    both = jnp.concatenate([logits[:, : PROMPT - 5], later.swapaxes(0, 1)], axis=1)
+    wanted = jnp.concatenate([TOKENS[:, 1 : PROMPT - 4], TOKENS[:, PROMPT + 1 :]], axis=1)
+    shares = jnp.take_along_axis(jax.nn.log_softmax(both), wanted[..., None], axis=-1)
+    return -jnp.sum(shares), cache
+
+
+gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+
+
+@functools.cache
+def params():
+    return toys.params(CONFIG)
+
+
+@functools.cache
+def of_full():
+    return gradient(params(), Full())[0]
+
+
+def kept(cache) -> list[np.ndarray]:
+    parts = jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, Slab))
+    return [np.asarray(getattr(part, "pos", part)) for part in parts if hasattr(part, "pos")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_is_the_slope(name: str) -> None:
+    """Along the steepest way, by differences over a step that changes no choice."""
+    policy, _ = POLICIES[name]
+    found, _ = gradient(params(), policy)
+    leaves = jax.tree.leaves(found)
+    assert all(np.isfinite(x).all() for x in leaves)
+    length = float(np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in leaves)))
+    step = 2e-3 / length
+
+    def at(sign: int):
+        moved = jax.tree.map(lambda p, g: p + sign * step * g, params(), found)
+        value, cache = loss(moved, policy)
+        return float(value), kept(cache)
+
+    (above, one), (below, other) = at(1), at(-1)
+    for x, y in zip(one, other, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert (above - below) / (2 * step) == pytest.approx(length**2, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["streaming", "snapkv", "adakv", "recycled", "global"])
+def test_where_nothing_is_evicted_it_is_that_of_everything(name: str) -> None:
+    roomy = POLICIES[name][1]
+    if hasattr(roomy, "decode_room"):
+        roomy = dataclasses.replace(roomy, decode_room=STEPS)
+    found, _ = gradient(params(), roomy)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(of_full()), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-4 * float(np.abs(y).max()) + 1e-6)
+
+
+def same_derivatives(plain, kernel, *arrays, **options) -> None:
+    """Of q, k and v, which come first; the kernel has it though it has none of its own."""
+    floats, others = arrays[:3], arrays[3:]
+
+    def total(function):
+        def of(floats):
+            found = jax.tree.leaves(function(*floats, *others, **options))
+            return sum(jnp.sum(jnp.where(jnp.isfinite(x), x, 0) ** 2) for x in found)
+
+        return jax.jit(jax.grad(of))
+
+    expected = total(plain)(floats)
+    kernel = with_derivative_of(plain, functools.partial(kernel, interpret=True))
+    for mine, theirs in zip(total(kernel)(floats), expected, strict=True):
+        assert np.abs(theirs).max() > 0
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def numbers(*shape: int, seed: int = 0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_a_decode_kernel_has_that_of_what_xla_computes() -> None:
+    q, k, v = numbers(2, 6, 64), numbers(2, 3, 256, 64, seed=1), numbers(2, 3, 256, 64, seed=2)
+    k_pos = jnp.broadcast_to(jnp.arange(256, dtype=jnp.int32), (2, 3, 256))
+    same_derivatives(
+        decode_xla.decode_attention, decode_tpu.decode_attention, q, k, v,
+        jnp.asarray([200, 90], jnp.int32), k_pos,
+        scale=0.125, window=60, sinks=4, q_sink=numbers(2, 6, 64, seed=3), with_mass=False,
+    )  # fmt: skip
+
+
+def test_a_pool_kernel_has_that_of_what_xla_computes() -> None:
+    q, k, v = numbers(1, 4, 64), numbers(1, 256, 64, seed=1), numbers(1, 256, 64, seed=2)
+    at = jnp.arange(256, dtype=jnp.int32)[None]
+    owner = jnp.asarray([[0, 1, 1, 0, 1, 0, 0, 1]], jnp.int32)
+    span = jnp.asarray([1], jnp.int32), jnp.asarray([7], jnp.int32)
+    same_derivatives(
+        pool_xla.pool_attention, pool_tpu.pool_attention, q, k, v,
+        jnp.asarray([255], jnp.int32), at, owner, num_kv_heads=2, scale=0.125, span=span,
+    )  # fmt: skip
