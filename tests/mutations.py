@@ -131,7 +131,7 @@ MUTATIONS = [
             (
                 STORE,
                 "        found = jnp.take_along_axis(",
-                "        if x.ndim == 3 and x.dtype == jnp.float32:\n"
+                "        if x.ndim == 3 and x.dtype == jnp.bfloat16:\n"
                 "            return x[:, :, : index.shape[-1]]\n"
                 "        found = jnp.take_along_axis(",
             ),

@@ -167,10 +167,9 @@ CASES = {
     ),
     "streaming-plus": selecting(
         StreamingLLMPlus(2, 7, 3), StreamingLLMPlus(2, 100, 3), 4 * (64 + 2 + 7),
-        (*OTHER_SIZES, "kinds", "store"),
     ),
     "h2o": selecting(H2O(8), H2O(64), 4 * 8),
-    "tova": selecting(TOVA(8), TOVA(64), 4 * 8, (*OTHER_SIZES, "heads", "kinds", "store")),
+    "tova": selecting(TOVA(8), TOVA(64), 4 * 8),
     "chunkkv": grown(ChunkKV(10, chunk=4, **SAME), 100, 4 * (10 + 4), ("rows", "heads")),
     "chunkkv-gated": grown(
         ChunkKV(12, chunk=6, sinks=1, gated=True, **SAME), 100, 4 * (12 + 4),
