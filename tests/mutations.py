@@ -248,15 +248,20 @@ MUTATIONS = [
         (("pallas_kernels/decode/xla.py", "jnp.where(fresh, at, -1)", "at"),),
     ),
     Mutation(
-        "a gradient through a pool leaves out a block",
+        "a gradient takes the keys that move into a pool for values",
         "tests/test_gradients.py::test_it_is_the_slope[global]",
         (
             (
-                "pallas_kernels/pool/xla.py",
-                "(block < span[1][:, None])",
-                "(block < span[1][:, None] - 1)",
+                "jaxkv/cache/shared.py",
+                "(tangents[1].k, tangents[1].v)",
+                "(tangents[1].v, tangents[1].k)",
             ),
         ),
+    ),
+    Mutation(
+        "the derivative of a loop has a turn too many",
+        "tests/test_gradients.py::test_a_loop_of_any_length_has_that_of_its_turns",
+        (("pallas_kernels/loops.py", "index < count", "index <= count"),),
     ),
 ]  # fmt: skip
 

@@ -21,11 +21,11 @@ from jaxkv.policies.full import Full
 from jaxkv.policies.keydiff import KeyDiff
 from pallas_kernels.decode import mosaic_tpu as decode_tpu
 from pallas_kernels.decode import xla as decode_xla
-from pallas_kernels.derivative import with_derivative_of
+from pallas_kernels.loops import loop
 from pallas_kernels.pool import mosaic_tpu as pool_tpu
-from pallas_kernels.pool import xla as pool_xla
+from pallas_kernels.pool import reference
+from pallas_kernels.pool.xla import pool_attention as xla_pool
 
-CONFIG = dataclasses.replace(toys.CONFIG, num_layers=1)
 PROMPT, STEPS = 22, 6
 TOKENS = jnp.asarray(toys.tokens(2, PROMPT + STEPS + 1))
 # Of each kind of layer; "global" deals one budget out over the model.
@@ -36,16 +36,23 @@ POLICIES = {
 } | {"global": (KeyDiff(10, **SHARED), KeyDiff(60, **SHARED))}
 
 
+def config_of(policy):
+    """One layer is enough where layers do not share what they keep."""
+    shared = getattr(policy, "allocation", None) == "global"
+    return toys.CONFIG if shared else dataclasses.replace(toys.CONFIG, num_layers=1)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def loss(params, policy):
     """Of a ragged prompt's tokens and of those that are decoded after it; and the cache."""
-    policy = for_layers(policy, CONFIG)
-    cache = toys.begun(CONFIG, policy, 2, 64)
+    config = config_of(policy)
+    policy = for_layers(policy, config)
+    cache = toys.begun(config, policy, 2, 64)
     lengths = jnp.asarray([PROMPT, PROMPT - 5], jnp.int32)
-    logits, cache = forward(params, CONFIG, policy, TOKENS[:, :PROMPT], cache, lengths)
+    logits, cache = forward(params, config, policy, TOKENS[:, :PROMPT], cache, lengths)
 
     def step(cache, token):
-        logits, cache = forward(params, CONFIG, policy, token[:, None], cache)
+        logits, cache = forward(params, config, policy, token[:, None], cache)
         return cache, logits[:, 0]
 
     cache, later = jax.lax.scan(step, cache, TOKENS[:, PROMPT:-1].T)
@@ -59,13 +66,8 @@ gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
 
 
 @functools.cache
-def params():
-    return toys.params(CONFIG)
-
-
-@functools.cache
-def of_full():
-    return gradient(params(), Full())[0]
+def params(policy):
+    return toys.params(config_of(policy))
 
 
 def kept(cache) -> list[np.ndarray]:
@@ -78,14 +80,15 @@ def kept(cache) -> list[np.ndarray]:
 def test_it_is_the_slope(name: str) -> None:
     """Along the steepest way, by differences over a step that changes no choice."""
     policy, _ = POLICIES[name]
-    found, _ = gradient(params(), policy)
+    mine = params(policy)
+    found, _ = gradient(mine, policy)
     leaves = jax.tree.leaves(found)
     assert all(np.isfinite(x).all() for x in leaves)
     length = float(np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in leaves)))
     step = 2e-3 / length
 
     def at(sign: int):
-        moved = jax.tree.map(lambda p, g: p + sign * step * g, params(), found)
+        moved = jax.tree.map(lambda p, g: p + sign * step * g, mine, found)
         value, cache = loss(moved, policy)
         return float(value), kept(cache)
 
@@ -96,14 +99,38 @@ def test_it_is_the_slope(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["streaming", "snapkv", "adakv", "recycled", "global"])
+@pytest.mark.parametrize("name", ["streaming", "snapkv", "adakv", "recycled"])
 def test_where_nothing_is_evicted_it_is_that_of_everything(name: str) -> None:
     roomy = POLICIES[name][1]
     if hasattr(roomy, "decode_room"):
         roomy = dataclasses.replace(roomy, decode_room=STEPS)
-    found, _ = gradient(params(), roomy)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(of_full()), strict=True):
+    found, expected = (gradient(params(roomy), policy)[0] for policy in (roomy, Full()))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-4 * float(np.abs(y).max()) + 1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4])
+def test_a_loop_of_any_length_has_that_of_its_turns(count) -> None:
+    """Beside the same turns one after the other; with integers among what is carried."""
+
+    def body(index, carry, consts):
+        (x, n), (w, b) = carry, consts
+        return jnp.tanh(x @ w + b * (index + n).astype(jnp.float32)), n + 1
+
+    def run(x, consts, count):
+        return jnp.sum(loop(body, 4, count, (x, jnp.int32(2)), consts)[0] ** 2)
+
+    def turns(x, consts):
+        carry = x, jnp.int32(2)
+        for index in range(count):
+            carry = body(jnp.int32(index), carry, consts)
+        return jnp.sum(carry[0] ** 2)
+
+    args = numbers(3, 3), (numbers(3, 3, seed=1), numbers(3, 3, seed=2))
+    found = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(*args, jnp.int32(count))
+    expected = jax.value_and_grad(turns, argnums=(0, 1))(*args)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def same_derivatives(plain, kernel, *arrays, **options) -> None:
@@ -118,7 +145,6 @@ def same_derivatives(plain, kernel, *arrays, **options) -> None:
         return jax.jit(jax.grad(of))
 
     expected = total(plain)(floats)
-    kernel = with_derivative_of(plain, functools.partial(kernel, interpret=True))
     for mine, theirs in zip(total(kernel)(floats), expected, strict=True):
         assert np.abs(theirs).max() > 0
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
@@ -132,18 +158,22 @@ def test_a_decode_kernel_has_that_of_what_xla_computes() -> None:
     q, k, v = numbers(2, 6, 64), numbers(2, 3, 256, 64, seed=1), numbers(2, 3, 256, 64, seed=2)
     k_pos = jnp.broadcast_to(jnp.arange(256, dtype=jnp.int32), (2, 3, 256))
     same_derivatives(
-        decode_xla.decode_attention, decode_tpu.decode_attention, q, k, v,
+        decode_xla.decode_attention,
+        functools.partial(decode_tpu.decode_attention, interpret=True), q, k, v,
         jnp.asarray([200, 90], jnp.int32), k_pos,
         scale=0.125, window=60, sinks=4, q_sink=numbers(2, 6, 64, seed=3), with_mass=False,
     )  # fmt: skip
 
 
-def test_a_pool_kernel_has_that_of_what_xla_computes() -> None:
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_pool_has_that_of_the_definition(kernel) -> None:
+    """Of which no loop is a part: the span's too, with blocks of others before it and after."""
     q, k, v = numbers(1, 4, 64), numbers(1, 256, 64, seed=1), numbers(1, 256, 64, seed=2)
     at = jnp.arange(256, dtype=jnp.int32)[None]
     owner = jnp.asarray([[0, 1, 1, 0, 1, 0, 0, 1]], jnp.int32)
     span = jnp.asarray([1], jnp.int32), jnp.asarray([7], jnp.int32)
+    plain = functools.partial(pool_tpu.pool_attention, interpret=True)
     same_derivatives(
-        pool_xla.pool_attention, pool_tpu.pool_attention, q, k, v,
+        reference.pool_attention, plain if kernel else xla_pool, q, k, v,
         jnp.asarray([255], jnp.int32), at, owner, num_kv_heads=2, scale=0.125, span=span,
     )  # fmt: skip

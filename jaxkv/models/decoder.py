@@ -39,6 +39,7 @@ from jaxkv.models.block import mlp, norm, project, soft_capped
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.plan import InChunks, plan, with_pool
 from pallas_kernels import compiler
+from pallas_kernels.loops import loop
 from pallas_kernels.precision import einsum
 
 CHUNK = 512  # tokens of a whole prompt that go through a layer at once
@@ -246,7 +247,7 @@ def _whole_prompt(
         constants = constants_of(layer, config) if "constants" in policy.needs else None
         draft = policy.provide(policy.open(cache, padded), x, constants)
         most = padded // size
-        x, draft = compiler.loop(body, most, chunks, (x, draft), (layer, lengths))
+        x, draft = loop(body, most, chunks, (x, draft), (layer, lengths))
         return x, policy.close(draft, cache, rope)
 
     consts = layer, lengths, chunks

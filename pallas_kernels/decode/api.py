@@ -7,17 +7,12 @@ from __future__ import annotations
 from jax import Array
 
 from pallas_kernels.decode import xla
-from pallas_kernels.derivative import with_derivative_of
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.slots import Slots
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": with_derivative_of(
-        xla.decode_attention, for_tpu("pallas_kernels.decode.mosaic_tpu", "decode_attention")
-    ),
-    "mosaic_gpu": with_derivative_of(
-        xla.decode_attention, for_hopper("pallas_kernels.decode.mosaic_gpu", "decode_attention")
-    ),
+    "mosaic_tpu": for_tpu("pallas_kernels.decode.mosaic_tpu", "decode_attention"),
+    "mosaic_gpu": for_hopper("pallas_kernels.decode.mosaic_gpu", "decode_attention"),
     "xla": xla.decode_attention,
 }
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from pallas_kernels.decode import xla
 from pallas_kernels.decode.blocks import block_range
 from pallas_kernels.decode.gpu_kernel import call, plan
 from pallas_kernels.decode.gpu_slots import marks
+from pallas_kernels.derivative import with_derivative_of
 from pallas_kernels.gpu import ROWS, TILE, from_tile, refuse, slot_scales, to_slots, whole_blocks
 from pallas_kernels.int4 import Int4
 from pallas_kernels.int8 import Int8
@@ -25,6 +27,7 @@ from pallas_kernels.visibility import visible
 MAX_BLOCK = 128  # slots
 
 
+@functools.partial(with_derivative_of, xla.decode_attention)
 def decode_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,

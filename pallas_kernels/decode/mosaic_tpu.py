@@ -15,7 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import tuned
+from pallas_kernels.decode import xla
 from pallas_kernels.decode.blocks import block_range
+from pallas_kernels.derivative import with_derivative_of
 from pallas_kernels.score_bias import bend
 from pallas_kernels.slots import Slots, product_dtype, split_scale
 from pallas_kernels.tpu import (
@@ -34,6 +36,7 @@ from pallas_kernels.visibility import visible
 MAX_BLOCK = 2048  # slots; 1 MiB of bfloat16 at H = 128, which takes long enough to hide a step
 
 
+@functools.partial(with_derivative_of, xla.decode_attention)
 def decode_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, q_sink: Array | None, with_mass: bool,

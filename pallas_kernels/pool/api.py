@@ -6,19 +6,14 @@ from __future__ import annotations
 
 from jax import Array
 
-from pallas_kernels.derivative import with_derivative_of
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.pool import reference, xla
 from pallas_kernels.pool.spans import Span
 from pallas_kernels.slots import Slots
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": with_derivative_of(
-        xla.pool_attention, for_tpu("pallas_kernels.pool.mosaic_tpu", "pool_attention")
-    ),
-    "mosaic_gpu": with_derivative_of(
-        xla.pool_attention, for_hopper("pallas_kernels.pool.mosaic_gpu", "pool_attention")
-    ),
+    "mosaic_tpu": for_tpu("pallas_kernels.pool.mosaic_tpu", "pool_attention"),
+    "mosaic_gpu": for_hopper("pallas_kernels.pool.mosaic_gpu", "pool_attention"),
     "xla": xla.pool_attention,
     "reference": reference.pool_attention,
 }

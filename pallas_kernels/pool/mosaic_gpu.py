@@ -8,19 +8,23 @@ block of slots, and see what is their head's own.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.decode.mosaic_gpu import attend
+from pallas_kernels.derivative import with_derivative_of
 from pallas_kernels.gpu import refuse
+from pallas_kernels.pool import xla
 from pallas_kernels.pool.spans import Span, within
 from pallas_kernels.slots import Slots, split_scale
 from pallas_kernels.softmax import merge_along
 from pallas_kernels.visibility import visible
 
 
+@functools.partial(with_derivative_of, xla.pool_attention)
 def pool_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float, slopes: Array | None = None,

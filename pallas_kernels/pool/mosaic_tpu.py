@@ -8,16 +8,21 @@ cost the matrix unit no more than a head's, and blocks of any owner are read in 
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.decode.mosaic_tpu import attend
+from pallas_kernels.derivative import with_derivative_of
+from pallas_kernels.pool import xla
 from pallas_kernels.pool.spans import Span, within
 from pallas_kernels.slots import Slots, split_scale
 from pallas_kernels.tpu import check_dtypes
 from pallas_kernels.tpu_layout import Order, stored_order
 
 
+@functools.partial(with_derivative_of, xla.pool_attention)
 def pool_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, owner: Array,
     *, num_kv_heads: int, scale: float, slopes: Array | None = None,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pallas_kernels.pool.spans import Span
+from pallas_kernels.pool.spans import Span, within
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
 from pallas_kernels.slots import Slots, numbers, product_dtype, split_scale
@@ -121,10 +121,7 @@ def _spanned(
 def _derivative(case: _Case, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
     """Of attention to all blocks, of which none but the span's are seen: no loop over data."""
     q, k, v, q_pos, k_pos, owner, span, slopes = primals
-    block = jnp.arange(owner.shape[1], dtype=jnp.int32)[None]
-    there = (block >= span[0][:, None]) & (block < span[1][:, None])
-    there = jnp.repeat(there, k_pos.shape[1] // owner.shape[1], axis=1)
-    k_pos = jnp.where(there, k_pos, -1)
+    k_pos = within(span, k_pos, owner.shape[1])
 
     def attend(q: Array, k: Slots, v: Slots) -> tuple[Array, Array]:
         return case.attend(q, k, v, q_pos, k_pos, owner, slopes=slopes)

@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import tuned
+from pallas_kernels.derivative import with_derivative_of
 from pallas_kernels.gpu import (
     LOG2E,
     MAX_STAGES,
@@ -36,7 +37,7 @@ from pallas_kernels.gpu import (
     slot_scales,
     widened,
 )
-from pallas_kernels.prefill import derivative
+from pallas_kernels.prefill import xla
 from pallas_kernels.score_bias import bend
 from pallas_kernels.slots import Slots, split_scale
 from pallas_kernels.visibility import used_positions, visible
@@ -97,6 +98,7 @@ class _Shape:
     int8: bool
 
 
+@functools.partial(with_derivative_of, xla.prefill_attention)
 def prefill_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
@@ -114,7 +116,6 @@ def prefill_attention(
     return _attend(case, q, k, v, q_pos, k_pos, slopes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(
     case: _Case, q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, slopes: Array | None
 ) -> tuple[Array, Array]:
@@ -156,9 +157,6 @@ def _attend(
     out = jnp.moveaxis(out[:, : t * group].reshape(b, heads, t, group, h), 2, 1)
     lse = jnp.moveaxis(lse[:, : t * group].reshape(b, heads, t, group), 2, 1)
     return out.reshape(b, t, n, h).astype(q.dtype), lse.reshape(b, t, n)
-
-
-_attend.defjvp(derivative.jvp)
 
 
 def block_shape(head_dim: int, int8: bool, most: int) -> tuple[int, int]:

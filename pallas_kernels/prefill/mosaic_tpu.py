@@ -20,7 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import tuned
-from pallas_kernels.prefill import derivative
+from pallas_kernels.derivative import with_derivative_of
+from pallas_kernels.prefill import xla
 from pallas_kernels.score_bias import bend
 from pallas_kernels.slots import Slots, product_dtype, split_scale
 from pallas_kernels.tpu import (
@@ -67,6 +68,7 @@ class _Case:
     interpret: bool
 
 
+@functools.partial(with_derivative_of, xla.prefill_attention)
 def prefill_attention(
     q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array,
     *, scale: float, window: int | None, sinks: int, num_slots: Array | None,
@@ -84,7 +86,6 @@ def prefill_attention(
     return _attend(case, q, k, v, q_pos, k_pos, slopes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(
     case: _Case, q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, slopes: Array | None
 ) -> tuple[Array, Array]:
@@ -180,9 +181,6 @@ def _attend(
     )  # fmt: skip
     out = jnp.moveaxis(out, 3, 1)[:, :t].reshape(b, t, n, h)
     return out, jnp.moveaxis(lse, 3, 1)[:, :t].reshape(b, t, n)
-
-
-_attend.defjvp(derivative.jvp)
 
 
 def block_shape(
