@@ -260,7 +260,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the derivative of a loop has a turn too many",
-        "tests/test_gradients.py::test_a_loop_of_any_length_has_that_of_its_turns",
+        "tests/test_gradients.py::test_a_loop_of_any_length_has_that_of_its_turns[1]",
         (("pallas_kernels/loops.py", "index < count", "index <= count"),),
     ),
 ]  # fmt: skip

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from jaxkv import load_cache, nbytes
+from jaxkv.cache import packed
+from jaxkv.cli import flags
 from jaxkv.cli.decode import interactive
 from jaxkv.decode.__main__ import main
 from jaxkv.text.stops import Row
@@ -391,3 +393,8 @@ def test_ctrl_c_in_a_terminal_session(tmp_path: Path) -> None:
         assert process.wait(60) == 0
         assert b"Traceback" not in process.stderr.read()
     assert 15 < int(np.asarray(load_cache(kept).layers[0].seen)[0]) < 1000000
+
+
+def test_flags_offer_the_forms_that_there_are() -> None:
+    """By name, as flags are known before jax is imported."""
+    assert flags.KV_DTYPES == packed.FORMS

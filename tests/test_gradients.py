@@ -42,9 +42,9 @@ def config_of(policy):
     return toys.CONFIG if shared else dataclasses.replace(toys.CONFIG, num_layers=1)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def loss(params, policy):
-    """Of a ragged prompt's tokens and of those that are decoded after it; and the cache."""
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def loss(params, policy, prompts: bool = True):
+    """Of what is decoded after a ragged prompt, and of the `prompts` too; and the cache."""
     config = config_of(policy)
     policy = for_layers(policy, config)
     cache = toys.begun(config, policy, 2, 64)
@@ -56,13 +56,13 @@ def loss(params, policy):
         return cache, logits[:, 0]
 
     cache, later = jax.lax.scan(step, cache, TOKENS[:, PROMPT:-1].T)
-    both = jnp.concatenate([logits[:, : PROMPT - 5], later.swapaxes(0, 1)], axis=1)
+    both = jnp.concatenate([logits[:, : PROMPT - 5] * float(prompts), later.swapaxes(0, 1)], axis=1)
     wanted = jnp.concatenate([TOKENS[:, 1 : PROMPT - 4], TOKENS[:, PROMPT + 1 :]], axis=1)
     shares = jnp.take_along_axis(jax.nn.log_softmax(both), wanted[..., None], axis=-1)
     return -jnp.sum(shares), cache
 
 
-gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=(1, 2))
 
 
 @functools.cache
@@ -78,18 +78,25 @@ def kept(cache) -> list[np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_it_is_the_slope(name: str) -> None:
-    """Along the steepest way, by differences over a step that changes no choice."""
+    """Along the steepest way, by differences over a step that changes no choice.
+
+    Of the projections alone, and of what is decoded: what they have to do with each other went
+    through what was kept of the prompt.
+    """
     policy, _ = POLICIES[name]
     mine = params(policy)
-    found, _ = gradient(mine, policy)
+    found, _ = gradient(mine, policy, False)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+    found = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if "wqkv" in jax.tree_util.keystr(path) else jnp.zeros_like(x), found
+    )
     leaves = jax.tree.leaves(found)
-    assert all(np.isfinite(x).all() for x in leaves)
     length = float(np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in leaves)))
     step = 2e-3 / length
 
     def at(sign: int):
         moved = jax.tree.map(lambda p, g: p + sign * step * g, mine, found)
-        value, cache = loss(moved, policy)
+        value, cache = loss(moved, policy, False)
         return float(value), kept(cache)
 
     (above, one), (below, other) = at(1), at(-1)

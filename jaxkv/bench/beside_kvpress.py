@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkv.bench.beside.env import given_python, own_python
+from jaxkv.bench.beside.methods import ALL_DIFFER, METHODS, SINKS
 from jaxkv.bench.beside.report import by_measure, print_report, side_row, wins
 from jaxkv.cli.arguments import check_positive, make_parser, parse
 from jaxkv.cli.edge import one_line_errors
@@ -31,7 +32,6 @@ from jaxkv.policies.registry import POLICIES
 from jaxkv.policies.snapkv import SnapKV
 
 COMMAND = "jaxkv.bench.beside_kvpress"
-SINKS = 4
 SIDES = ("jaxkv", "kvpress")
 _OURS = "jaxkv.bench.beside.timed_rows"
 _DESCRIPTION = f"""Put the same questions to jaxkv and to kvpress, with the same model in float32 on the CPU.
@@ -46,7 +46,8 @@ question is known.
   cache MB   what the cache's tensors take then; kvpress keeps masked tokens in them, jaxkv has
              room for the question and what is decoded, and no more
   peak MB    resident memory of the process at its highest: libraries, weights, all
-  prefill    seconds for the context, and for repeating it under kvzip; question: until the first token of the answer can be chosen
+  prefill    seconds for the context, and for repeating it under kvzip; question: until the first
+             token of the answer can be chosen
   tokens/s   of decoding after the answer
 
 All but score and tokens are medians over rows and rounds. kvpress gets a Python environment of its
@@ -57,96 +58,6 @@ examples:
   python -m {COMMAND} --methods full,snapkv --rows rows.jsonl --query-aware --out beside.json
 """  # noqa: E501
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One method, as both libraries have it.
-
-    Attributes:
-      press: kvpress' name.
-      fields: of our policy, from the budget and the options.
-      differs: in what the two are not the same, beside what all differ in.
-    """
-
-    press: str
-    fields: Callable[[int, argparse.Namespace], Mapping[str, Any]]
-    differs: str
-
-
-def _window(budget: int, options: argparse.Namespace) -> Mapping[str, Any]:
-    return {"budget": budget, "window": options.window, "kernel": options.kernel}
-
-
-def _budget(budget: int, options: argparse.Namespace) -> Mapping[str, Any]:
-    return {"budget": budget}
-
-
-_ENDS = "jaxkv keeps the first 4 and the last 8 tokens of a context in any case"
-_MASKS = "kvpress masks what it drops and frees nothing"
-_POOLS = "of neighbouring scores jaxkv takes the highest, kvpress the mean"
-METHODS: Mapping[str, Method] = {
-    "full": Method("no press", lambda budget, options: {}, "nothing"),
-    "snapkv": Method("SnapKVPress", _window, _POOLS),
-    "pyramidkv": Method(
-        "PyramidKVPress",
-        _window,
-        f"{_POOLS}; kvpress counts the window outside of the pyramid, and takes SnapKVPress where "
-        "the last layer would keep less than the window",
-    ),
-    "adakv": Method(
-        "AdaKVPress(SnapKVPress)",
-        _window,
-        f"{_POOLS}; {_MASKS}",
-    ),
-    "streaming": Method(
-        "StreamingLLMPress",
-        lambda budget, options: {"sinks": SINKS, "window": budget - SINKS},
-        "kvpress reads the context densely, leaves positions as they were, and evicts nothing "
-        "after the context; jaxkv is the paper's method, for the context and after it",
-    ),
-    "tova": Method(
-        "TOVAPress",
-        _budget,
-        "jaxkv evicts at every step, kvpress after the context alone",
-    ),
-    "h2o": Method(
-        "ObservedAttentionPress",
-        _budget,
-        "jaxkv sums attention, saves half of the budget for the newest tokens and evicts at every "
-        "step; kvpress takes the mean attention, saves none, and evicts after the context alone",
-    ),
-    "duo": Method(
-        "DuoAttentionPress",
-        lambda budget, options: {"sinks": SINKS, "recent": budget - SINKS},
-        "the budget is that of streaming heads, which are those of jaxkv's pattern on both sides; "
-        f"kvpress reads the context densely; {_MASKS}",
-    ),
-    "random": Method("RandomPress", _budget, _ENDS),
-    "knorm": Method("KnormPress", _budget, _ENDS),
-    "keydiff": Method("KeyDiffPress", _budget, _ENDS),
-    "lagkv": Method("LagKVPress", _budget, "nothing of note"),
-    "cur": Method("CURPress", _budget, _ENDS),
-    "compactor": Method(
-        "AdaKVPress(CompactorPress)",
-        lambda budget, options: {"budget": budget, "allocation": "ada"},
-        f"{_ENDS}; its sketch is drawn otherwise; {_MASKS}",
-    ),
-    "chunkkv": Method("ChunkKVPress(SnapKVPress)", _window, f"{_POOLS}; {_ENDS}"),
-    "expected": Method(
-        "AdaKVPress(ExpectedAttentionPress(epsilon=0.01))",
-        _budget,
-        f"{_ENDS}; {_MASKS}",
-    ),
-    "kvzip": Method(
-        "KVzipPress",
-        _budget,
-        "jaxkv keeps all that stands before the user's text, kvpress the first 4 tokens; " + _MASKS,
-    ),
-}
-ALL_DIFFER = (
-    "after the question, jaxkv has the budget's tokens of context and question together, and for "
-    "streaming, tova and h2o of the answer too; kvpress keeps question and answer on top"
-)
 
 Job = Mapping[str, Any]
 Run = Callable[[str, Job], dict[str, Any]]
