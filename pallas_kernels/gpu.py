@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
 
+from pallas_kernels.int4 import ZERO
 from pallas_kernels.slots import product_dtype
 
 TILE = 8  # rows that lie together in shared memory, and so are copied together
@@ -38,10 +40,12 @@ def refuse(q: Array, **arrays: Array) -> None:
         if product_dtype(x, q) != jnp.bfloat16:
             # Tensor cores take float32 as TF32, of 10 bits.
             raise NotImplementedError(
-                f"{name} of {x.dtype} for queries of {q.dtype}: only bfloat16, or int8 for bfloat16"
+                f"{name} of {x.dtype} for queries of {q.dtype}: only bfloat16, or integers for that"
             )
     if len({x.dtype for x in arrays.values()}) > 1:
-        raise NotImplementedError("only one of keys and values is int8")
+        raise NotImplementedError("keys and values are not of one type")
+    if head_dim % 32 and any(x.dtype == jnp.uint8 for x in arrays.values()):
+        raise NotImplementedError(f"heads of {head_dim} in int4: multiples of 32")
     if head_dim % 16 or head_dim > 128 and head_dim != 256:
         raise NotImplementedError(f"heads of {head_dim}: multiples of 16 up to 128, or 256")
 
@@ -102,12 +106,25 @@ def all_slots(x: Array, block: int) -> Array:
     return jnp.pad(x, ((0, max(-len(x) % TILE, block - len(x))), (0, 0)))
 
 
-def widened(small: Any, wide: Any) -> Any:
-    """int8 numbers of one block of shared memory as the bfloat16 that a product takes, in another.
+def held_type(held: int, head_dim: int, packed: bool) -> DTypeLike:
+    """Of what lies in shared memory of a slab: `held` of it a slot, whole numbers where packed."""
+    if not packed:
+        return jnp.bfloat16
+    return jnp.int8 if held == head_dim else jnp.uint8
 
-    Both hold every int8 exactly.
+
+def widened(small: Any, wide: Any) -> Any:
+    """Whole numbers of one block of shared memory as the bfloat16 of a product, in another.
+
+    That holds every int8 exactly. Bytes of `Int4` are half as many as dimensions of a head.
     """
-    wide[...] = small[...].astype(wide.dtype)
+    half = small.shape[-1]
+    if small.dtype == jnp.uint8:
+        bits = small[...].astype(jnp.int32)
+        for at, number in ((0, bits & 15), (half, bits >> 4)):
+            wide[:, pl.ds(at, half)] = (number - ZERO).astype(jnp.float32).astype(wide.dtype)
+    else:
+        wide[...] = small[...].astype(wide.dtype)
     plgpu.commit_smem()
     return wide
 

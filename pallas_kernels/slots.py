@@ -16,6 +16,7 @@ from pallas_kernels.int4 import Int4, unpacked
 from pallas_kernels.int8 import Int8
 
 Slots = Array | Int8 | Int4
+INTEGERS = (jnp.int8, jnp.uint8)  # what `Int8` and `Int4` hold
 
 
 def is_packed(x: Slots) -> bool:
@@ -47,4 +48,4 @@ def product_dtype(x: Slots, q: Array) -> jnp.dtype:
 
     Both bfloat16 and float32 hold every int8 exactly.
     """
-    return q.dtype if isinstance(x, Int8 | Int4) or x.dtype == jnp.int8 else x.dtype
+    return q.dtype if isinstance(x, Int8 | Int4) or x.dtype in INTEGERS else x.dtype

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
+from pallas_kernels.int4 import ZERO
 from pallas_kernels.precision import einsum
-from pallas_kernels.slots import product_dtype
+from pallas_kernels.slots import INTEGERS, product_dtype
 from pallas_kernels.tpu_layout import LANES
 
 ROW_TILE = 16  # rows that a tile takes in any dtype that is served
@@ -24,15 +26,32 @@ DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def check_dtypes(q: Array, *slabs: Array) -> None:
-    """Refuses what a kernel does not take: slabs of float32, bfloat16, or all of them int8."""
+    """Refuses what a kernel does not take: slabs of floats, or all of them of the same integers."""
     kinds = {x.dtype for x in slabs}
     if {product_dtype(x, q) for x in slabs} - set(map(jnp.dtype, DTYPES)) or (
-        jnp.dtype(jnp.int8) in kinds and len(kinds) > 1
+        kinds & set(map(jnp.dtype, INTEGERS)) and len(kinds) > 1
     ):
         raise NotImplementedError(
             f"queries, keys and values of {', '.join(str(x.dtype) for x in (q, *slabs))}: "
-            "float32 or bfloat16, or keys and values of int8"
+            "float32 or bfloat16, or keys and values of int8 or int4"
         )
+
+
+def wide(block: Array, dtype: DTypeLike, dims: int) -> Array:
+    """A block of a slab in the type that a product takes, whole numbers where they have scales.
+
+    Args:
+      block: as it lies in memory; of `Int4` half as many bytes as dimensions of a head.
+      dtype: of the queries.
+      dims: the axis of those.
+    """
+    if block.dtype == jnp.int8:
+        return block.astype(dtype)
+    if block.dtype != jnp.uint8:
+        return block
+    bits = block.astype(jnp.int32)
+    halves = [half.astype(jnp.float32) - ZERO for half in (bits & 15, bits >> 4)]
+    return jnp.concatenate([half.astype(dtype) for half in halves], axis=dims)
 
 
 def even_block(slots: int, limit: int) -> int:
@@ -67,7 +86,7 @@ def slopes_of(slopes: Array | None, together: int) -> list[Array]:
 
 
 def by_token(scales: Sequence[Array | None]) -> list[Array]:
-    """Scales of int8 numbers [B, K, S] as a kernel's inputs [B K, 1, S], if there are any."""
+    """Scales of whole numbers [B, K, S] as a kernel's inputs [B K, 1, S], if there are any."""
     return [x.reshape(-1, 1, x.shape[2]) for x in scales if x is not None]
 
 

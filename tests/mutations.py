@@ -228,7 +228,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a scale may be rounded down, and the largest number does not fit",
-        "tests/kernels/test_int8.py::test_bit_by_bit_as_in_float64",
+        "tests/kernels/test_packed.py::test_bit_by_bit_as_in_float64",
         (("pallas_kernels/rounding.py", "0xFFFF", "0x7FFF"),),
     ),
     Mutation(

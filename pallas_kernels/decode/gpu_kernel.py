@@ -28,6 +28,7 @@ from pallas_kernels.gpu import (
     TILE,
     across,
     down,
+    held_type,
     product,
     widened,
 )
@@ -50,7 +51,8 @@ class Case:
       splits: blocks of threads that share a KV head.
       stages: blocks of K, and of V, in shared memory.
       with_mass: whether scores go out.
-      int8: whether K and V are, with scales.
+      packed: whether K and V are whole numbers with scales.
+      held: bytes of a slot of K where they are, else H.
       soft_cap: see `bend`.
       alibi: whether there are slopes.
       mixed: how many heads' slots lie mixed.
@@ -65,7 +67,8 @@ class Case:
     splits: int
     stages: int
     with_mass: bool
-    int8: bool
+    packed: bool
+    held: int
     soft_cap: float | None
     alibi: bool
     mixed: int
@@ -73,21 +76,22 @@ class Case:
 
 def plan(
     *, lanes: int, heads: int, slots: int, group: int, head_dim: int, places: int,
-    with_mass: bool, int8: bool, soft_cap: float | None, alibi: bool, mixed: int, most: int,
+    with_mass: bool, packed: bool, held: int, soft_cap: float | None, alibi: bool, mixed: int,
+    most: int,
 ) -> Case:  # fmt: skip
     """How to go about a case: `lanes` is B K, `most` bounds the slots a block."""
     # Few dimensions leave registers for the scores of more slots, unless those go out as well.
     block = min(most, 64 if with_mass or head_dim > 64 else 128)
-    stage = (2 * block * head_dim + 12 * block) if int8 else (4 * block * head_dim + 4 * block)
+    stage = (2 * block * held + 12 * block) if packed else (4 * block * head_dim + 4 * block)
     fixed = 2 * ROWS * (head_dim + block) + (4 * ROWS * block if with_mass else 0) + (4 << 10)
-    fixed += 4 * block * head_dim if int8 else 0
+    fixed += 4 * block * head_dim if packed else 0
     # Two to a core: one computes while the other waits.
     together = 2 if fixed + 2 * stage <= SHARED_BYTES // 2 else 1
     stages = min(MAX_STAGES, (SHARED_BYTES // together - fixed) // stage)
     return Case(
         slots=slots, heads=heads, places=heads if slots % TILE else places, head_dim=head_dim,
         rows=pl.cdiv(group, TILE) * TILE, block=block, stages=stages, with_mass=with_mass,
-        int8=int8, soft_cap=soft_cap, alibi=alibi, mixed=mixed,
+        packed=packed, held=held, soft_cap=soft_cap, alibi=alibi, mixed=mixed,
         splits=split_count(lanes, pl.cdiv(slots, block), together * CORES),
     )  # fmt: skip
 
@@ -122,19 +126,19 @@ def call(case: Case, lanes: int, width: int, interpret: Any) -> Any:
         jax.ShapeDtypeStruct((lanes, case.splits, case.rows, h), jnp.bfloat16),
         jax.ShapeDtypeStruct((lanes, case.splits, ROWS), jnp.float32),
     ]
-    numbers = jnp.int8 if case.int8 else jnp.bfloat16
+    numbers = held_type(case.held, h, case.packed)
     scratch: dict[str, Any] = dict(
         q_smem=plgpu.SMEM((ROWS, h), jnp.bfloat16),
-        k_smem=plgpu.SMEM((stages, block, h), numbers),
-        v_smem=plgpu.SMEM((stages, block, h), numbers),
+        k_smem=plgpu.SMEM((stages, block, case.held), numbers),
+        v_smem=plgpu.SMEM((stages, block, case.held), numbers),
         marks_smem=plgpu.SMEM((stages, block), jnp.int32),
         weights_smem=plgpu.SMEM((ROWS, block), jnp.bfloat16),
         lse_smem=plgpu.SMEM((ROWS,), jnp.float32),
         q_there=plgpu.Barrier(),
-        k_there=plgpu.Barrier(num_arrivals=2 + case.alibi + 2 * case.int8, num_barriers=stages),
+        k_there=plgpu.Barrier(num_arrivals=2 + case.alibi + 2 * case.packed, num_barriers=stages),
         v_there=plgpu.Barrier(num_barriers=stages),
     )
-    if case.int8:
+    if case.packed:
         scratch["k_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
         scratch["v_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
         scratch["wide_smem"] = plgpu.SMEM((2, block, h), jnp.bfloat16)
@@ -182,7 +186,7 @@ def _kernel(
       marks_ref: [B P, width].
       first_ref: first block with a visible slot, [B P].
       last_ref: last block with a visible slot, [B P].
-      *others: where int8, scales of K and of V, [B K, width]; where heads are mixed, the head of
+      *others: where packed, scales of K and of V, [B K, width]; where heads are mixed, the head of
         each query [ROWS]; with slopes, distances [B P, width] and slopes [K, ROWS]; then what goes
         out: sums [B K, splits, rows, H], lse [B K, splits, ROWS], and with mass scores [B K, rows,
         width].
@@ -199,14 +203,14 @@ def _kernel(
       far_smem: stages of distances, with slopes.
       slopes_smem: the slopes of this head's queries.
       slopes_there: they have arrived.
-      k_scale_smem: stages of scales, where int8.
-      v_scale_smem: stages of scales, where int8.
-      wide_smem: a block of K and one of V as bfloat16, where int8.
+      k_scale_smem: stages of scales, where packed.
+      v_scale_smem: stages of scales, where packed.
+      wide_smem: a block of K and one of V as bfloat16, where packed.
       heads_smem: the head of each query, where they are mixed.
       heads_there: they have arrived.
     """
     rest = list(others)
-    scale_refs = [rest.pop(0) for _ in range(2 * case.int8)]
+    scale_refs = [rest.pop(0) for _ in range(2 * case.packed)]
     heads_ref = rest.pop(0) if case.mixed > 1 else None
     far_ref, slopes_ref = (rest.pop(0), rest.pop(0)) if case.alibi else (None, None)
     out_ref, lse_ref, *scores_ref = rest
@@ -262,7 +266,7 @@ def _kernel(
         stage = lax.rem(step, jnp.int32(case.stages))
         plgpu.barrier_wait(k_there.at[stage])
         keys, values = k_smem.at[stage], v_smem.at[stage]
-        if case.int8:
+        if case.packed:
             keys = widened(keys, wide_smem.at[0])
         scores = product(q_smem, keys.T)
 
@@ -270,7 +274,7 @@ def _kernel(
         def _() -> None:
             fetch_k(step + case.stages, stage)
 
-        if case.int8:
+        if case.packed:
             scores = scores * across(k_scale_smem[stage], ROWS)
         far, steep = jnp.int32(0), None
         if case.alibi:
@@ -287,7 +291,7 @@ def _kernel(
         shrink = jnp.exp2((top - base) * LOG2E)
         weights = jnp.exp2(scores * LOG2E - down(base * LOG2E, block))
         total = total * shrink + jnp.sum(weights, axis=1)
-        if case.int8:
+        if case.packed:
             # The scale of a hidden slot may be NaN.
             weights = jnp.where(seen, weights * across(v_scale_smem[stage], ROWS), 0.0)
         weights_smem[...] = weights.astype(jnp.bfloat16)
@@ -296,7 +300,7 @@ def _kernel(
             scores_smem[...] = scores
         plgpu.barrier_wait(v_there.at[stage])
 
-        if case.int8:
+        if case.packed:
             values = widened(values, wide_smem.at[1])
         else:
             # A weight of 0 hides any number, but not a NaN or an infinity, as a hidden slot may

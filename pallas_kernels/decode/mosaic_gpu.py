@@ -103,9 +103,9 @@ def attend(
 
     Args:
       q: [B, N, H].
-      k: [B, K, S, H]; with an owner K is 1.
+      k: [B, K, S, H], or what `Int4` holds of it; with an owner K is 1.
       v: as `k`.
-      scales: where they are int8, of K and of V, [B, K, S].
+      scales: where they are whole numbers, of K and of V, [B, K, S].
       seen: bool [B, P, S], P = 1 or K.
       owner: int32 [B, S]: where slots of several heads lie mixed, the head of each.
       distance: int32 [B, P, S], with slopes.
@@ -133,8 +133,8 @@ def attend(
     most = max_block or tuned.max_block(op, "mosaic_gpu", *kind) or MAX_BLOCK
     case = plan(
         lanes=lanes, heads=heads, slots=slots, group=group, head_dim=h, places=seen.shape[1],
-        with_mass=with_mass, int8=bool(scales), soft_cap=soft_cap, alibi=slopes is not None,
-        mixed=mixed, most=most,
+        with_mass=with_mass, packed=bool(scales), held=k.shape[-1], soft_cap=soft_cap,
+        alibi=slopes is not None, mixed=mixed, most=most,
     )  # fmt: skip
     if lanes * slots < case.block:
         raise NotImplementedError(f"{lanes * slots} slots are less than a block")
@@ -157,7 +157,8 @@ def attend(
         far = jnp.broadcast_to(whole_blocks(far, case.block), marked.shape)
         steep = jnp.pad(slopes.reshape(heads, group), ((0, 0), (0, ROWS - group)))
         more += [far.reshape(-1, width), steep]
+    keys, values = (x.reshape(-1, x.shape[-1]) for x in (k, v))
     out, lse, *scores = call(case, lanes, width, interpret)(
-        queries, k.reshape(-1, h), v.reshape(-1, h), marked.reshape(-1, width), first, last, *more
+        queries, keys, values, marked.reshape(-1, width), first, last, *more
     )
     return out[:, :, :group], lse[:, :, :group], *(x[:, :group] for x in scores)

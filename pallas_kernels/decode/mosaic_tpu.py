@@ -29,6 +29,7 @@ from pallas_kernels.tpu import (
     in_hbm,
     product,
     slopes_of,
+    wide,
 )
 from pallas_kernels.tpu_layout import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.visibility import visible
@@ -62,7 +63,7 @@ def decode_attention(
     if order is Order.HEADS_DIMS:
         k, v = k.swapaxes(2, 3), v.swapaxes(2, 3)
     elif order is Order.SLOTS_HEADS:
-        k, v = (x.swapaxes(1, 2).reshape(b, 1, slots * heads, h) for x in (k, v))
+        k, v = (x.swapaxes(1, 2).reshape(b, 1, slots * heads, -1) for x in (k, v))
         k_pos = jnp.broadcast_to(k_pos, (b, heads, slots)).swapaxes(1, 2)
         k_pos = k_pos.reshape(b, 1, slots * heads)
         k_scale, v_scale = (
@@ -90,8 +91,9 @@ def attend(
     Args:
       q: as for `api.decode_attention`, and so is what is not named here.
       k: [B, K, S, H], or [B, K, H, S]; K is 1 where heads are mixed, and S counts the slots of all.
+        In place of H what `Int4` holds of it.
       v: as `k`.
-      scales: of K and of V, float32 [B K, 1, S], if they are int8.
+      scales: of K and of V, float32 [B K, 1, S], if they are whole numbers.
       q_pos: int32 [B].
       k_pos: int32 [B, P, S].
       owner: int32 [B, S], the head of each slot where heads are mixed; None: they take turns.
@@ -142,7 +144,8 @@ def attend(
     def head_of(row: Array, head: Array, *_: Any):
         return row, head, 0, 0
 
-    slots_block = (1, 1, h, block) if dims_first else (1, 1, block, h)
+    held = k.shape[2 if dims_first else 3]
+    slots_block = (1, 1, held, block) if dims_first else (1, 1, block, held)
     out_shape = [
         jax.ShapeDtypeStruct((b, heads, group, h), q.dtype),
         jax.ShapeDtypeStruct((b, heads, group, 1), jnp.float32),
@@ -160,7 +163,7 @@ def attend(
     case = _Case(
         slots=slots, block=block, places=places, mixed=mixed, window=window, sinks=sinks,
         dims_first=dims_first, soft_cap=soft_cap, alibi=slopes is not None,
-        in_cache=q_sink is not None, int8=bool(scales),
+        in_cache=q_sink is not None, packed=bool(scales),
         owned=owner is not None,
     )  # fmt: skip
     steep = slopes_of(slopes, group)
@@ -225,7 +228,7 @@ class _Case:
       soft_cap: see `bend`.
       alibi: whether there are slopes.
       in_cache: whether sinks are at most `sinks + window` away, where there are slopes.
-      int8: whether K and V have scales.
+      packed: whether K and V are whole numbers with scales.
       owned: whether slots say whose they are; else the heads take turns.
     """
 
@@ -239,7 +242,7 @@ class _Case:
     soft_cap: float | None
     alibi: bool
     in_cache: bool
-    int8: bool
+    packed: bool
     owned: bool
 
 
@@ -276,8 +279,8 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
     first_ref, last_ref, q_pos_ref, q_ref, *others = refs
     sink_ref: Any = others.pop(0) if two_queries else None
     k_ref, v_ref, pos_ref, *others = others
-    k_scale_ref: Any = others.pop(0) if case.int8 else None
-    v_scale_ref: Any = others.pop(0) if case.int8 else None
+    k_scale_ref: Any = others.pop(0) if case.packed else None
+    v_scale_ref: Any = others.pop(0) if case.packed else None
     owner_ref: Any = others.pop(0) if case.owned else None
     slopes_ref: Any = others.pop(0) if case.alibi else None
     out_ref, lse_ref, *others = others
@@ -303,7 +306,8 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
 
     @pl.when(inside)
     def _() -> None:
-        k, v = (x[0, 0].astype(q_ref.dtype) if case.int8 else x[0, 0] for x in (k_ref, v_ref))
+        dims = 0 if case.dims_first else 1
+        k, v = (wide(x[0, 0], q_ref.dtype, dims) for x in (k_ref, v_ref))
         slot = start + lax.broadcasted_iota(jnp.int32, (1, case.block), 1)
         there = visible(q_pos_ref[row], pos_ref[0], case.sinks, case.window) & (slot < case.slots)
         scores = product(f"gh,{rows}->gs", q_ref[0, 0], k)
@@ -316,7 +320,7 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
                 ),
                 lambda: scores,
             )
-        if case.int8:
+        if case.packed:
             scores = scores * k_scale_ref[0]
         distance = q_pos_ref[row] - pos_ref[0]
         if case.in_cache and case.window is not None:
@@ -341,7 +345,7 @@ def _kernel(case: _Case, two_queries: bool, with_mass: bool, *refs: Any) -> None
         shrink = jnp.exp(top_ref[...] - base)
         top_ref[...] = top
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
-        if case.int8:
+        if case.packed:
             weights = weights * jnp.where(there, v_scale_ref[0], 0.0)
         weights = weights.astype(v.dtype)
         mixture = product(f"gs,{rows}->gh", weights, v)

@@ -29,6 +29,7 @@ from pallas_kernels.gpu import (
     across,
     all_slots,
     down,
+    held_type,
     product,
     refuse,
     slot_positions,
@@ -62,7 +63,8 @@ class _Case:
       stages: blocks of queries in shared memory.
       soft_cap: see `bend`.
       alibi: whether there are slopes.
-      int8: whether K is, with scales.
+      packed: whether K is whole numbers with scales.
+      held: bytes of a slot of K where it is, else H.
     """
 
     lanes: int
@@ -77,7 +79,8 @@ class _Case:
     stages: int
     soft_cap: float | None
     alibi: bool
-    int8: bool
+    packed: bool
+    held: int
 
 
 def attention_mass(
@@ -103,7 +106,7 @@ def attention_mass(
         lanes=b * n, heads=n, group=n // heads, places=k_pos.shape[1], slots=slots, head_dim=h,
         q_blocks=q_pos.shape[1] // TALL, k_blocks=k_pos.shape[2] // block,
         block=block, stages=stages, soft_cap=soft_cap, alibi=slopes is not None,
-        int8=k_scale is not None,
+        packed=k_scale is not None, held=k.shape[-1],
     )  # fmt: skip
     if 4 * b * case.places * case.q_blocks * case.k_blocks > TABLE_BYTES:
         raise NotImplementedError(
@@ -128,11 +131,11 @@ def attention_mass(
     return to_slots(mass.reshape(b * heads, n // heads, -1), slots).reshape(b, n, slots)
 
 
-def block_shape(head_dim: int, int8: bool, most: int) -> tuple[int, int]:
+def block_shape(head_dim: int, packed: bool, most: int) -> tuple[int, int]:
     """Slots a block, `most` at most, and stages of queries."""
     block = min(most, 64 if head_dim == 256 else 128)
     stage = TALL * (2 * head_dim + 8)
-    fixed = (2 + int8) * block * head_dim + (8 + 4 * int8) * block + (4 << 10)
+    fixed = (2 + packed) * block * head_dim + (8 + 4 * packed) * block + (4 << 10)
     # Two to a core: one computes while the other waits.
     together = 2 if fixed + 2 * stage <= SHARED_BYTES // 2 else 1
     return block, min(MAX_STAGES, (SHARED_BYTES // together - fixed) // stage)
@@ -141,17 +144,18 @@ def block_shape(head_dim: int, int8: bool, most: int) -> tuple[int, int]:
 def _call(case: _Case, interpret: Any) -> Any:
     """The kernel as a function of arrays."""
     h, block, stages = case.head_dim, case.block, case.stages
+    numbers = held_type(case.held, h, case.packed)
     scratch: dict[str, Any] = dict(
-        k_smem=plgpu.SMEM((block, h), jnp.int8 if case.int8 else jnp.bfloat16),
+        k_smem=plgpu.SMEM((block, case.held), numbers),
         k_pos_smem=plgpu.SMEM((block,), jnp.int32),
         q_smem=plgpu.SMEM((stages, TALL, h), jnp.bfloat16),
         q_pos_smem=plgpu.SMEM((stages, TALL), jnp.int32),
         level_smem=plgpu.SMEM((stages, TALL), jnp.float32),
         mass_smem=plgpu.SMEM((block,), jnp.float32),
-        k_there=plgpu.Barrier(num_arrivals=2 + case.int8),
+        k_there=plgpu.Barrier(num_arrivals=2 + case.packed),
         q_there=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
     )
-    if case.int8:
+    if case.packed:
         scratch["k_scale_smem"] = plgpu.SMEM((block,), jnp.float32)
         scratch["wide_smem"] = plgpu.SMEM((block, h), jnp.bfloat16)
     return plgpu.kernel(
@@ -186,7 +190,7 @@ def _kernel(
       k_pos_ref: [B P, slots].
       order_ref: blocks of queries to visit, [B P k_blocks q_blocks].
       count_ref: how many there are, [B P k_blocks].
-      *others: where int8, the scales [B K, slots]; with slopes, [N]; then what goes out,
+      *others: where packed, the scales [B K, slots]; with slopes, [N]; then what goes out,
         [B N, slots].
       k_smem: the keys.
       k_pos_smem: their positions.
@@ -196,10 +200,10 @@ def _kernel(
       mass_smem: the sums on their way out.
       k_there: keys and positions have arrived.
       q_there: all of a stage has arrived.
-      k_scale_smem: the keys' scales, where int8.
-      wide_smem: the keys as bfloat16, where int8.
+      k_scale_smem: the keys' scales, where packed.
+      wide_smem: the keys as bfloat16, where packed.
     """
-    slopes_ref = others[case.int8] if case.alibi else None
+    slopes_ref = others[case.packed] if case.alibi else None
     out_ref = others[-1]
     block, stages = case.block, case.stages
     lane, column = lax.axis_index("lane"), lax.axis_index("column")
@@ -228,7 +232,7 @@ def _kernel(
     def _() -> None:
         plgpu.copy_gmem_to_smem(k_ref.at[keys], k_smem, k_there)
         plgpu.copy_gmem_to_smem(k_pos_ref.at[place, slots], k_pos_smem, k_there)
-        if case.int8:
+        if case.packed:
             plgpu.copy_gmem_to_smem(others[0].at[own, slots], k_scale_smem, k_there)
 
     for ahead in range(stages):
@@ -240,10 +244,10 @@ def _kernel(
     @pl.when(count > 0)
     def _() -> None:
         plgpu.barrier_wait(k_there)
-        if case.int8:
+        if case.packed:
             widened(k_smem, wide_smem)
 
-    matrix = wide_smem if case.int8 else k_smem
+    matrix = wide_smem if case.packed else k_smem
     steep = None if slopes_ref is None else slopes_ref[head]
 
     def visit(step: Array, total: Array) -> Array:
@@ -251,7 +255,7 @@ def _kernel(
         ahead = block_of(jnp.minimum(step + stages, count - 1))  # asked for before it is needed
         plgpu.barrier_wait(q_there.at[stage])
         scores = product(matrix, q_smem.at[stage].T)
-        if case.int8:
+        if case.packed:
             scores = scores * down(k_scale_smem[...], TALL)
         q_pos, k_pos = across(q_pos_smem[stage], block), down(k_pos_smem[...], TALL)
         scores = bend(scores, q_pos - k_pos, steep, case.soft_cap)

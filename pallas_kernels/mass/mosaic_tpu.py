@@ -31,6 +31,7 @@ from pallas_kernels.tpu import (
     product,
     share_rows,
     slopes_of,
+    wide,
 )
 from pallas_kernels.tpu_layout import LANES, SUBLANES, Order, stored_order
 from pallas_kernels.visibility import used_positions, visible
@@ -101,6 +102,8 @@ def attention_mass(
     def rows_of(row: Array, head: Array, column: Array, step: Array, *refs: Any):
         return row, head, 0, query_of(row, head, column, step, refs), 0
 
+    held = k.shape[2 if dims_first else 3]
+    keys_block = (1, 1, held, block) if dims_first else (1, 1, block, held)
     steep = slopes_of(slopes, together)
     mass = pl.pallas_call(
         functools.partial(
@@ -124,7 +127,7 @@ def attention_mass(
                         row, head, query_of(row, head, column, step, refs), 0,
                     ),
                 ),
-                pl.BlockSpec((1, 1, h, block) if dims_first else (1, 1, block, h), keys_of),
+                pl.BlockSpec(keys_block, keys_of),
                 pl.BlockSpec(
                     (1, 1, block),
                     lambda row, head, column, step, columns, *_: (
@@ -183,7 +186,7 @@ def block_shape(
 
 
 def _kernel(
-    place: Any, k_blocks: int, dims_first: bool, int8: bool, alibi: bool, soft_cap: float | None,
+    place: Any, k_blocks: int, dims_first: bool, packed: bool, alibi: bool, soft_cap: float | None,
     *refs: Any,
 ) -> None:  # fmt: skip
     """One block of queries of some heads for one block of slots.
@@ -192,7 +195,7 @@ def _kernel(
       place: row and head to the array of positions.
       k_blocks: blocks of slots.
       dims_first: whether blocks of K are [H, block] and not [block, H].
-      int8: whether K has scales.
+      packed: whether K is whole numbers with scales.
       alibi: whether there are slopes.
       soft_cap: see `bend`.
       *refs: the table of blocks of slots, and how many there are; for each of them a table of
@@ -203,7 +206,7 @@ def _kernel(
     """
     columns_ref, used_ref, _, count_ref, q_pos_ref, q_ref, level_ref, k_ref, *others = refs
     k_pos_ref, *others = others
-    scale_ref: Any = others.pop(0) if int8 else None
+    scale_ref: Any = others.pop(0) if packed else None
     slopes_ref: Any = others.pop(0) if alibi else None
     out_ref, sum_ref = others
     row, head, column, step = (pl.program_id(axis) for axis in range(4))
@@ -221,9 +224,9 @@ def _kernel(
     def _() -> None:
         q, level = q_ref[0, 0].reshape(heads * tall, h), level_ref[0, 0]
         level = jnp.concatenate([level[:, one : one + 1] for one in range(heads)], axis=0)
-        k = k_ref[0, 0].astype(q.dtype) if int8 else k_ref[0, 0]
+        k = wide(k_ref[0, 0], q.dtype, 0 if dims_first else 1)
         scores = product(f"rh,{'hs' if dims_first else 'sh'}->rs", q, k)
-        if int8:
+        if packed:
             scores = scores * scale_ref[0]
         if alibi or soft_cap is not None:
             distance = (q_pos_ref[0] - k_pos_ref[0])[None]

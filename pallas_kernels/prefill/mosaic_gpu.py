@@ -31,6 +31,7 @@ from pallas_kernels.gpu import (
     across,
     all_slots,
     down,
+    held_type,
     product,
     refuse,
     slot_positions,
@@ -83,7 +84,8 @@ class _Shape:
       k_blocks: blocks of slots.
       block: slots a block.
       stages: blocks of K, and of V, in shared memory.
-      int8: whether K and V are, with scales.
+      packed: whether K and V are whole numbers with scales.
+      held: bytes of a slot of K where they are, else H.
     """
 
     lanes: int
@@ -95,7 +97,8 @@ class _Shape:
     k_blocks: int
     block: int
     stages: int
-    int8: bool
+    packed: bool
+    held: int
 
 
 @functools.partial(with_derivative_of, xla.prefill_attention)
@@ -132,7 +135,7 @@ def _attend(
     shape = _Shape(
         lanes=lanes, heads=heads, places=k_pos.shape[1], slots=slots, head_dim=h,
         q_blocks=q_pos.shape[1] // ROWS, k_blocks=k_pos.shape[2] // block,
-        block=block, stages=stages, int8=bool(scales),
+        block=block, stages=stages, packed=bool(scales), held=k.shape[-1],
     )  # fmt: skip
     if 4 * b * shape.places * shape.q_blocks * shape.k_blocks > TABLE_BYTES:
         raise NotImplementedError(
@@ -159,11 +162,11 @@ def _attend(
     return out.reshape(b, t, n, h).astype(q.dtype), lse.reshape(b, t, n)
 
 
-def block_shape(head_dim: int, int8: bool, most: int) -> tuple[int, int]:
+def block_shape(head_dim: int, packed: bool, most: int) -> tuple[int, int]:
     """Slots a block, `most` at most, and stages."""
     block = min(most, 64 if head_dim > 64 else 128)
-    stage = 2 * block * head_dim + 12 * block if int8 else 4 * block * head_dim + 4 * block
-    fixed = 2 * ROWS * (head_dim + block) + (4 << 10) + (4 * block * head_dim if int8 else 0)
+    stage = 2 * block * head_dim + 12 * block if packed else 4 * block * head_dim + 4 * block
+    fixed = 2 * ROWS * (head_dim + block) + (4 << 10) + (4 * block * head_dim if packed else 0)
     # Two to a core: one computes while the other waits.
     together = 2 if fixed + 2 * stage <= SHARED_BYTES // 2 else 1
     return block, min(MAX_STAGES, (SHARED_BYTES // together - fixed) // stage)
@@ -172,20 +175,20 @@ def block_shape(head_dim: int, int8: bool, most: int) -> tuple[int, int]:
 def _call(case: _Case, shape: _Shape) -> Any:
     """The kernel as a function of arrays."""
     h, block, stages = shape.head_dim, shape.block, shape.stages
-    numbers = jnp.int8 if shape.int8 else jnp.bfloat16
+    numbers = held_type(shape.held, h, shape.packed)
     scratch: dict[str, Any] = dict(
         q_smem=plgpu.SMEM((ROWS, h), jnp.bfloat16),
         q_pos_smem=plgpu.SMEM((ROWS,), jnp.int32),
-        k_smem=plgpu.SMEM((stages, block, h), numbers),
-        v_smem=plgpu.SMEM((stages, block, h), numbers),
+        k_smem=plgpu.SMEM((stages, block, shape.held), numbers),
+        v_smem=plgpu.SMEM((stages, block, shape.held), numbers),
         k_pos_smem=plgpu.SMEM((stages, block), jnp.int32),
         weights_smem=plgpu.SMEM((ROWS, block), jnp.bfloat16),
         lse_smem=plgpu.SMEM((ROWS,), jnp.float32),
         q_there=plgpu.Barrier(num_arrivals=2 + case.alibi),
-        k_there=plgpu.Barrier(num_arrivals=2 + 2 * shape.int8, num_barriers=stages),
+        k_there=plgpu.Barrier(num_arrivals=2 + 2 * shape.packed, num_barriers=stages),
         v_there=plgpu.Barrier(num_barriers=stages),
     )
-    if shape.int8:
+    if shape.packed:
         scratch["k_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
         scratch["v_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
         scratch["wide_smem"] = plgpu.SMEM((2, block, h), jnp.bfloat16)
@@ -231,7 +234,7 @@ def _kernel(
       count_ref: how many there are, [B P q_blocks].
       first_ref: first position of a block of rows, [B q_blocks].
       last_ref: last position, [B q_blocks].
-      *others: where int8, scales of K and of V, [B K, slots]; with slopes, [K, rows]; then what
+      *others: where packed, scales of K and of V, [B K, slots]; with slopes, [K, rows]; then what
         goes out: the output [B K, rows, H] and lse [B K, rows].
       q_smem: the queries, and at the end the output.
       q_pos_smem: their positions.
@@ -244,12 +247,12 @@ def _kernel(
       k_there: K and positions of a stage have arrived.
       v_there: V of a stage has arrived.
       slopes_smem: the slopes of these rows.
-      k_scale_smem: stages of scales, where int8.
-      v_scale_smem: stages of scales, where int8.
-      wide_smem: a block of K and one of V as bfloat16, where int8.
+      k_scale_smem: stages of scales, where packed.
+      v_scale_smem: stages of scales, where packed.
+      wide_smem: a block of K and one of V as bfloat16, where packed.
     """
-    scale_refs = others[: 2 * shape.int8]
-    slopes_ref = others[2 * shape.int8] if case.alibi else None
+    scale_refs = others[: 2 * shape.packed]
+    slopes_ref = others[2 * shape.packed] if case.alibi else None
     out_ref, lse_ref = others[-2:]
     block, h, stages = shape.block, shape.head_dim, shape.stages
     width = 64 if h == 256 else h  # of V at a time: more would not fit the registers
@@ -300,7 +303,7 @@ def _kernel(
         ahead = start(jnp.minimum(step + stages, count - 1))  # asked for before it is needed
         plgpu.barrier_wait(k_there.at[stage])
         keys, values = k_smem.at[stage], v_smem.at[stage]
-        if shape.int8:
+        if shape.packed:
             keys = widened(keys, wide_smem.at[0])
         scores = product(q_smem, keys.T)
 
@@ -308,7 +311,7 @@ def _kernel(
         def _() -> None:
             fetch_k(ahead, stage)
 
-        if shape.int8:
+        if shape.packed:
             scores = scores * across(k_scale_smem[stage], ROWS)
         q_pos, k_pos = down(q_pos_smem[...], block), across(k_pos_smem[stage], ROWS)
         steep = down(slopes_smem[...], block) if case.alibi else None
@@ -321,13 +324,13 @@ def _kernel(
         shrink = jnp.exp2((top - base) * LOG2E)
         weights = jnp.exp2(scores * LOG2E - down(base * LOG2E, block))
         total = total * shrink + jnp.sum(weights, axis=1)
-        if shape.int8:
+        if shape.packed:
             weights = weights * across(v_scale_smem[stage], ROWS)
             if seen is not None:  # the scale of a hidden slot may be NaN
                 weights = jnp.where(seen, weights, 0.0)
         weights_smem[...] = weights.astype(jnp.bfloat16)
         plgpu.barrier_wait(v_there.at[stage])
-        if shape.int8:
+        if shape.packed:
             values = widened(values, wide_smem.at[1])
         elif masked:
             # A weight of 0 hides any number, but not a NaN or an infinity that a slot beyond the

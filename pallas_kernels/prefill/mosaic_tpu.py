@@ -36,6 +36,7 @@ from pallas_kernels.tpu import (
     product,
     share_rows,
     slopes_of,
+    wide,
 )
 from pallas_kernels.tpu_layout import LANES, Order, stored_order
 from pallas_kernels.visibility import used_positions, visible
@@ -93,7 +94,7 @@ def _attend(
     scales, dtype = by_token((k_scale, v_scale)), product_dtype(k, q)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
-    itemsize = max(x.dtype.itemsize for x in (q, k, v))  # int8 is as wide as q here
+    itemsize = max(x.dtype.itemsize for x in (q, k, v))  # integers are as wide as q here
     most = case.max_block or tuned.max_block("prefill", "mosaic_tpu", k.dtype, h, n // heads, slots)
     block, tall, together = block_shape(t, slots, n // heads, h, itemsize, most or MAX_BLOCK)
     # Query heads that share a block; a KV head has one or more of such parts.
@@ -137,7 +138,8 @@ def _attend(
     def rows_of(row: Array, head: Array, query: Array, *_: Any):
         return row, head, 0, query, 0
 
-    slots_block = (1, 1, h, block) if dims_first else (1, 1, block, h)
+    held = k.shape[2 if dims_first else 3]
+    slots_block = (1, 1, held, block) if dims_first else (1, 1, block, held)
     rows_block = (1, 1, together, tall, h)
     steep = slopes_of(slopes, together)
     out, lse = pl.pallas_call(
@@ -204,7 +206,7 @@ def block_shape(
 
 
 def _kernel(
-    case: _Case, place: Any, q_blocks: int, dims_first: bool, int8: bool, *refs: Any
+    case: _Case, place: Any, q_blocks: int, dims_first: bool, packed: bool, *refs: Any
 ) -> None:
     """One block of slots for one block of queries of some heads.
 
@@ -213,7 +215,7 @@ def _kernel(
       place: row and head to the array of positions.
       q_blocks: blocks of queries.
       dims_first: whether blocks of K and V are [H, block] and not [block, H].
-      int8: whether K and V have scales.
+      packed: whether K and V are whole numbers with scales.
       *refs: the table of blocks, and how many are seen whole and in part; q_pos [1, tall, 1], q [1,
         1, heads, tall, H], k and v [1, 1, block, H] or [1, 1, H, block], k_pos [1, 1, block],
         scales of K and V [1, 1, block] and slopes [1, heads, 1] if there are any; out [1, 1, heads,
@@ -221,8 +223,8 @@ def _kernel(
         and sum [heads tall, 1], and the output before division [heads tall, H].
     """
     _, whole_ref, count_ref, q_pos_ref, q_ref, k_ref, v_ref, k_pos_ref, *others = refs
-    k_scale_ref: Any = others.pop(0) if int8 else None
-    v_scale_ref: Any = others.pop(0) if int8 else None
+    k_scale_ref: Any = others.pop(0) if packed else None
+    v_scale_ref: Any = others.pop(0) if packed else None
     slopes_ref: Any = others.pop(0) if case.alibi else None
     out_ref, lse_ref, top_ref, total_ref, sum_ref = others
     slots = "hs" if dims_first else "sh"
@@ -238,10 +240,10 @@ def _kernel(
 
     def fold(seen: Array | None) -> None:
         q = q_ref[0, 0].reshape(heads * tall, h)
-        k, v = (x[0, 0].astype(q.dtype) if int8 else x[0, 0] for x in (k_ref, v_ref))
+        k, v = (wide(x[0, 0], q.dtype, 0 if dims_first else 1) for x in (k_ref, v_ref))
         scores = product(f"rh,{slots}->rs", q, k)
-        v_scale: Any = v_scale_ref[0] if int8 else None
-        if int8:
+        v_scale: Any = v_scale_ref[0] if packed else None
+        if packed:
             scores = scores * k_scale_ref[0]
         if case.alibi or case.soft_cap is not None:
             scores = scores.reshape(heads, tall, -1)
@@ -255,7 +257,7 @@ def _kernel(
             # A weight of 0 hides any number, but not a NaN or an infinity that a slot beyond the
             # slab, or one never written, may hold.
             shown = jnp.max(seen.astype(jnp.float32), axis=0, keepdims=True)
-            if int8:  # which knows neither; its scale may
+            if packed:  # which knows neither; its scale may
                 v_scale = jnp.where(shown > 0.5, v_scale, 0.0)
             else:
                 shown = shown.astype(jnp.bfloat16)
@@ -268,7 +270,7 @@ def _kernel(
         shrink = jnp.exp(top_ref[...] - base)
         top_ref[...] = top
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
-        if int8:
+        if packed:
             weights = weights * v_scale
         mixture = product(f"rs,{slots}->rh", weights.astype(v.dtype), v)
         sum_ref[...] = sum_ref[...] * shrink + mixture

@@ -21,8 +21,6 @@ from pallas_kernels import (
     prefill_attention,
     quantise4,
 )
-from pallas_kernels.decode import mosaic_gpu as decode_gpu
-from pallas_kernels.decode import mosaic_tpu as decode_tpu
 from pallas_kernels.decode import xla as decode_xla
 from pallas_kernels.int4 import unpacked
 from pallas_kernels.mass import xla as mass_xla
@@ -144,14 +142,3 @@ def test_pool(case) -> None:
 
     same(run, small, q[:, 4])
     same(functools.partial(run, span=span), small, q[:, 4])
-
-
-@pytest.mark.parametrize("kernels", [decode_tpu, decode_gpu])
-def test_kernels_that_do_not_read_them_say_so(case, kernels) -> None:
-    """Before they take bytes for numbers; another implementation is then taken."""
-    q, small, q_pos, k_pos = case
-    with pytest.raises(NotImplementedError, match="uint8"):
-        kernels.decode_attention(
-            q[:, 4].astype(jnp.bfloat16), *small, q_pos[:, 4], k_pos, scale=SCALE, window=None,
-            sinks=0, q_sink=None, with_mass=False,
-        )  # fmt: skip

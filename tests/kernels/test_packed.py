@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Every op over int8 keys and values: the same as over what they stand for."""
+"""Every op over keys and values of int8 and int4: the same as over what they stand for."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import (
-    Int8,
     attention_mass,
     decode_attention,
     pool_attention,
     prefill_attention,
     quantise,
+    quantise4,
 )
 from pallas_kernels.decode import mosaic_gpu as decode_gpu
 from pallas_kernels.decode import mosaic_tpu as decode_tpu
@@ -44,6 +44,9 @@ SLOPES = jnp.array([0.5, 0.25, 0.125, 0.0625, 0.5, 0.25])
 
 
 pytestmark = quiet
+
+PACKED = {"int8": quantise, "int4": quantise4}
+each_form = pytest.mark.parametrize("form", PACKED)
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +91,10 @@ def test_a_token_of_zeros_stays_zeros() -> None:
     assert not np.any(np.asarray(widen(quantise(jnp.zeros((2, 8))))))
 
 
-def slab(rows: int, heads: int, slots: int, h: int, dtype: str, seed: int) -> tuple[Any, ...]:
-    """Queries [B, 5, 2 K, H], K and V as int8 and wide, q_pos [B, 5], k_pos [B, K, S].
+def slab(
+    form: str, rows: int, heads: int, slots: int, h: int, dtype: str, seed: int
+) -> tuple[Any, ...]:
+    """Queries [B, 5, 2 K, H], K and V packed and wide, q_pos [B, 5], k_pos [B, K, S].
 
     Scales of slots that nobody may see are NaN; what is wide is 0 there.
     """
@@ -103,9 +108,9 @@ def slab(rows: int, heads: int, slots: int, h: int, dtype: str, seed: int) -> tu
     hidden = (k_pos < 0) | (k_pos > last)
     small, plain = [], []
     for _ in range(2):
-        x = quantise(jnp.asarray(rng.normal(size=(rows, heads, slots, h)), dtype))
-        clean = Int8(x.values, jnp.where(hidden, 0.0, x.scale))
-        small.append(Int8(x.values, jnp.where(hidden, jnp.nan, x.scale)))
+        x = PACKED[form](jnp.asarray(rng.normal(size=(rows, heads, slots, h)), dtype))
+        clean = x._replace(scale=jnp.where(hidden, 0.0, x.scale))
+        small.append(x._replace(scale=jnp.where(hidden, jnp.nan, x.scale)))
         plain.append((clean, widen(clean)))
     return q, small, plain, jnp.asarray(q_pos), jnp.asarray(k_pos)
 
@@ -119,7 +124,7 @@ def same(actual: Any, expected: Any, dtype: str) -> None:
 
 CASES = {
     # K, S, H: the three orders in which a TPU may keep a slab, with a ragged last block.
-    "shape": st.sampled_from([(2, 264, 128), (3, 256, 64), (8, 133, 128)]),
+    "shape": st.sampled_from([(2, 264, 128), (3, 256, 64), (8, 133, 128), (1, 200, 256)]),
     "rows": st.integers(1, 2),
     "dtype": st.sampled_from(["float32", "bfloat16"]),
     "bent": st.booleans(),
@@ -140,16 +145,17 @@ def compiled(function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
     return jax.jit(functools.partial(function, **static))
 
 
+@each_form
 @few
 @given(**CASES, window=st.sampled_from([None, 90]))
-def test_decode(shape, rows, dtype, bent, seed, window) -> None:
+def test_decode(form, shape, rows, dtype, bent, seed, window) -> None:
     heads, slots, h = shape
-    q, dirty, plain, q_pos, k_pos = slab(rows, heads, slots, h, dtype, seed)
+    q, dirty, plain, q_pos, k_pos = slab(form, rows, heads, slots, h, dtype, seed)
     options = dict(scale=h**-0.5, window=window, sinks=4, **bends(bent, heads))
     # Sinks are the tokens of the first slots.
     k_pos = k_pos.at[:, :, :4].set(jnp.arange(4))
-    dirty = [Int8(x.values, x.scale.at[:, :, :4].set(0.01)) for x in dirty]
-    plain = [Int8(x.values, x.scale.at[:, :, :4].set(0.01)) for x, _ in plain]
+    near = lambda x: x._replace(scale=x.scale.at[:, :, :4].set(0.01))  # noqa: E731
+    dirty, plain = [near(x) for x in dirty], [near(x) for x, _ in plain]
     mass = stored_order((rows, heads, slots, h), 1) is not Order.SLOTS_HEADS
     args = q[:, 4], q_pos[:, 4], k_pos, q[:, 3]
 
@@ -167,11 +173,12 @@ def test_decode(shape, rows, dtype, bent, seed, window) -> None:
         same(run(decode_gpu.decode_attention, *dirty, interpret=PARAMETERS), expected, dtype)
 
 
+@each_form
 @few
 @given(**CASES, window=st.sampled_from([None, 90]), traced=st.booleans())
-def test_prefill(shape, rows, dtype, bent, seed, window, traced) -> None:
+def test_prefill(form, shape, rows, dtype, bent, seed, window, traced) -> None:
     heads, slots, h = shape
-    q, dirty, plain, q_pos, k_pos = slab(rows, heads, slots, h, dtype, seed)
+    q, dirty, plain, q_pos, k_pos = slab(form, rows, heads, slots, h, dtype, seed)
     options = dict(scale=h**-0.5, window=window, sinks=4, **bends(bent, heads))
 
     def run(function: Callable[..., Any], k: Any, v: Any, **more: Any) -> Any:
@@ -191,11 +198,12 @@ def test_prefill(shape, rows, dtype, bent, seed, window, traced) -> None:
         same(run(prefill_gpu.prefill_attention, *dirty, interpret=PARAMETERS), expected, dtype)
 
 
+@each_form
 @few
 @given(**CASES)
-def test_mass(shape, rows, dtype, bent, seed) -> None:
+def test_mass(form, shape, rows, dtype, bent, seed) -> None:
     heads, slots, h = shape
-    q, (dirty, _), ((plain, wide), _), q_pos, k_pos = slab(rows, heads, slots, h, dtype, seed)
+    q, (dirty, _), ((plain, wide), _), q_pos, k_pos = slab(form, rows, heads, slots, h, dtype, seed)
     options = dict(scale=h**-0.5, num_slots=None, **bends(bent, heads))
     lse = jnp.full(q.shape[:3], 4.0)
 
@@ -212,10 +220,10 @@ def test_mass(shape, rows, dtype, bent, seed) -> None:
 @few
 @given(
     size=st.sampled_from([16, 32]), rows=st.integers(1, 3), heads=st.sampled_from([1, 3, 8]),
-    h=st.sampled_from([64, 128]), int8=st.booleans(), dtype=CASES["dtype"], bent=st.booleans(),
-    seed=CASES["seed"],
+    h=st.sampled_from([64, 128]), form=st.sampled_from([None, *PACKED]),
+    dtype=CASES["dtype"], bent=st.booleans(), seed=CASES["seed"],
 )  # fmt: skip
-def test_pool(size, rows, heads, h, int8, dtype, bent, seed) -> None:
+def test_pool(size, rows, heads, h, form, dtype, bent, seed) -> None:
     """Blocks of any owner in any order; some heads may have none."""
     rng = np.random.default_rng(seed)
     blocks = 11
@@ -228,10 +236,10 @@ def test_pool(size, rows, heads, h, int8, dtype, bent, seed) -> None:
     clean, dirty = [], []
     for _ in range(2):
         x = jnp.asarray(rng.normal(size=(rows, blocks * size, h)), dtype)
-        if int8:
-            small = quantise(x)
-            clean.append(Int8(small.values, jnp.where(hidden, 0.0, small.scale)))
-            dirty.append(Int8(small.values, jnp.where(hidden, jnp.nan, small.scale)))
+        if form:
+            small = PACKED[form](x)
+            clean.append(small._replace(scale=jnp.where(hidden, 0.0, small.scale)))
+            dirty.append(small._replace(scale=jnp.where(hidden, jnp.nan, small.scale)))
         else:
             clean.append(jnp.where(hidden[..., None], jnp.zeros((), dtype), x))
             dirty.append(jnp.where(hidden[..., None], jnp.full((), jnp.nan, dtype), x))
@@ -250,7 +258,7 @@ def test_pool(size, rows, heads, h, int8, dtype, bent, seed) -> None:
 
 
 @pytest.mark.parametrize("kernel", [decode_tpu.decode_attention, prefill_tpu.prefill_attention])
-def test_a_slab_is_int8_whole_or_not_at_all(kernel: Callable[..., Any]) -> None:
+def test_keys_and_values_are_of_one_form(kernel: Callable[..., Any]) -> None:
     q = (
         jnp.zeros((1, 1, 128))
         if kernel is decode_tpu.decode_attention
@@ -258,8 +266,9 @@ def test_a_slab_is_int8_whole_or_not_at_all(kernel: Callable[..., Any]) -> None:
     )
     k, positions = jnp.zeros((1, 1, 8, 128)), jnp.zeros((1, 1, 8), jnp.int32)
     more = {"q_sink": None, "with_mass": False} if q.ndim == 3 else {"num_slots": None}
-    with pytest.raises(NotImplementedError, match="int8"):
-        kernel(
-            q, quantise(k), k, jnp.zeros(q.shape[: q.ndim - 2], jnp.int32), positions,
-            scale=1.0, window=None, sinks=0, interpret=True, **more,
-        )  # fmt: skip
+    for other in (k, quantise4(k)):
+        with pytest.raises(NotImplementedError, match="int8"):
+            kernel(
+                q, quantise(k), other, jnp.zeros(q.shape[: q.ndim - 2], jnp.int32), positions,
+                scale=1.0, window=None, sinks=0, interpret=True, **more,
+            )  # fmt: skip

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The TPU kernels compile for real chips over int8 slabs and over pools, and move neither."""
+"""The TPU kernels compile for real chips over int8, int4 and pools, and move none of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import tpu
 from test_tpu_decode_programs import MODELS
 
-from pallas_kernels import Int8
+from pallas_kernels import Int4, Int8
 from pallas_kernels.decode import mosaic_tpu as decode
 from pallas_kernels.mass import mosaic_tpu as mass
 from pallas_kernels.pool import mosaic_tpu as pool
@@ -24,10 +24,12 @@ pytestmark = [pytest.mark.aot, tpu.needs_libtpu]
 LLAMA = "llama-3.1-8b and qwen3-8b"
 
 
-def int8(*shape: int) -> Int8:
-    return Int8(
-        jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
-    )
+def packed(form: str, *shape: int) -> Int8 | Int4:
+    """As the stores of caches hold them."""
+    scale = jax.ShapeDtypeStruct(shape[:-1], jnp.bfloat16)
+    if form == "int8":
+        return Int8(jax.ShapeDtypeStruct(shape, jnp.int8), scale)
+    return Int4(jax.ShapeDtypeStruct((*shape[:-1], shape[-1] // 2), jnp.uint8), scale)
 
 
 def attend(op: str, decode: Any, prefill: Any, mass: Any) -> Callable[..., Any]:
@@ -49,17 +51,18 @@ def attend(op: str, decode: Any, prefill: Any, mass: Any) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.parametrize("form", ["int8", "int4"])
 @pytest.mark.parametrize("op", ["decode", "decode-mass", "prefill", "mass"])
 @pytest.mark.parametrize(
     ("model", "chip", "slots"),
     [(LLAMA, chip, 8192) for chip in tpu.CHIPS]
     + [("llama-3.2-1b", "v5e", 8192), ("llama-3.2-1b", "v6e", 1032), ("gemma-3-1b", "v5e", 4096)],
 )
-def test_int8(op: str, model: str, chip: str, slots: int) -> None:
+def test_packed(op: str, form: str, model: str, chip: str, slots: int) -> None:
     n, heads, h = MODELS[model]
     count = 512
     q = jax.ShapeDtypeStruct((1, count, n, h), jnp.bfloat16)
-    slab = int8(1, heads, slots, h)
+    slab = packed(form, 1, heads, slots, h)
     q_pos = jax.ShapeDtypeStruct((1, count), jnp.int32)
     k_pos = jax.ShapeDtypeStruct((1, 1, slots), jnp.int32)
 
@@ -67,21 +70,22 @@ def test_int8(op: str, model: str, chip: str, slots: int) -> None:
     compiled = tpu.compile_for(chip, run, q, slab, slab, q_pos, k_pos)
     text = compiled.as_text()
     assert "tpu_custom_call" in text
-    slabs = [line for line in tpu.moves(text, heads * slots * h) if "s8[" in line]
-    assert slabs == []
+    held = heads * slots * slab.values.shape[-1]
+    assert [line for line in tpu.moves(text, held) if "[" in line and "8[" in line] == []
 
 
 @pytest.mark.kernel("pool")
-@pytest.mark.parametrize("small", [False, True], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize(
     ("model", "chip"),
     [(LLAMA, chip) for chip in tpu.CHIPS] + [("llama-3.2-1b", "v5e"), ("smollm2-135m", "v5e")],
 )
-def test_pool(model: str, chip: str, small: bool) -> None:
+def test_pool(model: str, chip: str, form: str) -> None:
     n, heads, h = MODELS[model]
     blocks, size = 264, 32
     shape = 1, blocks * size, h
-    slab = int8(*shape) if small else jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    slab = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    slab = slab if form == "bfloat16" else packed(form, *shape)
 
     # A layer's own blocks of a pool that is the whole model's.
     def run(q, k, v, q_pos, k_pos, owner, begin, end):
@@ -98,4 +102,4 @@ def test_pool(model: str, chip: str, small: bool) -> None:
     )  # fmt: skip
     text = compiled.as_text()
     assert text.count("tpu_custom_call") == 1
-    assert tpu.moves(text, blocks * size * h) == []
+    assert tpu.moves(text, blocks * size * (h // 2 if form == "int4" else h)) == []
