@@ -123,6 +123,7 @@ COMPILES = {
     "jaxkv.check": {"_prefill", "_step", "_compiled"},
     "jaxkv.calibrate.training": {"make_slope", "make_step"},
     "jaxkv.checkpoints.named": {"_normal"},
+    "jaxkv.models.weights": {"multiples"},
     "jaxkv.bench.kernels": {"arguments", "one_after_another"},
     "jaxkv.bench.measure": {"copy_bandwidth", "matvec_bandwidth"},
 }

@@ -129,7 +129,7 @@ class TestCommand:
     def test_layers_with_a_window_are_passed_over(self, model, book, tmp_path) -> None:
         config = dataclasses.replace(model.config, windows=(6, 0))
         local, out = dataclasses.replace(model, config=config), str(tmp_path / "table.json")
-        common = Common("local", "float32", out, None, 0, "")
+        common = Common("local", "float32", None, out, None, 0, "")
         options = budgets.Options("kvzip", None, Path(book).read_text(), 40, 1, (0.2, 0.5))
         line = budgets.run(local, common, options, no_progress)
         assert line.startswith("1 layers of 2 KV heads") and "every other" not in line

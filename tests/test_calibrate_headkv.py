@@ -345,7 +345,7 @@ class TestCalibration:
     def test_file_and_line(self, model, tmp_path, monkeypatch):
         monkeypatch.setattr(headkv, "passes", lambda example, text, score: True)
         out, plot = tmp_path / "scores.json", tmp_path / "heads.png"
-        common = Common("tiny-random", "float32", str(out), str(plot), 0, "python -m it")
+        common = Common("tiny-random", "float32", None, str(out), str(plot), 0, "python -m it")
         own = options("--lengths", "0", "--needles", "reasoning", "--min-examples", "9")
         told: list[tuple] = []
         line = headkv.run(model, common, own, lambda *what: told.append(what))
@@ -361,14 +361,14 @@ class TestCalibration:
 
     def test_too_few_answers_leave_no_file(self, model, tmp_path):
         out = tmp_path / "scores.json"
-        common = Common("tiny-random", "float32", str(out), None, 0, "")
+        common = Common("tiny-random", "float32", None, str(out), None, 0, "")
         own = options("--lengths", "0", "--needles", "reasoning", "--min-examples", "3")
         with pytest.raises(InputError, match=r"--min-examples is 3; .* 0 of 10"):
             headkv.run(model, common, own, lambda *told: None)
         assert not out.exists()
 
     def test_too_long_for_the_model(self, model, tmp_path):
-        common = Common("tiny-random", "float32", str(tmp_path / "x"), None, 0, "")
+        common = Common("tiny-random", "float32", None, str(tmp_path / "x"), None, 0, "")
         with pytest.raises(InputError, match="--lengths has 5000.* 4096"):
             headkv.run(model, common, options("--lengths", "5000"), lambda *told: None)
 

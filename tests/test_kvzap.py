@@ -386,7 +386,7 @@ class TestCalibration:
         config = dataclasses.replace(model.config, windows=(6, 0))
         local = dataclasses.replace(model, config=config)
         out = tmp_path / "gate.safetensors"
-        common = Common("local", "float32", str(out), None, 0, "")
+        common = Common("local", "float32", None, str(out), None, 0, "")
         options = kvzap.Options(Path(book).read_text(), "linear", 40, 2, 99, 2, 1.0, 1)
         kvzap.run(local, common, options, no_progress)
         first, second = surrogates(str(out), decoder.geometry(config, 1, 64), WIDTH)

@@ -12,7 +12,14 @@ from typing import Any
 
 from jaxkv.cli.arguments import check_positive, make_parser, parse
 from jaxkv.cli.figures import check_picture
-from jaxkv.cli.flags import add_model, add_plot, add_policy, add_prefill_chunk, check_dtype
+from jaxkv.cli.flags import (
+    WEIGHTS,
+    add_model,
+    add_plot,
+    add_policy,
+    add_prefill_chunk,
+    check_dtype,
+)
 from jaxkv.cli.interrupts import raises
 from jaxkv.cli.startup import prepare
 from jaxkv.core.errors import InputError, say
@@ -82,7 +89,7 @@ def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str,
     with bars() as progress:
         if options.task == "kernels":
             return {"task": options.task, **where(), **_kernels(options, progress)}
-        model = load(options.model, options.dtype, progress)
+        model = load(options.model, options.dtype, progress, options.weights)
         result: dict[str, Any] = {"task": options.task, "model": options.model, **where()}
         if options.task == "stream":
             rows = [
@@ -255,6 +262,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.task not in ("decode", "prefill", "stream", "kernels"):
         raise InputError(f"TASK is {options.task!r}; it must be decode, prefill, stream or kernels")
     check_dtype("--dtype", options.dtype)
+    check_dtype("--weights", options.weights, WEIGHTS)
     heads, kv_heads, _ = _numbers("--heads", options.heads, 3)
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxkv.cache.grouped import Grouped
@@ -18,7 +20,12 @@ from jaxkv.cache.slab import Slab
 
 def nbytes(cache: Any) -> int:
     """Physical bytes: the sum over the arrays of any pytree, also of abstract ones."""
-    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    return sum(-(-math.prod(x.shape) * _bits(x.dtype) // 8) for x in jax.tree.leaves(cache))
+
+
+def _bits(dtype: np.dtype) -> int:
+    """Of an element on a device: NumPy has no type of less than a byte, and says so of int4."""
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize
 
 
 def kept_tokens(layers: tuple[Any, ...], row: int = 0) -> list[list[int]]:

@@ -13,7 +13,7 @@ from jaxkv.calibrate import budgets, duo, headkv, kvzap
 from jaxkv.calibrate.task import Calibration, Common
 from jaxkv.cli.arguments import make_parser, model_named, parse
 from jaxkv.cli.figures import check_picture
-from jaxkv.cli.flags import add_config, add_model, add_plot
+from jaxkv.cli.flags import WEIGHTS, add_config, add_model, add_plot, check_dtype
 from jaxkv.cli.interrupts import raises
 from jaxkv.cli.startup import prepare
 from jaxkv.core.errors import InputError
@@ -90,7 +90,7 @@ def _run(calibration: Calibration, common: Common, own: Any) -> str:
 
     with raises(), bars() as progress:
         with model_named(common.model):
-            model = load(common.model, common.dtype, progress)
+            model = load(common.model, common.dtype, progress, common.weights)
         return calibration.run(model, common, own, progress)
 
 
@@ -102,7 +102,16 @@ def _common(given: argparse.Namespace, command: str) -> Common:
     check_target("--out", given.out)
     if given.plot is not None:
         check_picture("--plot", given.plot)
-    return Common(given.model, given.dtype, given.out, given.plot, given.seed, command)
+    check_dtype("--weights", given.weights, WEIGHTS)
+    return Common(
+        model=given.model,
+        dtype=given.dtype,
+        weights=given.weights,
+        out=given.out,
+        plot=given.plot,
+        seed=given.seed,
+        command=command,
+    )
 
 
 def _overview() -> Any:

@@ -20,6 +20,7 @@ class Common:
     Attributes:
       model: its name.
       dtype: of the weights.
+      weights: "int8" or "int4", of the layers' linear maps; None is `dtype`, or as they were saved.
       out: the file to write.
       plot: where to draw what was found, layers by heads, or None.
       seed: of whatever is drawn.
@@ -28,6 +29,7 @@ class Common:
 
     model: str
     dtype: str
+    weights: str | None
     out: str
     plot: str | None
     seed: int

@@ -22,6 +22,7 @@ from jaxkv.core.fields import Fields
 from jaxkv.core.files import reserve, whole_folder
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.weights import form_of
 
 SHARD_BYTES = 2 * 2**30  # of tensors a file: what is held twice while it is written
 
@@ -43,11 +44,17 @@ def export_hf(
       overwrite: whether a folder that is there, and all that it holds, is replaced.
 
     Raises:
-      InputError: there is such a folder, or the configuration has what config.json has no word for.
+      InputError: there is such a folder, the configuration has what config.json has no word for,
+        or the weights are rounded.
     """
     target = Path(path)
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{path} exists; give a new folder, or overwrite=True to replace it")
+    if form := form_of(model.params):
+        raise InputError(
+            f"the model's weights are {form}; Hugging Face's format has floats: load it without "
+            "weights, and export that"
+        )
     config = config_to_hf(model.config)
     leaves = jax.tree.leaves(model.params)
     config["torch_dtype"] = leaves[0].dtype.name

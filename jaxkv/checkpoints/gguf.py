@@ -18,14 +18,16 @@ from jaxkv.text.gguf import tokenizer_from_gguf
 
 
 def load(
-    path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress
-) -> Model:
+    path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress,
+    weights: str | None = None,
+) -> Model:  # fmt: skip
     """Loads a model from one GGUF file.
 
     Args:
       path: the file.
       dtype: "float32" or "bfloat16", of the parameters in memory.
       progress: called after every tensor.
+      weights: see `sources.load`; Q8_0 is taken as int8, and Q4_0 as int4, as they are.
     """
     check_dtype(dtype)
     path = Path(path)
@@ -39,5 +41,6 @@ def load(
     assert family.gguf_config is not None  # or it would not have been found
     config = family.gguf_config(fields, file)
     tokenizer = tokenizer_from_gguf(fields, config.vocab_size)
-    params = assemble(config, family.gguf_rules, family.gguf_ignored, file, dtype, progress)
+    rules, ignored = family.gguf_rules, family.gguf_ignored
+    params = assemble(config, rules, ignored, file, dtype, progress, weights)
     return Model(config, params, tokenizer, str(path), fingerprint([path]))

@@ -15,11 +15,14 @@ import math
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
+from jaxkv.checkpoints.table import Blocks
 from jaxkv.core.errors import InputError
 from jaxkv.core.reading import opened
 
@@ -37,6 +40,7 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_BLOCKS = {8: "int8", 2: "int4"}  # the kinds that are whole multiples of a scale and no more
 _CHUNK = 2**18  # values decoded at once: many for one NumPy call, few for the processor's cache
 
 
@@ -69,6 +73,39 @@ class GGUFFile:
         """float32 array of the tensor's shape, de-quantised piece by piece."""
         info = self.tensors[name]
         out = np.empty(math.prod(info.shape), np.float32)
+        width = _block(info.kind)[0]
+        for start, piece in self._pieces(name):
+            values = self._dequantise(piece.reshape(-1), info.kind, name)
+            out[start * width : (start + len(piece)) * width] = values
+        return out.reshape(info.shape)
+
+    def blocks(self, name: str, form: str) -> Blocks | None:
+        """Whole numbers of the tensor's shape and their float16 scales, if it is stored as such.
+
+        Q8_0 is int8, and Q4_0 is int4, both with a scale of 32 of them.
+        """
+        info = self.tensors[name]
+        if _BLOCKS.get(info.kind) != form:
+            return None
+        width, size = _block(info.kind)
+        count = info.nbytes // size
+        values = np.empty((count, width), np.int8)
+        scale = np.empty((count, 1), np.float16)
+        for start, piece in self._pieces(name):
+            here = slice(start, start + len(piece))
+            scale[here] = piece[:, :2].copy().view("<f2")
+            whole = piece[:, 2:]
+            if form == "int8":
+                values[here] = whole.view(np.int8)
+            else:  # the first half in the low four bits, the second in the high ones, 8 more each
+                values[here] = np.concatenate([whole & 15, whole >> 4], 1).view(np.int8) - 8
+        *outer, inputs = info.shape
+        stored = ml_dtypes.int4 if form == "int4" else np.int8
+        return values.reshape(info.shape).astype(stored), scale.reshape(*outer, inputs // width)
+
+    def _pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Some blocks of a tensor after others: the first one's number, uint8 [blocks, bytes]."""
+        info = self.tensors[name]
         width, size = _block(info.kind)
         blocks = info.nbytes // size
         with opened(self.path) as file:
@@ -78,9 +115,7 @@ class GGUFFile:
                 piece = np.fromfile(file, np.uint8, count * size)
                 if piece.size < count * size:
                     raise InputError(f"{self.path} ended while tensor {name!r} was read")
-                values = self._dequantise(piece, info.kind, name)
-                out[start * width : (start + count) * width] = values
-        return out.reshape(info.shape)
+                yield start, piece.reshape(count, size)
 
     def _dequantise(self, piece: np.ndarray, kind: int, name: str) -> np.ndarray:
         """uint8 [bytes of whole blocks] -> float32 [values]."""

@@ -27,14 +27,16 @@ _READABLE = {"F64", "F32", "F16", "BF16"}
 
 
 def load(
-    folder: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress
-) -> Model:
+    folder: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress,
+    weights: str | None = None,
+) -> Model:  # fmt: skip
     """Loads a model from a folder as `save_pretrained` writes it.
 
     Args:
       folder: holds config.json, safetensors files, and a tokenizer.
       dtype: "float32" or "bfloat16", of the parameters in memory.
       progress: called after every tensor.
+      weights: see `sources.load`.
     """
     check_dtype(dtype)
     folder = Path(folder)
@@ -48,7 +50,7 @@ def load(
     if config.tie_embeddings:
         ignored += (tensors.check_copy(named["lm_head"], named["embed"]),)
     tokenizer = hf.load(folder)
-    params = assemble(config, family.hf_rules, ignored, tensors, dtype, progress)
+    params = assemble(config, family.hf_rules, ignored, tensors, dtype, progress, weights)
     return Model(config, params, tokenizer, str(folder), fingerprint(tensors.files))
 
 
@@ -104,6 +106,10 @@ class SafeTensors:
                     f"{', '.join(sorted(_READABLE))}"
                 )
             return file.get_tensor(stored)
+
+    def blocks(self, name: str, form: str) -> None:
+        """None: matrices are stored as floats."""
+        del name, form
 
     def check_copy(self, name: str, original: str) -> str:
         """Refuses a tensor that is there, should be a copy and is not; returns its pattern."""

@@ -9,10 +9,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import jax
-
 from jaxkv.core.errors import InputError
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.weights import count, form_of
 from jaxkv.text.tokenizer import Tokenizer
 
 
@@ -20,7 +19,8 @@ from jaxkv.text.tokenizer import Tokenizer
 class Model:
     """Attributes:
     config: what the decoder is made of.
-    params: the tree of `parameter_shapes(config)`, jax arrays.
+    params: the tree of `parameter_shapes(config)`, jax arrays; linear maps of layers may be
+      `models.weights.Multiples`.
     tokenizer: text to ids and back.
     name: what the user asked for.
     fingerprint: a short hash that tells one set of weights from another.
@@ -38,10 +38,11 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
-        count = sum(x.size for x in jax.tree.leaves(self.params))
         heads = f"{c.num_heads} query and {c.num_kv_heads} KV heads of {c.head_dim}"
-        dtype = self.params["embed"].dtype
-        return f"<Model {self.name}: {c.family}, {count:,} {dtype}, {c.num_layers} layers, {heads}>"
+        form, dtype = form_of(self.params), self.params["embed"].dtype
+        kind = f"{form} and {dtype}" if form else dtype
+        size = f"{count(self.params):,} {kind}, {c.num_layers} layers"
+        return f"<Model {self.name}: {c.family}, {size}, {heads}>"
 
     def check_ids(self, ids: Iterable[int], what: str) -> None:
         """Refuses ids that have no row in the embedding: jax would take another one's.

@@ -22,6 +22,7 @@ from jaxkv.core.errors import InputError
 from jaxkv.core.fields import Fields
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.weights import rounded
 
 SUFFIX = "-random"
 _PACKAGE = Path(__file__).parent.parent
@@ -52,7 +53,9 @@ def named_config(name: str) -> ModelConfig:
     raise InputError(f"there is no shape called {name!r:.80}; there are {', '.join(names())}")
 
 
-def load_random(name: str, dtype: str = "float32", progress: Progress = no_progress) -> Model:
+def load_random(
+    name: str, dtype: str = "float32", progress: Progress = no_progress, weights: str | None = None
+) -> Model:
     """A model of a true shape with random weights, made on the default device.
 
     Its tokenizer is that of `tiny-random`: text that comes out means nothing.
@@ -61,14 +64,15 @@ def load_random(name: str, dtype: str = "float32", progress: Progress = no_progr
       name: one of `names()`.
       dtype: "float32" or "bfloat16".
       progress: called after every array.
+      weights: see `sources.load`.
     """
     check_dtype(dtype)
     config = named_config(name)
     shapes = flat_shapes(config)
     key, arrays = jax.random.key(0), {}
     for index, (path, shape) in enumerate(shapes.items(), 1):
-        arrays[path] = _array(path, shape, dtype, config, jax.random.fold_in(key, index))
-        arrays[path].block_until_ready()  # or all would be in flight at once
+        array = _array(path, shape, dtype, config, jax.random.fold_in(key, index))
+        arrays[path] = jax.block_until_ready(rounded(path, array, weights))  # or all are in flight
         progress("making", index, len(shapes))
     made = f"{name}{SUFFIX}"
     return Model(config, tree(config, arrays), toy.tokenizer(), made, made)

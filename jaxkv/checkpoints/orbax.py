@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxkv.cache.bytes import nbytes
 from jaxkv.checkpoints import config_json
 from jaxkv.checkpoints.model import Model
 from jaxkv.checkpoints.table import Shape, check_dtype, flat_shapes, flatten, tree
@@ -27,6 +28,15 @@ from jaxkv.core.files import reserve, whole_folder
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.core.quiet import quiet
 from jaxkv.core.reading import read_json
+from jaxkv.models.weights import (
+    FORMS,
+    Multiples,
+    from_arrays,
+    is_linear,
+    part_names,
+    rounded,
+    to_arrays,
+)
 from jaxkv.text import hf
 
 MARK = "jaxkv.json"  # the file that makes a folder a checkpoint of ours
@@ -45,10 +55,10 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
 
     def write(target: Path) -> None:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            arrays = ocp.args.PyTreeSave(flatten(model.config, model.params))
+            arrays = ocp.args.PyTreeSave(to_arrays(flatten(model.config, model.params)))
             checkpointer.save(target, args=arrays)
 
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    size = nbytes(model.params)
     with whole_folder(path) as part:
         reserve(part, size + 2**24)  # beside the arrays there is a tokenizer
         _attempt(lambda: write(part.resolve() / _ARRAYS), f"{path} cannot be written")
@@ -60,14 +70,16 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
 
 
 def load(
-    path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress
-) -> Model:
+    path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress,
+    weights: str | None = None,
+) -> Model:  # fmt: skip
     """Loads a checkpoint onto the default device.
 
     Args:
       path: the folder.
       dtype: "float32" or "bfloat16"; arrays stored otherwise are cast.
       progress: called after every layer.
+      weights: see `sources.load`; None is as they are stored.
     """
     target = check_dtype(dtype)
     path = Path(path)
@@ -81,7 +93,7 @@ def load(
     config = config_json.from_json(read_json(path / _CONFIG), str(path / _CONFIG))
     tokenizer = hf.load(path / _TOKENIZER)
     arrays = _attempt(
-        lambda: _restore(path.resolve() / _ARRAYS, flat_shapes(config), target, progress),
+        lambda: _restore(path.resolve() / _ARRAYS, flat_shapes(config), target, progress, weights),
         f"{path} is damaged or incomplete",
     )
     mark = str(note.get("fingerprint", ""))
@@ -89,37 +101,64 @@ def load(
 
 
 def _restore(
-    path: Path, shapes: Mapping[str, Shape], dtype: np.dtype, progress: Progress
-) -> dict[str, jax.Array]:
+    path: Path, shapes: Mapping[str, Shape], dtype: np.dtype, progress: Progress,
+    weights: str | None,
+) -> dict[str, jax.Array | Multiples]:  # fmt: skip
     """Reads layer by layer: orbax would hold every array twice if it were asked for all."""
     import orbax.checkpoint as ocp
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    arrays: dict[str, jax.Array] = {}
+    arrays: dict[str, jax.Array | Multiples] = {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        _check_stored(checkpointer, path, shapes)
-        for _, names in itertools.groupby(shapes, key=lambda name: name.rpartition(".")[0]):
+        kinds = _stored_kinds(checkpointer, path, shapes, weights)
+        for _, names in itertools.groupby(kinds, key=lambda name: name.split(".")[:2]):
             wanted = {
-                name: jax.ShapeDtypeStruct(shapes[name], dtype, sharding=device) for name in names
+                name: jax.ShapeDtypeStruct(shape, stored or dtype, sharding=device)
+                for name, (shape, stored) in ((name, kinds[name]) for name in names)
             }
             how = ocp.checkpoint_utils.construct_restore_args(wanted)
             request = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
-            arrays |= checkpointer.restore(path, args=request)
+            found = from_arrays(checkpointer.restore(path, args=request))
+            arrays |= {name: rounded(name, array, weights) for name, array in found.items()}
             progress("loading", len(arrays), len(shapes))
     return arrays
 
 
-def _check_stored(checkpointer: Any, path: Path, shapes: Mapping[str, Shape]) -> None:
+def _stored_kinds(
+    checkpointer: Any, path: Path, shapes: Mapping[str, Shape], weights: str | None
+) -> dict[str, tuple[Shape, np.dtype | None]]:
+    """Of every array that is read its shape, and its type, or None where that is what is asked for.
+
+    Raises:
+      InputError: it is not there in that shape, there is another, or weights are held otherwise.
+    """
     metadata = checkpointer.metadata(path).item_metadata
     if metadata is None:
         raise InputError(f"{path} is damaged or incomplete: it does not say which arrays it holds")
-    stored = {name: tuple(metadata[name].shape) for name in metadata}
-    for name in {**stored, **shapes}:
-        if stored.get(name) != shapes.get(name):
+    stored = {name: (tuple(metadata[name].shape), metadata[name].dtype) for name in metadata}
+    kinds: dict[str, tuple[Shape, np.dtype | None]] = {}
+    for name, shape in shapes.items():
+        parts = [part for part in part_names(name) if part in stored]
+        if not parts or not is_linear(name):
+            kinds[name] = shape, None
+            continue
+        form, groups = str(stored[parts[0]][1]), stored[parts[-1]][0][0]
+        if weights not in (None, form):
             raise InputError(
-                f"{name!r:.120} in {path} has shape {stored.get(name)}; its configuration needs "
-                f"{shapes.get(name)}"
+                f"the weights in {path} are {form}, and {weights} was asked for; convert the "
+                "original again: python -m jaxkv.convert SRC DST"
             )
+        if form not in FORMS or shape[0] % max(groups, 1):
+            raise InputError(f"{name!r:.120} in {path} has {groups} groups of {form!r:.60}")
+        for part, own in zip(part_names(name), (shape, (groups, *shape[1:])), strict=True):
+            kinds[part] = own, stored.get(part, (own, None))[1]
+    for name in {**stored, **kinds}:
+        found, needed = (table.get(name, (None,))[0] for table in (stored, kinds))
+        if found != needed:
+            raise InputError(
+                f"{name!r:.120} in {path} has shape {found}; its configuration needs {needed}"
+            )
+    return kinds
 
 
 def _attempt(work: Callable[[], _Result], failure: str) -> _Result:

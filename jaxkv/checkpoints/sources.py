@@ -13,7 +13,8 @@ from jaxkv.checkpoints import download, gguf, hf, named, orbax, toy
 from jaxkv.checkpoints.model import Model
 from jaxkv.checkpoints.table import check_dtype
 from jaxkv.core.errors import InputError
-from jaxkv.core.progress import Progress, bars
+from jaxkv.core.progress import Progress, bars, no_progress
+from jaxkv.models.weights import check_form, form_of
 
 __all__ = ["DEFAULT", "Model", "load"]
 
@@ -27,7 +28,10 @@ _ALLOWED = (
 
 
 def load(
-    model: str | os.PathLike[str], dtype: str = "float32", progress: Progress | None = None
+    model: str | os.PathLike[str],
+    dtype: str = "float32",
+    progress: Progress | None = None,
+    weights: str | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -37,32 +41,40 @@ def load(
       dtype: "float32" or "bfloat16", of the parameters in memory.
       progress: called with what is being done, how much of it is done, and of how much. None draws
         bars on stderr.
+      weights: "int8" or "int4" for the linear maps of layers, nine tenths of a large model; the
+        rest, and what is computed, is `dtype`. Each is rounded as it is read, so that the model is
+        never there as floats; what a file holds in that form is taken as it is. None is `dtype`,
+        or the form in which a checkpoint of ours was saved.
 
     Raises:
       InputError: there is no such model, or it cannot be used; the message is one line.
     """
     check_dtype(dtype)
+    check_form(weights)
     name = os.fspath(model)
-    if name == toy.NAME:
-        return toy.load(dtype)
-    if progress is None:
+    if progress is None and name != toy.NAME:
         with bars() as progress:
-            return _load(name, dtype, progress)
-    return _load(name, dtype, progress)
+            loaded = _load(name, dtype, progress, weights)
+    else:
+        loaded = _load(name, dtype, progress or no_progress, weights)
+    mark, form = loaded.fingerprint, form_of(loaded.params)
+    # Rounded weights are others, and what was kept of them is not for the model that they were.
+    mark = mark if form is None or mark.endswith(f"-{form}") else f"{mark}-{form}"
+    return dataclasses.replace(loaded, name=name, fingerprint=mark)
 
 
-def _load(name: str, dtype: str, progress: Progress) -> Model:
+def _load(name: str, dtype: str, progress: Progress, weights: str | None) -> Model:
+    if name == toy.NAME:
+        return toy.load(dtype, weights)
     if name.removesuffix(named.SUFFIX) in named.names() and name.endswith(named.SUFFIX):
-        return named.load_random(name.removesuffix(named.SUFFIX), dtype, progress)
+        return named.load_random(name.removesuffix(named.SUFFIX), dtype, progress, weights)
     path = _path(name, progress)
     if (path / orbax.MARK).is_file():
-        loaded = orbax.load(path, dtype, progress)
-    elif path.is_dir():
+        return orbax.load(path, dtype, progress, weights)
+    if path.is_dir():
         _check_folder(path)
-        loaded = hf.load(path, dtype, progress)
-    else:
-        loaded = gguf.load(path, dtype, progress)
-    return dataclasses.replace(loaded, name=name)
+        return hf.load(path, dtype, progress, weights)
+    return gguf.load(path, dtype, progress, weights)
 
 
 def _path(name: str, progress: Progress) -> Path:

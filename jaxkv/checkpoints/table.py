@@ -22,8 +22,11 @@ import numpy as np
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.models.config import ModelConfig, parameter_shapes
+from jaxkv.models.weights import Multiples, is_linear, rounded, taken
 
 Shape = tuple[int, ...]
+# Of a matrix [out, in]: whole numbers, and float16 scales [out, in / n] of n of them each.
+Blocks = tuple[np.ndarray, np.ndarray]
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -42,6 +45,10 @@ class Tensors(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """A float array that the caller may keep."""
+        ...
+
+    def blocks(self, name: str, form: str) -> Blocks | None:
+        """A matrix as it is stored, if that is a form of `models.weights`; else None."""
         ...
 
 
@@ -109,6 +116,7 @@ def assemble(
     tensors: Tensors,
     dtype: str,
     progress: Progress = no_progress,
+    weights: str | None = None,
 ) -> dict:
     """Reads every parameter of a model.
 
@@ -119,28 +127,52 @@ def assemble(
       tensors: the checkpoint.
       dtype: "float32" or "bfloat16"; data are cast as they are read.
       progress: called after every tensor.
+      weights: "int8" or "int4" for linear maps of layers, one rounded after another; None is
+        `dtype`.
 
     Returns:
-      The tree of `parameter_shapes(config)`, with jax arrays on the default device.
+      The tree of `parameter_shapes(config)`, with jax arrays on the default device; with `weights`
+      linear maps of layers are `Multiples`.
     """
     target = check_dtype(dtype)
     wanted = _wanted(config, rules)
     _check_names(wanted, ignored, tensors)
     shapes = flat_shapes(config)
-    arrays: dict[str, jax.Array] = {}
+    arrays: dict[str, jax.Array | Multiples] = {}
     for path, shape in shapes.items():
-        sources = [(name, source) for name, source in wanted.items() if source.path == path]
-        if len(sources) == 1:
-            ((name, source),) = sources
+        sources = {name: source for name, source in wanted.items() if source.path == path}
+        form = weights if is_linear(path) else None
+        found = _as_stored(sources, shape, form, tensors, config) if form else None
+        if found is None:
             # Cast first and let the runtime lay the axes out: it is faster than NumPy.
-            data = tensors.read(name).astype(target, copy=False)
-            arrays[path] = jax.device_put(source.rule.layout.arrange(data, shape, config))
-        else:
-            arrays[path] = jax.device_put(_join(sources, shape, target, tensors, config))
+            read = {name: lambda name=name: _cast(tensors.read(name), target) for name in sources}
+            whole = jax.device_put(_filled(sources, shape, target, read, config))
+            found = rounded(path, whole, weights)
+        arrays[path] = found
         # Transfers are asynchronous: waiting keeps one array in flight, not the whole model.
-        arrays[path].block_until_ready()
+        jax.block_until_ready(found)
         progress("loading", len(arrays), len(shapes))
     return tree(config, arrays)
+
+
+def _cast(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return x.astype(dtype, copy=False)
+
+
+def _as_stored(
+    sources: Mapping[str, Source], shape: Shape, form: str, tensors: Tensors, config: ModelConfig
+) -> Multiples | None:
+    """One of our linear maps from blocks that are what it should be, or None if they are not."""
+    blocks = {name: tensors.blocks(name, form) for name in sources}
+    if any(found is None for found in blocks.values()):
+        return None
+    parts = []
+    for which in range(2):  # values, and scales
+        read = {name: lambda x=found[which]: x for name, found in blocks.items() if found}
+        some = next(iter(read.values()))()
+        inputs = shape[0] * some.shape[-1] // tensors.shapes[next(iter(sources))][-1]
+        parts.append(_filled(sources, shape, some.dtype, read, config, inputs))
+    return taken(*parts)
 
 
 def disassemble(
@@ -179,23 +211,31 @@ class Source:
     rule: Rule
 
 
-def _join(
-    sources: list[tuple[str, Source]],
-    shape: Shape,
-    dtype: np.dtype,
-    tensors: Tensors,
-    config: ModelConfig,
-) -> np.ndarray:
-    """One of our arrays from several tensors, each written into its place."""
-    out = np.empty(shape, dtype)
+def _filled(
+    sources: Mapping[str, Source], shape: Shape, dtype: np.dtype,
+    read: Mapping[str, Callable[[], np.ndarray]], config: ModelConfig, inputs: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """One of our arrays from its tensors, each laid into its place.
+
+    With `inputs`, of something that has so many along the first axis, and is else of that shape:
+    the scales of a linear map.
+    """
+
+    def of(shape: Shape) -> Shape:
+        return shape if inputs is None else (inputs, *shape[1:])
+
+    if len(sources) == 1:
+        ((name, source),) = sources.items()
+        return source.rule.layout.arrange(read[name](), of(shape), config)
+    out = np.empty(of(shape), dtype)
     begin = 0
-    for name, source in sources:
+    for name, source in sources.items():
         share = source.rule.share
         assert share is not None
         size = share.size(config)
         place = (slice(None),) * share.axis + (slice(begin, begin + size),)
-        part = source.rule.layout.arrange(tensors.read(name), source.shape, config)
-        out.reshape(share.view(config))[place] = part
+        part = source.rule.layout.arrange(read[name](), of(source.shape), config)
+        out.reshape(of(share.view(config)))[place] = part
         begin += size
     return out
 

@@ -16,6 +16,7 @@ from jaxkv.checkpoints.model import Model
 from jaxkv.checkpoints.table import check_dtype, flat_shapes, tree
 from jaxkv.core.rope import Rope
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.weights import rounded
 from jaxkv.text.pieces import CONTROL, NORMAL, byte_level
 from jaxkv.text.stream import byte_of_character
 from jaxkv.text.tokenizer import Tokenizer, make
@@ -30,8 +31,8 @@ _TEMPLATE = (
 )
 
 
-def load(dtype: str = "float32") -> Model:
-    """The toy, with parameters of the asked dtype."""
+def load(dtype: str = "float32", weights: str | None = None) -> Model:
+    """The toy, with parameters of the asked dtype and form; see `sources.load`."""
     target = check_dtype(dtype)
     config = ModelConfig(
         vocab_size=512,
@@ -46,7 +47,8 @@ def load(dtype: str = "float32") -> Model:
         tie_embeddings=True,
     )
     arrays = {
-        path: jax.device_put(values.astype(target)) for path, values in _weights(config).items()
+        path: rounded(path, jax.device_put(values.astype(target)), weights)
+        for path, values in _weights(config).items()
     }
     return Model(config, tree(config, arrays), tokenizer(), NAME, f"{NAME}-{_SEED}")
 

@@ -12,11 +12,12 @@ from jaxkv.core.errors import InputError
 Add = Callable[..., Any]  # a parser's `add_argument`
 
 DTYPES = ("float32", "bfloat16")
-KV_DTYPES = (*DTYPES, "int8", "int4")
+WEIGHTS = ("int8", "int4")
+KV_DTYPES = (*DTYPES, *WEIGHTS)
 
 
 def add_model(add: Add) -> None:
-    """--model and --dtype."""
+    """--model, --dtype and --weights."""
     add(
         "--model",
         type=str,
@@ -30,6 +31,17 @@ def add_model(add: Add) -> None:
         default="float32",
         metavar="TYPE",
         help="float32 or bfloat16, of the weights (default: float32)",
+    )
+    add_weights(add)
+
+
+def add_weights(add: Add) -> None:
+    """--weights."""
+    add(
+        "--weights",
+        type=str | None,
+        metavar="TYPE",
+        help="int8 or int4, of the layers' linear maps (default: --dtype, or as they were saved)",
     )
 
 

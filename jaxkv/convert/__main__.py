@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxkv.cli.edge import as_process, one_line_errors
+from jaxkv.cli.flags import add_weights
 from jaxkv.cli.interrupts import raises
 from jaxkv.core.errors import InputError
 
@@ -23,6 +24,7 @@ for loading the same model often, in the dtype that you use, or on machines with
 examples:
   python -m jaxkv.convert smollm2-135m-instruct ~/models/smollm2 --dtype bfloat16
   python -m jaxkv.convert ./Llama-3.2-1B-Instruct ./llama-1b
+  python -m jaxkv.convert ./Llama-3.1-8B-Instruct ./llama-8b --dtype bfloat16 --weights int8
   python -m jaxkv.convert model.Q4_K_M.gguf ./model
   python -m jaxkv.convert ./model ./for-transformers --format hf
   python -m jaxkv.decode --model ./model --prompt "Hello"
@@ -33,19 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends it with one line on stderr and status 2."""
     with one_line_errors(_COMMAND, "interrupted, nothing was written"):
         options = _options(arguments)
-        report = convert(options.src, options.dst, options.dtype, options.overwrite, options.format)
+        o = options
+        report = convert(o.src, o.dst, o.dtype, o.overwrite, o.format, o.weights)
         if options.json:
             print(json.dumps(report))
         else:
             print(
                 f"{report['destination']}: {report['parameters'] / 1e6:.1f}M parameters, "
-                f"{report['dtype']}, {report['bytes'] / 1e6:.0f} MB, {report['seconds']:.1f} s"
+                f"{report['weights']}, {report['bytes'] / 1e6:.0f} MB, {report['seconds']:.1f} s"
             )
 
 
 def convert(
-    src: str, dst: str, dtype: str = "float32", overwrite: bool = False, format: str = "jaxkv"
-) -> dict:
+    src: str, dst: str, dtype: str = "float32", overwrite: bool = False, format: str = "jaxkv",
+    weights: str | None = None,
+) -> dict:  # fmt: skip
     """Loads `src` and writes it to `dst`.
 
     Args:
@@ -54,34 +58,37 @@ def convert(
       dtype: "float32" or "bfloat16".
       overwrite: whether an earlier checkpoint of ours at `dst` may be replaced.
       format: "jaxkv", or "hf" for a folder that transformers loads.
+      weights: see `jaxkv.load`; not for "hf".
 
     Returns:
       What was done, in plain values.
     """
     _check_target(Path(dst).expanduser(), overwrite)
-    import jax
-
+    if format == "hf" and weights:
+        raise InputError(f"--weights {weights} is for --format jaxkv; Hugging Face's has floats")
+    from jaxkv.cache.bytes import nbytes
     from jaxkv.checkpoints import export, orbax
     from jaxkv.checkpoints.sources import load
     from jaxkv.core.progress import bars
+    from jaxkv.models.weights import count, form_of
 
     start = time.perf_counter()
     with raises(), bars() as progress:
-        model = load(src, dtype, progress)
+        model = load(src, dtype, progress, weights)
         progress("writing", 0, 1)
         if format == "hf":
             export.export_hf(Path(dst).expanduser(), model, progress, overwrite)
         else:
             orbax.save(Path(dst).expanduser(), model)
             progress("writing", 1, 1)
-    leaves = jax.tree.leaves(model.params)
     return {
         "source": src,
         "destination": dst,
         "format": format,
         "dtype": dtype,
-        "parameters": sum(leaf.size for leaf in leaves),
-        "bytes": sum(leaf.nbytes for leaf in leaves),
+        "weights": form_of(model.params) or dtype,
+        "parameters": count(model.params),
+        "bytes": nbytes(model.params),
         "fingerprint": model.fingerprint,
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -119,6 +126,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=["float32", "bfloat16"],
         help="of the arrays that are written (default: float32)",
     )
+    add_weights(parser.add_argument)
     parser.add_argument(
         "--format",
         default="jaxkv",

@@ -43,7 +43,7 @@ def _run(options: Options, began: float) -> None:
 
     with raises():
         with bars() as progress, model_named(options.model):
-            model = load(options.model, options.dtype, progress)
+            model = load(options.model, options.dtype, progress, options.weights)
         load_s = time.perf_counter() - began
         if options.interactive:
             chat(options, model, load_s)

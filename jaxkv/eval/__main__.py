@@ -43,7 +43,7 @@ def _run(task: Task, common: Common, own: Any) -> None:
     from jaxkv.eval.runner.result import print_table
 
     with raises(), bars() as progress:
-        model = load(common.model, common.dtype, progress)
+        model = load(common.model, common.dtype, progress, common.weights)
         results = evaluate(task, model, common, own, progress)
     objects = [result.as_json() for result in results]
     if common.json:

@@ -47,6 +47,7 @@ class JaxKV(TemplateLM):
       model: an alias, hub id, folder, `.gguf` file or checkpoint: see `jaxkv.load`.
       policy: its name, as for `python -m jaxkv.decode`.
       dtype: "float32" or "bfloat16".
+      weights: "int8" or "int4", of the layers' linear maps: see `jaxkv.load`.
       kv_dtype: of keys and values; None is `dtype`.
       batch_size: rows at once.
       max_length: longer contexts lose their beginning, as in the harness's own models; None is what
@@ -61,6 +62,7 @@ class JaxKV(TemplateLM):
         model: str = "smollm2-135m-instruct",
         policy: str = "full",
         dtype: str = "float32",
+        weights: str | None = None,
         kv_dtype: str | None = None,
         batch_size: int | str = 1,
         max_length: int | None = None,
@@ -74,7 +76,7 @@ class JaxKV(TemplateLM):
             raise InputError(f"batch_size is {batch_size!r}; it must be a number above 0")
         self.batch_size = int(batch_size)
         self._policy = make_policy(policy, settings)
-        self._model = load(model, dtype=dtype)
+        self._model = load(model, dtype=dtype, weights=weights)
         self._kv_dtype = kv_dtype
         self.max_length = max_length or self._model.config.max_positions
         self.tokenizer = self._model.tokenizer

@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxkv.core.typing import Hidden, Params
 from jaxkv.models.config import ModelConfig
-from pallas_kernels import compiler
+from jaxkv.models.weights import Multiples, times
 
 
 def norm(x: Array, params: Params, name: str, config: ModelConfig) -> Array:
@@ -58,7 +58,7 @@ def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array
     return wide.astype(x.dtype)
 
 
-def project(x: Array, weight: Array, bias: Array | None = None) -> Array:
+def project(x: Array, weight: Array | Multiples, bias: Array | None = None) -> Array:
     """A linear map of the last axis, accumulated in float32: [B, T, I] -> [B, T, O].
 
     Args:
@@ -66,9 +66,7 @@ def project(x: Array, weight: Array, bias: Array | None = None) -> Array:
       weight: [I, O].
       bias: [O] or None.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    multiplied = compiler.row_product if rows.shape[0] == 1 else compiler.product
-    out = multiplied(rows, weight)
+    out = times(x.reshape(-1, x.shape[-1]), weight)
     out = out.astype(x.dtype).reshape(*x.shape[:-1], -1)
     return out if bias is None else out + bias[None, None]
 

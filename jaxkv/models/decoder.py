@@ -38,6 +38,7 @@ from jaxkv.layers.base import (
 from jaxkv.models.block import mlp, norm, project, soft_capped
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.plan import InChunks, plan, with_pool
+from jaxkv.models.weights import widened
 from pallas_kernels import compiler
 from pallas_kernels.loops import loop
 from pallas_kernels.precision import einsum
@@ -260,8 +261,9 @@ def _whole_prompt(
 
 def constants_of(layer: Params, config: ModelConfig) -> Constants:
     """What policies may look at of a layer's parameters."""
-    wo = layer["wo"].reshape(config.num_heads, config.head_dim, config.hidden_size)
-    return Constants(wo, layer.get("surrogate"))
+    wo = widened(layer["wo"], layer["attn_norm"].dtype)
+    shape = config.num_heads, config.head_dim, config.hidden_size
+    return Constants(wo.reshape(shape), layer.get("surrogate"))
 
 
 def run_block(

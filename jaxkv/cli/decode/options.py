@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import make_parser, parse, parse_yaml
-from jaxkv.cli.flags import add_kv_dtype, add_max_length, add_model, add_policy, add_prefill_chunk
+from jaxkv.cli.flags import (
+    WEIGHTS,
+    add_kv_dtype,
+    add_max_length,
+    add_model,
+    add_policy,
+    add_prefill_chunk,
+    check_dtype,
+)
 from jaxkv.core.errors import InputError
 from jaxkv.core.reading import MOST_TEXT, as_text, parse_json, read_bounded, read_text
 from jaxkv.core.settings import flags_named
@@ -55,6 +63,7 @@ class Options:
 
     model: str
     dtype: str
+    weights: str | None
     prompts: tuple[str, ...]
     settings: Settings
     policy: Policy | None
@@ -97,6 +106,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     if given.save_cache:
         with flags_named(None, "--save-cache: "):
             check_target(given.save_cache)
+    check_dtype("--weights", given.weights, WEIGHTS)
     with flags_named(_FLAGS):
         settings = Settings(
             policy=policy or make_policy("streaming"),
@@ -111,6 +121,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     return Options(
         model=given.model,
         dtype=given.dtype,
+        weights=given.weights,
         prompts=prompts,
         settings=settings,
         policy=policy,

@@ -258,7 +258,7 @@ def answer_rows(
         # A last batch that is short is filled up: another shape would be another program.
         asked += asked[-1:] * (size - len(batch))
         how = manner.query_aware, shared is not None
-        key = key_of(common.model, common.dtype, mine, how, longest, asked)
+        key = key_of(*common.loaded, mine, how, longest, asked)
         done = common.journal.get(key)
         if done is None:
             if shared:

@@ -13,6 +13,7 @@ from jaxkv.cli.arguments import check_positive, make_parser, parse
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
     KV_DTYPES,
+    WEIGHTS,
     add_kv_dtype,
     add_max_length,
     add_model,
@@ -77,6 +78,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
 
 def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) -> Common:
     check_positive(given, "prefill_chunk", "max_length")
+    check_dtype("--weights", given.weights, WEIGHTS)
     check_dtype("--kv-dtype", given.kv_dtype, KV_DTYPES)
     if given.seed < 0:
         raise InputError(f"--seed is {given.seed}; it must be at least 0")
@@ -87,6 +89,7 @@ def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) 
     return Common(
         model=given.model,
         dtype=given.dtype,
+        weights=given.weights,
         kv_dtype=given.kv_dtype,
         policies=_policies(given, fields),
         prefill_chunk=given.prefill_chunk,

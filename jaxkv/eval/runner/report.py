@@ -92,9 +92,7 @@ def _sweep(
 def _point(task: Task, common: Common, own: Any, policy: Policy) -> str:
     """What a line of a sweep depends on."""
     beside = common.policies if task.compared else ()
-    names = ("model", "dtype", "kv_dtype", "prefill_chunk", "max_length", "seed")
-    settings = [getattr(common, name) for name in names]
-    return key_of(task.name, settings, own, policy, beside)
+    return key_of(task.name, common.settings, own, policy, beside)
 
 
 def _each(

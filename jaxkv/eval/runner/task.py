@@ -23,6 +23,7 @@ class Common:
     Attributes:
       model: its name.
       dtype: of the weights.
+      weights: "int8" or "int4", of the layers' linear maps; None is `dtype`, or as they were saved.
       kv_dtype: of keys and values; None is that of the weights.
       policies: at least one; each gives one result.
       prefill_chunk: tokens a call; None leaves it to the task.
@@ -38,6 +39,7 @@ class Common:
 
     model: str
     dtype: str
+    weights: str | None
     kv_dtype: str | None
     policies: tuple[Policy, ...]
     prefill_chunk: int | None
@@ -49,6 +51,16 @@ class Common:
     overwrite: bool
     command: str
     journal: Journal = Journal(None)
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """What tells the loaded model from others."""
+        return (self.model, self.dtype, *([self.weights] if self.weights else []))
+
+    @property
+    def settings(self) -> list[Any]:
+        """All that a result depends on, but for the policy and the task's own."""
+        return [*self.loaded, self.kv_dtype, self.prefill_chunk, self.max_length, self.seed]
 
 
 @dataclasses.dataclass(frozen=True)

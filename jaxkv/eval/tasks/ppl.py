@@ -115,7 +115,7 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
         limit = common.max_length or model.config.max_positions
         at = sampled.tolist() if isinstance(policy, SlidingRecompute) else options.prompt
         key = key_of(
-            common.model, common.dtype, common.kv_dtype, common.prefill_chunk, limit, policy,
+            *common.loaded, common.kv_dtype, common.prefill_chunk, limit, policy,
             stream.tolist(), at,
         )  # fmt: skip
         scores = _from_plain(common.journal.get(key))

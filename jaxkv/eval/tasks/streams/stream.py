@@ -127,8 +127,7 @@ def found_by(session: Session, asked: list[Asked]) -> Found:
 
 def once(common: Common, parts: Sequence[Any], work: Callable[[], Found]) -> Found:
     """What `work` gives, or gave in a run that was cut short; it depends on `parts`."""
-    names = ("model", "dtype", "kv_dtype", "prefill_chunk", "max_length", "seed")
-    key = key_of([getattr(common, name) for name in names], parts)
+    key = key_of(common.settings, parts)
     done = common.journal.get(key)
     if done is None:
         done = dataclasses.asdict(work())
