@@ -14,6 +14,10 @@ test-fast:  ## the same but for what takes more than some seconds
 test-versions:  ## what another version of jax or Python may break
 	JAXKV_BRIEF=1 $(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS) $(VERSIONS)
 
+laws-packed:  ## every law over caches of int8 and of int4, half an hour
+	JAXKV_LAWS_FORM=int8 $(PYTEST) -rs $(ARGS) tests/test_laws.py
+	JAXKV_LAWS_FORM=int4 $(PYTEST) -rs $(ARGS) tests/test_laws.py
+
 lint:  ## ruff: what is wrong, and what is not formatted
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -47,4 +51,4 @@ VERSIONS = tests/test_laws.py tests/test_generate.py tests/test_global.py tests/
   tests/test_decode_command.py tests/test_convert_command.py tests/test_orbax.py \
   tests/test_tokenizer.py tests/test_chat.py
 
-.PHONY: help test test-fast test-versions lint types parity aot aot-brief mutations compilers ci
+.PHONY: help test test-fast test-versions laws-packed lint types parity aot aot-brief mutations compilers ci

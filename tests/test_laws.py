@@ -1,10 +1,16 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of every policy, whatever it keeps."""
+"""What must hold of every policy, whatever it keeps.
+
+`make laws-packed` runs the same laws over caches of int8 and of int4. There, what is read at once
+is attended to before it is rounded, so that a prompt equals its tokens one by one only nearly.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 from pathlib import Path
 
 import chex
@@ -33,6 +39,7 @@ from jaxkv import (
     nbytes,
 )  # fmt: skip
 from jaxkv.cache.bytes import kept_tokens
+from jaxkv.cache.packed import token_bytes
 from jaxkv.generate.running import forward, running
 from jaxkv.layers.api import prefill, step
 from jaxkv.layers.base import Policy
@@ -41,6 +48,9 @@ from jaxkv.policies.registry import describe
 from jaxkv.policies.streaming_plus import StreamingLLMPlus
 
 ROPE = Rope(8)
+FORM = os.environ.get("JAXKV_LAWS_FORM", "float32")
+# How far a token that was attended to before it was rounded is from one that was after.
+ROUNDED = {"float32": 0.0, "int8": 0.2, "int4": 3.0}[FORM]
 # Of a chunk and of a batch: the same for all laws, as every other is another program to compile.
 WIDTH, ROWS = 13, 4
 SHIPPED = str(Path(__file__).parents[1] / "configs/patterns/smollm2-135m-instruct.")
@@ -48,9 +58,14 @@ EXACT_CASES = {name: case for name, case in CASES.items() if case.token_exact}
 every = functools.partial(law, cases=CASES)
 every_slab = functools.partial(law, cases=SLAB_CASES)
 run = jax.jit(forward, static_argnums=(1, 2))
-empty = jax.jit(toys.begun, static_argnums=(0, 1, 2, 3))
+empty = jax.jit(toys.begun, static_argnums=(0, 1, 2, 3, 4))
 jit_step = jax.jit(step, static_argnums=0, static_argnames="rope")
 jit_prefill = jax.jit(prefill, static_argnums=0, static_argnames="rope")
+
+
+def geometry(batch: int = 1, **shapes: int) -> Geometry:
+    """Of the toy, in the form that the laws are tried in."""
+    return dataclasses.replace(toys.geometry(batch, **shapes), dtype=FORM)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +80,7 @@ def padded(rows: list[np.ndarray], width: int) -> np.ndarray:
 
 def feed(params, policy, rows, chunk: int = WIDTH, max_length: int = 64):
     """Logits [T, V] of every row, and the cache, in chunks whose last one is padded."""
-    cache = empty(toys.CONFIG, policy, len(rows), max_length)
+    cache = empty(toys.CONFIG, policy, len(rows), max_length, FORM)
     logits = [[] for _ in rows]
     for begin in range(0, max(row.size for row in rows), chunk):
         parts = [row[begin : begin + chunk] for row in rows]
@@ -94,14 +109,15 @@ def test_a_prompt_equals_its_tokens_one_by_one(name, params) -> None:
     expected, one = feed(params, case.policy, tokens, 1)
     for chunk in (4, WIDTH):
         got, many = feed(params, case.policy, tokens, chunk)
-        np.testing.assert_allclose(got, expected, atol=2e-5)
-        chex.assert_trees_all_close(many, one, atol=1e-5)
+        np.testing.assert_allclose(got, expected, atol=2e-5 + ROUNDED)
+        if not ROUNDED:
+            chex.assert_trees_all_close(many, one, atol=1e-5)
 
 
 @every_slab("jit")
 def test_jit_changes_nothing(name) -> None:
     """Over a prompt that is longer than what is kept, and steps that evict."""
-    layer = CASES[name].policy.at(0, toys.geometry(2))
+    layer = CASES[name].policy.at(0, geometry(2))
     qkv, places = toys.qkv(2, 16), ((0, 14), (14, 15), (15, 16))
     parts = [[jnp.asarray(x[:, begin:end]) for x in qkv] for begin, end in places]
     lengths = jnp.asarray([14, 9], jnp.int32)
@@ -123,7 +139,7 @@ def test_jit_changes_nothing(name) -> None:
 @pytest.mark.parametrize("length", [1, 7])
 def test_shapes_never_change(name, length) -> None:
     policy = CASES[name].policy
-    cache = jax.eval_shape(lambda: toys.begun(toys.CONFIG, policy, 2, 64))
+    cache = jax.eval_shape(lambda: toys.begun(toys.CONFIG, policy, 2, 64, FORM))
     shapes = jax.eval_shape(lambda: toys.params())
     tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
     call = functools.partial(forward, config=toys.CONFIG, policy=policy)
@@ -143,7 +159,7 @@ def test_one_trace_for_64_steps_and_the_old_cache_is_gone(name, params) -> None:
 
     chex.clear_trace_counter()  # which knows functions by their names
     one = jax.jit(chex.assert_max_traces(take, n=1), donate_argnums=2)
-    cache = empty(toys.CONFIG, policy, 1, 64)
+    cache = empty(toys.CONFIG, policy, 1, 64, FORM)
     for t in range(64):
         before = jax.tree.leaves(cache)
         logits, cache = one(params, toys.tokens(1, 1, seed=t), cache)
@@ -168,7 +184,7 @@ def test_rows_are_independent_and_padding_never_matters(name, params) -> None:
 
 @law("heads", UNIFORM_CASES)
 def test_kv_heads_may_be_reordered(name) -> None:
-    layer = CASES[name].policy.at(0, toys.geometry(1, kv_heads=4, heads=8))
+    layer = CASES[name].policy.at(0, geometry(1, kv_heads=4, heads=8))
     q, k, v = toys.qkv(1, 20, heads=8, kv_heads=4)
     order = np.array([2, 0, 3, 1])
     queries = (order[:, None] * 2 + np.arange(2)).reshape(-1)
@@ -183,7 +199,7 @@ def test_kv_heads_may_be_reordered(name) -> None:
 @pytest.mark.parametrize("chunk", [1, 5, 40])
 def test_what_is_kept_is_what_the_paper_keeps(name, chunk) -> None:
     case = KNOWN_CASES[name]
-    layer = case.policy.at(0, toys.geometry())
+    layer = case.policy.at(0, geometry())
     q, k, v = toys.qkv(1, 40)
     cache, seen = layer.init(), 0
     while seen < 40:
@@ -200,12 +216,12 @@ def test_what_is_kept_is_what_the_paper_keeps(name, chunk) -> None:
 def test_bytes_are_the_papers_and_the_compilers(name) -> None:
     """What a policy says it keeps, beside its paper; what a cache is said to take, beside XLA."""
     policy, rows = CASES[name].policy, 3
-    cache = empty(toys.CONFIG, policy, rows, 64)
+    cache = empty(toys.CONFIG, policy, rows, 64, FORM)
     same = jax.jit(lambda cache: jax.tree.map(lambda x: x, cache)).lower(cache).compile()
     memory = same.memory_analysis()
     assert nbytes(cache) == memory.argument_size_in_bytes
     assert nbytes(jax.eval_shape(lambda: cache)) == nbytes(cache)
-    keys_and_values = CASES[name].tokens * 2 * 8 * 4
+    keys_and_values = CASES[name].tokens * 2 * token_bytes(8, FORM)
     if name == "recompute":  # which keeps the ids of its window
         keys_and_values = 9 * 4
     assert running(policy, cache.geometry).nominal_bytes == rows * keys_and_values

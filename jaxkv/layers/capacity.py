@@ -10,8 +10,8 @@ MOST_GROUPS = 4
 
 
 def round_up(slots: int) -> int:
-    """A capacity that suits tiles of memory: a multiple of 8, 32 or 128, within 6 % where large."""
-    unit = 8 if slots < 512 else 32 if slots < 4096 else 128
+    """A capacity that suits tiles of memory: a multiple of 8, or of 16, within 3 % where large."""
+    unit = 8 if slots < 512 else 16
     return -(-slots // unit) * unit
 
 
