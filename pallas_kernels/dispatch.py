@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from pallas_kernels.target import target
+
 Implementation = str | Sequence[str] | None
 
 PLATFORM_ORDER: Mapping[str, tuple[str, ...]] = {
@@ -22,15 +24,15 @@ PLATFORM_ORDER: Mapping[str, tuple[str, ...]] = {
 
 def order() -> tuple[str, ...]:
     """What is tried on this platform, the first first."""
-    return PLATFORM_ORDER.get(jax.default_backend(), ("xla",))
+    return PLATFORM_ORDER.get(target().platform, ("xla",))
 
 
 def for_tpu(module: str, name: str) -> Callable[..., Any]:
     """A function of a module of Pallas kernels: slow to import, and of no use but on a TPU."""
 
     def call(*args: Any, **kw: Any) -> Any:
-        if jax.default_backend() != "tpu":
-            raise NotImplementedError(f"mosaic_tpu needs a TPU, not a {jax.default_backend()}")
+        if (platform := target().platform) != "tpu":
+            raise NotImplementedError(f"mosaic_tpu needs a TPU, not a {platform}")
         return getattr(importlib.import_module(module), name)(*args, **kw)
 
     return call
@@ -40,10 +42,10 @@ def for_hopper(module: str, name: str) -> Callable[..., Any]:
     """A function of a module of Pallas kernels whose matrix instructions only Hopper GPUs have."""
 
     def call(*args: Any, **kw: Any) -> Any:
-        backend = jax.default_backend()
-        if backend != "gpu":
-            raise NotImplementedError(f"mosaic_gpu needs an NVIDIA GPU, not a {backend}")
-        capability = str(getattr(jax.local_devices()[0], "compute_capability", None))
+        device = target()
+        if device.platform != "gpu":
+            raise NotImplementedError(f"mosaic_gpu needs an NVIDIA GPU, not a {device.platform}")
+        capability = str(device.capability)
         # The instructions came with 9.0 and left with 10.0.
         if capability.split(".")[0] != "9":
             raise NotImplementedError(f"mosaic_gpu needs compute capability 9.x, not {capability}")

@@ -24,6 +24,11 @@ def is_packed(x: Slots) -> bool:
     return isinstance(x, Int8 | Int4)
 
 
+def parts_of(x: Slots) -> tuple[Array, Array | None]:
+    """What a slab holds [.., S, ..], and its scales [.., S] as they lie, if it has any."""
+    return (x.values, x.scale) if isinstance(x, Int8 | Int4) else (x, None)
+
+
 def split_scale(x: Slots) -> tuple[Array, Array | None]:
     """What a slab holds [.., S, ..], and its scales, float32 [.., S], if it has any."""
     return (x.values, x.scale.astype(jnp.float32)) if isinstance(x, Int8 | Int4) else (x, None)

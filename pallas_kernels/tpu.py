@@ -86,7 +86,10 @@ def slopes_of(slopes: Array | None, together: int) -> list[Array]:
 
 
 def by_token(scales: Sequence[Array | None]) -> list[Array]:
-    """Scales of whole numbers [B, K, S] as a kernel's inputs [B K, 1, S], if there are any."""
+    """Scales of whole numbers [B, K, S] as a kernel's inputs [B K, 1, S], if there are any.
+
+    They are float32: XLA would lay 16 rows of bfloat16 out for the one there is.
+    """
     return [x.reshape(-1, 1, x.shape[2]) for x in scales if x is not None]
 
 

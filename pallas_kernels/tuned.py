@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
+from pallas_kernels.target import target
 
 FOLDER = Path(__file__).parent / "tuned_blocks"
 FACTOR = 4  # by which the length of a case may differ from that which was measured
@@ -53,7 +53,7 @@ def file_of(kind: str) -> Path:
 
 def device_kind() -> str:
     """The kind of device that programs run on, as jax names it."""
-    return jax.local_devices()[0].device_kind
+    return target().kind
 
 
 @functools.cache

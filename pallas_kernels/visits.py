@@ -12,6 +12,9 @@ from jax import Array, lax
 from pallas_kernels.visibility import visible
 
 
+MANY = 1024  # blocks, from which on each is written to its place: all with all are a million
+
+
 class Visits(NamedTuple):
     """Which of S blocks to visit, and in what order, those seen whole first.
 
@@ -42,8 +45,14 @@ def visits(some: Array, every: Array) -> Visits:
 
     rank = jnp.where(part, whole[..., None] + place(part), blocks)
     rank = jnp.where(every, place(every), rank)
-    # A comparison of all with all, where a sort of so few would take XLA longer to compile.
     step = jnp.minimum(lax.broadcasted_iota(jnp.int32, some.shape, last), count[..., None] - 1)
+    if blocks > MANY:
+        index = lax.broadcasted_iota(jnp.int32, some.shape, last)
+        placed = jnp.put_along_axis(
+            jnp.zeros_like(rank), rank, index, axis=-1, inplace=False, mode="drop"
+        )
+        return Visits(jnp.take_along_axis(placed, jnp.maximum(step, 0), axis=-1), whole, count)
+    # A comparison of all with all, where a sort of so few would take XLA longer to compile.
     same = rank[..., None, :] == step[..., None]
     index = lax.broadcasted_iota(jnp.int32, same.shape, last + 1)
     return Visits(jnp.max(jnp.where(same, index, 0), axis=-1), whole, count)

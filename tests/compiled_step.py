@@ -23,7 +23,6 @@ from jaxkv import (
     RecycledAttention,
     SnapKV,
     StreamingLLM,
-    Window,
 )
 from jaxkv.cache.bytes import nbytes
 from jaxkv.generate.loop import Signature, compile_program, decode_tokens, programs
@@ -35,7 +34,6 @@ SLOTS = 1043  # a number that nothing else has
 CONFIG = dataclasses.replace(toys.CONFIG, num_layers=2)
 POLICIES = {
     "full": Full(),
-    "window": Window(SLOTS - 1),
     "streaming": StreamingLLM(4, SLOTS - 5),
     "duo": DuoAttention(GATES, 0.5, 4, SLOTS - 5),
     "snapkv": SnapKV(900, decode_room=120),
@@ -50,7 +48,7 @@ POLICIES = {
 
 
 # A row alone is written and read by other instructions: one policy of each kind of cache.
-ALONE = ("full", "streaming", "duo", "adakv", "recycled", "h2o")
+ALONE = ("full", "duo", "adakv", "recycled")
 
 
 def keys_of(cache) -> list[jax.Array]:

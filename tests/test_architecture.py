@@ -124,6 +124,7 @@ COMPILES = {
     "jaxkv.calibrate.training": {"make_slope", "make_step"},
     "jaxkv.checkpoints.named": {"_normal"},
     "jaxkv.models.weights": {"multiples"},
+    "jaxkv.plan.aot": {"compile_for"},
     "jaxkv.bench.kernels": {"arguments", "one_after_another"},
     "jaxkv.bench.measure": {"copy_bandwidth", "matvec_bandwidth"},
 }

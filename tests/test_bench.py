@@ -31,7 +31,8 @@ def test_decode_reports_what_it_read(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_kernels_beside_jax_itself(capsys, tmp_path):
+def test_kernels_beside_jax_itself(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "COLD_BYTES", 1)
     plot = tmp_path / "kernels.png"
     main(
         ["kernels", "--ops", "decode,mass", "--heads", "4,2,16", "--contexts", "520,1040", "--runs",

@@ -28,7 +28,7 @@ run = jax.jit(jaxkv.forward)
 CHOOSING = [
     name for name, case in CASES.items()
     if not isinstance(case.policy, jaxkv.SlidingRecompute)
-    and case.hard_for not in (SCORE_ALONE, AT_AN_END)
+    and case.hard_for not in (SCORE_ALONE, AT_AN_END, (*AT_AN_END, "rows"))
     and plan(case.policy, toys.geometry()).chooses
 ]  # fmt: skip
 

@@ -340,7 +340,7 @@ def arrays(text: str, dims: list[int]) -> set[int]:
 
 @pytest.mark.slow
 def test_a_compiled_step_neither_copies_nor_repeats_the_cache(compiled_steps) -> None:
-    assert len(compiled_steps["steps"]) == 18
+    assert len(compiled_steps["steps"]) == 15
     for step in compiled_steps["steps"]:
         text, what = step["text"], (step["policy"], step["batch"])
         aliases = dict(re.findall(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)", text))

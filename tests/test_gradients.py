@@ -106,7 +106,7 @@ def test_it_is_the_slope(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["streaming", "snapkv", "adakv", "recycled"])
+@pytest.mark.parametrize("name", ["streaming", "snapkv", "recycled"])
 def test_where_nothing_is_evicted_it_is_that_of_everything(name: str) -> None:
     roomy = POLICIES[name][1]
     if hasattr(roomy, "decode_room"):

@@ -22,7 +22,7 @@ from jaxkv.core.errors import InputError
 from jaxkv.core.fields import Fields
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.weights import rounded
+from jaxkv.models.weights import check_form, rounded
 
 SUFFIX = "-random"
 _PACKAGE = Path(__file__).parent.parent
@@ -51,6 +51,25 @@ def named_config(name: str) -> ModelConfig:
             fields = yaml.safe_load(path.read_text(encoding="utf-8"))["config"]
             return by_hf_type(fields["model_type"]).hf_config(Fields(fields, path.name))
     raise InputError(f"there is no shape called {name!r:.80}; there are {', '.join(names())}")
+
+
+def abstract_params(config: ModelConfig, dtype: str, weights: str | None = None) -> Any:
+    """Parameters as shapes and types: nothing is made.
+
+    Args:
+      config: the model.
+      dtype: "float32" or "bfloat16".
+      weights: see `sources.load`.
+    """
+    check_dtype(dtype)
+    check_form(weights)
+
+    def made() -> Any:
+        shapes = flat_shapes(config)
+        zeros = {path: jnp.zeros(shape, dtype) for path, shape in shapes.items()}
+        return tree(config, {path: rounded(path, x, weights) for path, x in zeros.items()})
+
+    return jax.eval_shape(made)
 
 
 def load_random(

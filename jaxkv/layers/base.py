@@ -84,6 +84,8 @@ class Facts:
       keeps: of each KV head, in the model's order, the most tokens that it ever keeps.
       grows: whether a head keeps every token: a row is full after `max_length` of them.
       copies: tokens that every head holds a second time.
+      stride: decode steps from one that reads all that is kept to the next; those between read the
+        copies.
       far: whether a query may see a key that is any number of tokens away. A window bounds
         distances, and so do positions inside the cache; where nothing does, a stream longer than
         what a model was trained on meets distances that it never saw.
@@ -95,6 +97,7 @@ class Facts:
     keeps: tuple[int, ...]
     grows: bool = False
     copies: int = 0
+    stride: int = 1
     far: bool = True
     couples_heads: bool = False
     later: int | None = None

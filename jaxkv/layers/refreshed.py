@@ -144,7 +144,10 @@ class RecycledLayer:
     def facts(self) -> Facts:
         """Everything, and copies of `k`; with a threshold the layer's mean query decides."""
         return dataclasses.replace(
-            self._everything.facts(), copies=self.k, couples_heads=self.threshold is not None
+            self._everything.facts(),
+            copies=self.k,
+            stride=self.stride,
+            couples_heads=self.threshold is not None,
         )
 
     @property
@@ -237,6 +240,5 @@ class StreamingPlusLayer:
 
     def facts(self) -> Facts:
         """Everything, and copies of the sinks and the window."""
-        return dataclasses.replace(
-            self.everything.facts(), copies=self.ring.sinks + self.ring.window
-        )
+        copies = self.ring.sinks + self.ring.window
+        return dataclasses.replace(self.everything.facts(), copies=copies, stride=self.stride)

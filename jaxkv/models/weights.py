@@ -25,6 +25,9 @@ from pallas_kernels import compiler
 
 FORMS = ("int8", "int4")
 GROUP = 32  # inputs that share a scale in int4
+# Rows that are multiplied group by group, and the groups' sums scaled: nothing is made wide. Of
+# more rows those sums would be larger than the map, which then is made wide, once for all of them.
+FEW = 16
 _LINEAR = ("wqkv", "wo", "w_gate_up", "w_up", "w_down")
 # Of the number that would just reach the largest weight of a group: a few large weights are worth
 # less than steps that fit the many.
@@ -136,7 +139,11 @@ def times(rows: Array, weight: Array | Multiples) -> Array:
         return multiplied(rows, weight)
     if weight.scale.shape[0] == 1:
         return multiplied(rows, weight.values.astype(rows.dtype)) * weight.scale
-    return multiplied(rows, widened(weight, rows.dtype))
+    if rows.shape[0] > FEW:
+        return multiplied(rows, widened(weight, rows.dtype))
+    groups, outputs = weight.scale.shape
+    values = weight.values.reshape(groups, -1, outputs)
+    return compiler.grouped_product(rows.reshape(len(rows), groups, -1), values, weight.scale)
 
 
 def count(params: Any) -> int:

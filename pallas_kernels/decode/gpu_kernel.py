@@ -53,6 +53,7 @@ class Case:
       with_mass: whether scores go out.
       packed: whether K and V are whole numbers with scales.
       held: bytes of a slot of K where they are, else H.
+      scale_type: of the scales, where there are any.
       soft_cap: see `bend`.
       alibi: whether there are slopes.
       mixed: how many heads' slots lie mixed.
@@ -69,6 +70,7 @@ class Case:
     with_mass: bool
     packed: bool
     held: int
+    scale_type: Any
     soft_cap: float | None
     alibi: bool
     mixed: int
@@ -76,7 +78,8 @@ class Case:
 
 def plan(
     *, lanes: int, heads: int, slots: int, group: int, head_dim: int, places: int,
-    with_mass: bool, packed: bool, held: int, soft_cap: float | None, alibi: bool, mixed: int,
+    with_mass: bool, packed: bool, held: int, scale_type: Any, soft_cap: float | None,
+    alibi: bool, mixed: int,
     most: int,
 ) -> Case:  # fmt: skip
     """How to go about a case: `lanes` is B K, `most` bounds the slots a block."""
@@ -91,8 +94,8 @@ def plan(
     return Case(
         slots=slots, heads=heads, places=heads if slots % TILE else places, head_dim=head_dim,
         rows=pl.cdiv(group, TILE) * TILE, block=block, stages=stages, with_mass=with_mass,
-        packed=packed, held=held, soft_cap=soft_cap, alibi=alibi, mixed=mixed,
-        splits=split_count(lanes, pl.cdiv(slots, block), together * CORES),
+        packed=packed, held=held, scale_type=scale_type, soft_cap=soft_cap, alibi=alibi,
+        mixed=mixed, splits=split_count(lanes, pl.cdiv(slots, block), together * CORES),
     )  # fmt: skip
 
 
@@ -139,8 +142,8 @@ def call(case: Case, lanes: int, width: int, interpret: Any) -> Any:
         v_there=plgpu.Barrier(num_barriers=stages),
     )
     if case.packed:
-        scratch["k_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
-        scratch["v_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
+        scratch["k_scale_smem"] = plgpu.SMEM((stages, block), case.scale_type)
+        scratch["v_scale_smem"] = plgpu.SMEM((stages, block), case.scale_type)
         scratch["wide_smem"] = plgpu.SMEM((2, block, h), jnp.bfloat16)
     if case.mixed > 1:
         scratch["heads_smem"] = plgpu.SMEM((ROWS,), jnp.int32)
@@ -275,7 +278,7 @@ def _kernel(
             fetch_k(step + case.stages, stage)
 
         if case.packed:
-            scores = scores * across(k_scale_smem[stage], ROWS)
+            scores = scores * across(k_scale_smem[stage].astype(jnp.float32), ROWS)
         far, steep = jnp.int32(0), None
         if case.alibi:
             far = across(far_smem[stage], ROWS)
@@ -293,7 +296,8 @@ def _kernel(
         total = total * shrink + jnp.sum(weights, axis=1)
         if case.packed:
             # The scale of a hidden slot may be NaN.
-            weights = jnp.where(seen, weights * across(v_scale_smem[stage], ROWS), 0.0)
+            v_scale = v_scale_smem[stage].astype(jnp.float32)
+            weights = jnp.where(seen, weights * across(v_scale, ROWS), 0.0)
         weights_smem[...] = weights.astype(jnp.bfloat16)
         if case.with_mass:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)

@@ -20,7 +20,7 @@ from pallas_kernels.derivative import with_derivative_of
 from pallas_kernels.gpu import ROWS, TILE, from_tile, refuse, slot_scales, to_slots, whole_blocks
 from pallas_kernels.int4 import Int4
 from pallas_kernels.int8 import Int8
-from pallas_kernels.slots import Slots, split_scale
+from pallas_kernels.slots import Slots, parts_of
 from pallas_kernels.softmax import merge_along
 from pallas_kernels.visibility import visible
 
@@ -39,7 +39,7 @@ def decode_attention(
     `max_block` bounds the slots a block; None is what was measured to be best, or the default.
     `interpret`, parameters of Pallas, runs the kernel without a GPU.
     """
-    (keys, k_scale), (values, v_scale) = split_scale(k), split_scale(v)
+    (keys, k_scale), (values, v_scale) = parts_of(k), parts_of(v)
     refuse(q, keys=keys, values=values)
     b, n, h = q.shape
     heads, slots = keys.shape[1], keys.shape[2]
@@ -133,7 +133,8 @@ def attend(
     most = max_block or tuned.max_block(op, "mosaic_gpu", *kind) or MAX_BLOCK
     case = plan(
         lanes=lanes, heads=heads, slots=slots, group=group, head_dim=h, places=seen.shape[1],
-        with_mass=with_mass, packed=bool(scales), held=k.shape[-1], soft_cap=soft_cap,
+        with_mass=with_mass, packed=bool(scales), held=k.shape[-1],
+        scale_type=scales[0].dtype if scales else None, soft_cap=soft_cap,
         alibi=slopes is not None, mixed=mixed, most=most,
     )  # fmt: skip
     if lanes * slots < case.block:

@@ -38,7 +38,7 @@ from pallas_kernels.gpu import (
     widened,
 )
 from pallas_kernels.score_bias import bend
-from pallas_kernels.slots import Slots, split_scale
+from pallas_kernels.slots import Slots, parts_of
 from pallas_kernels.visibility import used_positions, visible
 from pallas_kernels.visits import seen_blocks, visits
 
@@ -65,6 +65,7 @@ class _Case:
       alibi: whether there are slopes.
       packed: whether K is whole numbers with scales.
       held: bytes of a slot of K where it is, else H.
+      scale_type: of the scales, where there are any.
     """
 
     lanes: int
@@ -81,6 +82,7 @@ class _Case:
     alibi: bool
     packed: bool
     held: int
+    scale_type: Any
 
 
 def attention_mass(
@@ -93,7 +95,7 @@ def attention_mass(
     `max_block` bounds the slots a block; None is what was measured to be best, or the default.
     `interpret`, parameters of Pallas, runs the kernel without a GPU.
     """
-    k, k_scale = split_scale(k)
+    k, k_scale = parts_of(k)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     refuse(q, keys=k)
@@ -107,6 +109,7 @@ def attention_mass(
         q_blocks=q_pos.shape[1] // TALL, k_blocks=k_pos.shape[2] // block,
         block=block, stages=stages, soft_cap=soft_cap, alibi=slopes is not None,
         packed=k_scale is not None, held=k.shape[-1],
+        scale_type=None if k_scale is None else k_scale.dtype,
     )  # fmt: skip
     if 4 * b * case.places * case.q_blocks * case.k_blocks > TABLE_BYTES:
         raise NotImplementedError(
@@ -156,7 +159,7 @@ def _call(case: _Case, interpret: Any) -> Any:
         q_there=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
     )
     if case.packed:
-        scratch["k_scale_smem"] = plgpu.SMEM((block,), jnp.float32)
+        scratch["k_scale_smem"] = plgpu.SMEM((block,), case.scale_type)
         scratch["wide_smem"] = plgpu.SMEM((block, h), jnp.bfloat16)
     return plgpu.kernel(
         functools.partial(_kernel, case),
@@ -256,7 +259,7 @@ def _kernel(
         plgpu.barrier_wait(q_there.at[stage])
         scores = product(matrix, q_smem.at[stage].T)
         if case.packed:
-            scores = scores * down(k_scale_smem[...], TALL)
+            scores = scores * down(k_scale_smem[...].astype(jnp.float32), TALL)
         q_pos, k_pos = across(q_pos_smem[stage], block), down(k_pos_smem[...], TALL)
         scores = bend(scores, q_pos - k_pos, steep, case.soft_cap)
         weights = jnp.exp2(scores * LOG2E - across(level_smem[stage] * LOG2E, block))

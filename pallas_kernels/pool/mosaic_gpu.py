@@ -19,7 +19,7 @@ from pallas_kernels.derivative import with_derivative_of
 from pallas_kernels.gpu import refuse
 from pallas_kernels.pool import xla
 from pallas_kernels.pool.spans import Span, within
-from pallas_kernels.slots import Slots, split_scale
+from pallas_kernels.slots import Slots, parts_of
 from pallas_kernels.softmax import merge_along
 from pallas_kernels.visibility import visible
 
@@ -32,7 +32,7 @@ def pool_attention(
     interpret: Any = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`, and for the rest `decode.mosaic_gpu.decode_attention`."""
-    (keys, k_scale), (values, v_scale) = split_scale(k), split_scale(v)
+    (keys, k_scale), (values, v_scale) = parts_of(k), parts_of(v)
     k_pos = within(span, k_pos, owner.shape[1])
     refuse(q, keys=keys, values=values)
     out, lse = attend(

@@ -40,7 +40,7 @@ from pallas_kernels.gpu import (
 )
 from pallas_kernels.prefill import xla
 from pallas_kernels.score_bias import bend
-from pallas_kernels.slots import Slots, split_scale
+from pallas_kernels.slots import Slots, parts_of
 from pallas_kernels.visibility import used_positions, visible
 from pallas_kernels.visits import ends, reached, seen_blocks, visits
 
@@ -86,6 +86,7 @@ class _Shape:
       stages: blocks of K, and of V, in shared memory.
       packed: whether K and V are whole numbers with scales.
       held: bytes of a slot of K where they are, else H.
+      scale_type: of the scales, where there are any.
     """
 
     lanes: int
@@ -99,6 +100,7 @@ class _Shape:
     stages: int
     packed: bool
     held: int
+    scale_type: Any
 
 
 @functools.partial(with_derivative_of, xla.prefill_attention)
@@ -113,7 +115,7 @@ def prefill_attention(
     `max_block` bounds the slots a block; None is what was measured to be best, or the default.
     `interpret`, parameters of Pallas, runs the kernel without a GPU.
     """
-    refuse(q, keys=split_scale(k)[0], values=split_scale(v)[0])
+    refuse(q, keys=parts_of(k)[0], values=parts_of(v)[0])
     k_pos = used_positions(k_pos, num_slots)
     case = _Case(scale, window, sinks, soft_cap, slopes is not None, max_block, interpret)
     return _attend(case, q, k, v, q_pos, k_pos, slopes)
@@ -122,7 +124,7 @@ def prefill_attention(
 def _attend(
     case: _Case, q: Array, k: Slots, v: Slots, q_pos: Array, k_pos: Array, slopes: Array | None
 ) -> tuple[Array, Array]:
-    (k, k_scale), (v, v_scale) = split_scale(k), split_scale(v)
+    (k, k_scale), (v, v_scale) = parts_of(k), parts_of(v)
     scales = [x for x in (k_scale, v_scale) if x is not None]
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
@@ -136,6 +138,7 @@ def _attend(
         lanes=lanes, heads=heads, places=k_pos.shape[1], slots=slots, head_dim=h,
         q_blocks=q_pos.shape[1] // ROWS, k_blocks=k_pos.shape[2] // block,
         block=block, stages=stages, packed=bool(scales), held=k.shape[-1],
+        scale_type=scales[0].dtype if scales else None,
     )  # fmt: skip
     if 4 * b * shape.places * shape.q_blocks * shape.k_blocks > TABLE_BYTES:
         raise NotImplementedError(
@@ -189,8 +192,8 @@ def _call(case: _Case, shape: _Shape) -> Any:
         v_there=plgpu.Barrier(num_barriers=stages),
     )
     if shape.packed:
-        scratch["k_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
-        scratch["v_scale_smem"] = plgpu.SMEM((stages, block), jnp.float32)
+        scratch["k_scale_smem"] = plgpu.SMEM((stages, block), shape.scale_type)
+        scratch["v_scale_smem"] = plgpu.SMEM((stages, block), shape.scale_type)
         scratch["wide_smem"] = plgpu.SMEM((2, block, h), jnp.bfloat16)
     if case.alibi:
         scratch["slopes_smem"] = plgpu.SMEM((ROWS,), jnp.float32)
@@ -312,7 +315,7 @@ def _kernel(
             fetch_k(ahead, stage)
 
         if shape.packed:
-            scores = scores * across(k_scale_smem[stage], ROWS)
+            scores = scores * across(k_scale_smem[stage].astype(jnp.float32), ROWS)
         q_pos, k_pos = down(q_pos_smem[...], block), across(k_pos_smem[stage], ROWS)
         steep = down(slopes_smem[...], block) if case.alibi else None
         scores = bend(scores, q_pos - k_pos, steep, case.soft_cap)
@@ -325,7 +328,7 @@ def _kernel(
         weights = jnp.exp2(scores * LOG2E - down(base * LOG2E, block))
         total = total * shrink + jnp.sum(weights, axis=1)
         if shape.packed:
-            weights = weights * across(v_scale_smem[stage], ROWS)
+            weights = weights * across(v_scale_smem[stage].astype(jnp.float32), ROWS)
             if seen is not None:  # the scale of a hidden slot may be NaN
                 weights = jnp.where(seen, weights, 0.0)
         weights_smem[...] = weights.astype(jnp.bfloat16)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from jaxkv.generate.sampling import Greedy
 from jaxkv.generate.state import start
 from jaxkv.layers.base import Policy
 from jaxkv.models.config import ModelConfig, parameter_shapes
+from jaxkv.plan.chips import CHIPS
 from jaxkv.policies.head_scores import GATES, SCORES, save_pattern
+from pallas_kernels.target import aimed_at
 
 pytestmark = [pytest.mark.aot, tpu.needs_libtpu]
 
@@ -61,9 +63,10 @@ def pattern(kind: str, layers: int, folder: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_a_tpu() -> Iterator[None]:
     """What chooses kernels asks which device there is."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with aimed_at(CHIPS["v5e"].target):
+        yield
 
 
 def arguments(config: ModelConfig, policy: Policy, batch: int) -> tuple[Any, Any]:

@@ -4,53 +4,28 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
-import os
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import pytest
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+
+from jaxkv.plan import aot, chips
 
 COMPILED: list[str] = []  # the chip of each program so far
-CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-# Without these libtpu asks the network what machine it is on.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    # Only the compiler is used: there is no chip that two processes could quarrel about.
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
+CHIPS = ("v5e", "v5p", "v6e")
 MOVES = re.compile(r"= \(?\w+\[([\d,]+)\]\S* (?:copy|copy-start|transpose|reshape|pad|convert)\(")
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install '.[tpu]' brings the compiler for TPUs",
-)
-
-
-@functools.cache
-def sharding(chip: str) -> SingleDeviceSharding:
-    """One device of a kind of chip."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    found = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
-    return SingleDeviceSharding(found.devices[0])
+needs_libtpu = pytest.mark.skipif(not aot.has_compiler("tpu"), reason=aot.NEEDS["tpu"])
 
 
 def compile_for(
     chip: str, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
 ) -> jax.stages.Compiled:
     """Compiles for one chip; the arguments are `jax.ShapeDtypeStruct`s in any tree."""
-    place = functools.partial(jax.ShapeDtypeStruct, sharding=sharding(chip))
-    args = jax.tree.map(lambda x: place(x.shape, x.dtype), args)
-    compiled = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+    compiled = aot.compile_for(chips.CHIPS[chip], function, *args, donate=donate)
     COMPILED.append(chip)
     return compiled
 

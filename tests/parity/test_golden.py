@@ -55,14 +55,14 @@ def test_families_written_by_us(golden, tmp_path: Path, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_smollm2_logits(golden, smollm2) -> None:
-    texts = reference.texts(smollm2.tokenizer.encode)
-    longest = max(map(len, texts))
-    for i, ids in enumerate(texts):
-        padded = ids + [0] * (longest - len(ids))  # one program for all
-        got = logits_of(smollm2, jnp.asarray([padded], jnp.int32))[0]
-        positions = reference.POSITIONS[reference.POSITIONS < len(ids)]
+    """Of the beginnings: whole texts are compared where torch is."""
+    length = 256
+    positions = reference.POSITIONS[reference.POSITIONS < length]
+    for i, ids in enumerate(reference.texts(smollm2.tokenizer.encode)[:3]):
+        got = logits_of(smollm2, jnp.asarray([ids[:length]], jnp.int32))[0]
         got = got[np.ix_(positions, reference.COLUMNS)]
-        np.testing.assert_allclose(got, golden[f"smollm2-logits-{i}"], atol=2e-3)
+        expected = golden[f"smollm2-logits-{i}"][: len(positions)]
+        np.testing.assert_allclose(got, expected, atol=2e-3)
 
 
 @pytest.mark.slow

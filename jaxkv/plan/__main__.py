@@ -1,0 +1,22 @@
+# Copyright 2026 The jaxkv authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m jaxkv.plan`: what fits a chip, and how fast it can be at best."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jaxkv.cli.edge import as_process, one_line_errors
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends it with one line on stderr and status 2."""
+    with one_line_errors("jaxkv.plan"):
+        from jaxkv.plan.command import run
+
+        run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+if __name__ == "__main__":
+    as_process(main)
