@@ -11,7 +11,6 @@ from jax import Array, lax
 
 from pallas_kernels.visibility import visible
 
-
 MANY = 1024  # blocks, from which on each is written to its place: all with all are a million
 
 

@@ -232,6 +232,11 @@ MUTATIONS = [
         (("pallas_kernels/rounding.py", "0xFFFF", "0x7FFF"),),
     ),
     Mutation(
+        "sums of groups of inputs are scaled by another group's scale",
+        "tests/test_weights.py::test_a_product_is_that_of_what_they_stand_for[float32-64-int4]",
+        (("pallas_kernels/compiler.py", "parts * scale[:, None], axis=0)", "parts, axis=0)"),),
+    ),
+    Mutation(
         "the halves of a byte change places",
         "tests/kernels/test_int4.py::test_every_byte_is_two_numbers",
         (

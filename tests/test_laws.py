@@ -3,7 +3,8 @@
 """What must hold of every policy, whatever it keeps.
 
 `make laws-packed` runs the same laws over caches of int8 and of int4. There, what is read at once
-is attended to before it is rounded, so that a prompt equals its tokens one by one only nearly.
+may be attended to before it is rounded: a prompt equals its tokens one by one, and a ring a
+full cache, only nearly.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from jaxkv.policies.streaming_plus import StreamingLLMPlus
 ROPE = Rope(8)
 FORM = os.environ.get("JAXKV_LAWS_FORM", "float32")
 # How far a token that was attended to before it was rounded is from one that was after.
-ROUNDED = {"float32": 0.0, "int8": 0.2, "int4": 3.0}[FORM]
+ROUNDED = {"float32": 0.0, "int8": 0.2, "int4": 3.0}[FORM]  # of logits of about 1
 # Of a chunk and of a batch: the same for all laws, as every other is another program to compile.
 WIDTH, ROWS = 13, 4
 SHIPPED = str(Path(__file__).parents[1] / "configs/patterns/smollm2-135m-instruct.")
@@ -100,7 +101,7 @@ def of_full(length: int) -> list[np.ndarray]:
 @every("roomy")
 def test_a_budget_that_is_never_reached_equals_full(name, params) -> None:
     got, _ = feed(params, CASES[name].roomy, toys.tokens(ROWS, 30))
-    np.testing.assert_allclose(got, of_full(30), atol=2e-5)
+    np.testing.assert_allclose(got, of_full(30), atol=2e-5 + ROUNDED)
 
 
 @law("exact", EXACT_CASES)

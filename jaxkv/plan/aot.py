@@ -126,7 +126,7 @@ def measured(
     with aimed_at(chip.target):
         compiled = compile_for(chip, function, *args, donate=donate)
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None
+    assert memory is not None and text is not None
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     call = "tpu_custom_call" if chip.target.platform == "tpu" else "mosaic_gpu_v2"
     return {

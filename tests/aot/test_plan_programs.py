@@ -7,15 +7,20 @@ from __future__ import annotations
 import dataclasses
 
 import gpu
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import tpu
 
 from jaxkv import DuoAttention, Full
+from jaxkv.cache import store as stores
+from jaxkv.cache.packed import zeros
 from jaxkv.checkpoints.named import named_config
 from jaxkv.plan.assumed import even_where_unknown
 from jaxkv.plan.chips import CHIPS
 from jaxkv.plan.estimate import Setting, estimate
 from jaxkv.plan.programs import decode_step, prompt_chunk
+from pallas_kernels import decode_attention
 
 pytestmark = pytest.mark.aot
 CONFIG = named_config("llama-3.1-8b")
@@ -70,3 +75,21 @@ def test_packed_caches_and_weights_on_a_tpu(chip: str, kv_dtype: str) -> None:
     # A chunk of a prompt has one map at a time made wide, if it is int4.
     wide = 2 * 4096 * 28672 if kv_dtype == "int4" else 0
     assert chunk["temporary_bytes"] < 1.05 * wide + 0.7 * layer
+
+
+def test_numbers_beyond_2_31_are_written_and_found() -> None:
+    """On a CPU: offsets in a layer's keys that are counted in numbers would not fit an int32."""
+    heads, slots, h = 4, 4_300_000, 128
+    assert heads * slots * h > 2**31
+    at = jnp.arange(slots, dtype=jnp.int32)[None, None]
+    new = jnp.full((1, 1, heads, h), 7.0) * jnp.arange(1.0, heads + 1)[None, None, :, None]
+    held = stores.write_run(
+        zeros((1, heads, slots, h), "int4"), stores.pack(zeros((1, heads, 1, h), "int4"), new),
+        jnp.int32(slots - 1),
+    )  # fmt: skip
+    out, _ = decode_attention(
+        jnp.ones((1, heads, h)), held.slots(), held.slots(), jnp.asarray([slots], jnp.int32), at,
+        scale=1.0,
+    )  # fmt: skip
+    # All other slots have the key 0, and so no weight beside one of thousands.
+    np.testing.assert_allclose(out[0], new[0, 0], rtol=1e-2)
