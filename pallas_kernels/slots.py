@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from pallas_kernels.int4 import Int4, unpacked
+from pallas_kernels.int4 import Int4, hadamard, part_size, unpacked
 from pallas_kernels.int8 import Int8
 
 Slots = Array | Int8 | Int4
@@ -41,11 +41,30 @@ def numbers(x: Slots, dtype: DTypeLike) -> Array:
     return (x.values if isinstance(x, Int8) else x).astype(dtype)
 
 
-def widen(x: Slots) -> Array:
-    """What the numbers of a slab stand for: float32 [.., S, H] where it has scales."""
+def scaled(x: Slots) -> Array:
+    """[.., S, H] as it is held, float32 with the scales where it has them: of `Int4` its sums."""
     if not isinstance(x, Int8 | Int4):
         return x
     return numbers(x, jnp.float32) * x.scale.astype(jnp.float32)[..., None]
+
+
+def widen(x: Slots) -> Array:
+    """What the numbers of a slab stand for: float32 [.., S, H] where it has scales."""
+    return answered(scaled(x), x)
+
+
+def asked(q: Array, k: Slots) -> Array:
+    """Queries [.., H] for keys as they are held, whose scores are those of what they stand for."""
+    if not isinstance(k, Int4):
+        return q
+    return (hadamard(q) / part_size(q.shape[-1])).astype(q.dtype)
+
+
+def answered(out: Array, v: Slots) -> Array:
+    """What mixtures [.., H] of values as they are held stand for."""
+    if not isinstance(v, Int4):
+        return out
+    return (hadamard(out) / part_size(out.shape[-1])).astype(out.dtype)
 
 
 def product_dtype(x: Slots, q: Array) -> jnp.dtype:

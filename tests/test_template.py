@@ -53,11 +53,12 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_one_line(name: str, monkeypatch) -> None:
     template, said = HOSTILE[name]
-    monkeypatch.setattr("jaxkv.text.template._SECONDS", 1)
+    if "longer than" in said:  # which need not be five seconds
+        monkeypatch.setattr("jaxkv.text.template._SECONDS", 1)
     began = time.monotonic()
     with pytest.raises(InputError, match=said) as error:
         render(template, SAID)
-    assert time.monotonic() - began < 5 and "\n" not in str(error.value)
+    assert time.monotonic() - began < 10 and "\n" not in str(error.value)
     assert len(str(error.value)) < 600
     # And the next one is rendered as if nothing had been.
     assert render("{{ messages[0]['role'] }}", SAID) == "user"

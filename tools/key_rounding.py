@@ -25,11 +25,11 @@ COMMAND = "tools.key_rounding"
 _DESCRIPTION = """Errors of scores, q k / sqrt(H), when keys are rounded: root mean square over the
 standard deviation of the scores of each layer and head, mean over layers and heads.
 
-  token    a scale a token, of keys as they lie, rotated: what jaxkv does
+  token    a scale a token, of keys as they lie, rotated: what int8 caches hold
   before   a scale a token, of keys before they are rotated
   channel  a scale a dimension, over 32 neighbouring tokens, before they are rotated: what KIVI and
            KVQuant build on; a token cannot be dropped or moved without its neighbours
-  spread   as token, of their Hadamard transforms, of which queries get the same
+  spread   as token, of their Hadamard transforms, of which queries get the same: what int4 ones do
   centred  as token, less the mean of the head's keys, which moves all scores of a query alike
 """
 GROUP = 32

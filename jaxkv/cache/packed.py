@@ -46,7 +46,7 @@ class Int8Store(Packed):
 @exportable
 @flax.struct.dataclass
 class Int4Store(Packed):
-    """Whole multiples of a scale that each token of each head has for itself, two in a byte.
+    """Sums of a head's numbers as whole multiples of its token's own scale, two in a byte.
 
     Attributes:
       values: uint8 [B, K, S, H / 2]; see `pallas_kernels.Int4`.
@@ -57,7 +57,7 @@ class Int4Store(Packed):
     scale: Array
 
     def pack(self, numbers: Array) -> Int4Store:
-        """New keys or values; no number is off by more than 1 / 13.9 of its token's largest."""
+        """New keys or values; no sum is off by more than 1 / 13.9 of its token's largest."""
         return Int4Store(*quantise4(numbers))
 
     def slots(self) -> Int4:

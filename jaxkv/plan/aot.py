@@ -76,6 +76,16 @@ def has_compiler(platform: str) -> bool:
     )
 
 
+def check_compiler(platform: str) -> None:
+    """Refuses to compile for what has no compiler here.
+
+    Raises:
+      InputError: says what brings it.
+    """
+    if not has_compiler(platform):
+        raise InputError(NEEDS[platform])
+
+
 @functools.cache
 def device_of(chip: Chip) -> SingleDeviceSharding:
     """One chip that is not here.
@@ -85,8 +95,7 @@ def device_of(chip: Chip) -> SingleDeviceSharding:
     """
     from jax.experimental import topologies
 
-    if not has_compiler(chip.target.platform):
-        raise InputError(NEEDS[chip.target.platform])
+    check_compiler(chip.target.platform)
     if chip.target.platform == "tpu":
         for name, value in _LIBTPU.items():
             os.environ.setdefault(name, value)

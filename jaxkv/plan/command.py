@@ -74,11 +74,14 @@ def _plan(
     chips: Sequence[Chip],
 ) -> dict[str, Any]:  # fmt: skip
     from jaxkv.core.machine import where
+    from jaxkv.plan.aot import check_compiler
     from jaxkv.plan.assumed import even_where_unknown
     from jaxkv.plan.estimate import ENDLESS, Setting, estimate
     from jaxkv.plan.plot import memory_over_context
     from jaxkv.policies.registry import describe
 
+    for platform in {chip.target.platform for chip in chips} if given.compile else ():
+        check_compiler(platform)
     config = _config(given.model)
     setting = Setting(
         config, given.batch, given.dtype, given.kv_dtype or given.dtype, given.weights

@@ -8,7 +8,7 @@ from jax import Array
 
 from pallas_kernels.decode import xla
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
-from pallas_kernels.slots import Slots
+from pallas_kernels.slots import Slots, answered, asked
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.decode.mosaic_tpu", "decode_attention"),
@@ -58,8 +58,10 @@ def decode_attention(
       exponentials of the scores. A row that sees no key gives zeros and -inf. With `with_mass`
       also the mass, float32 [B, N, S]: the weights, which sum to 1 over the slots.
     """
-    return dispatch(
-        IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos,
-        scale=scale, window=window, sinks=sinks, q_sink=q_sink, with_mass=with_mass,
+    out, *others = dispatch(
+        IMPLEMENTATIONS, implementation, asked(q, k), k, v, q_pos, k_pos,
+        scale=scale, window=window, sinks=sinks,
+        q_sink=None if q_sink is None else asked(q_sink, k), with_mass=with_mass,
         slopes=slopes, soft_cap=soft_cap,
     )  # fmt: skip
+    return answered(out, v), *others

@@ -8,7 +8,7 @@ from jax import Array
 
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.mass import reference, xla
-from pallas_kernels.slots import Slots
+from pallas_kernels.slots import Slots, asked
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.mass.mosaic_tpu", "attention_mass"),
@@ -54,6 +54,6 @@ def attention_mass(
       float32 [B, N, S]; 0 for an empty slot.
     """
     return dispatch(
-        IMPLEMENTATIONS, implementation, q, lse, k, q_pos, k_pos,
+        IMPLEMENTATIONS, implementation, asked(q, k), lse, k, q_pos, k_pos,
         scale=scale, num_slots=num_slots, slopes=slopes, soft_cap=soft_cap,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from jax import Array
 
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
-from pallas_kernels.slots import Slots, widen
+from pallas_kernels.slots import Slots, scaled
 from pallas_kernels.visibility import visible
 
 
@@ -19,7 +19,7 @@ def attention_mass(
     slopes: Array | None = None, soft_cap: float | None = None,
 ) -> Array:  # fmt: skip
     """See `api.attention_mass`."""
-    k = widen(k)
+    k = scaled(k)
     b, t, n, h = q.shape
     heads, slots = k.shape[1], k.shape[2]
     rows = q.reshape(b, t, heads, n // heads, h).astype(k.dtype)

@@ -9,7 +9,7 @@ from jax import Array
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.pool import reference, xla
 from pallas_kernels.pool.spans import Span
-from pallas_kernels.slots import Slots
+from pallas_kernels.slots import Slots, answered, asked
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.pool.mosaic_tpu", "pool_attention"),
@@ -59,8 +59,9 @@ def pool_attention(
       out [B, N, H] in the dtype of `q`, and lse [B, N] float32. A head that sees no key gives zeros
       and -inf.
     """
-    return dispatch(
-        IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos, owner,
+    out, lse = dispatch(
+        IMPLEMENTATIONS, implementation, asked(q, k), k, v, q_pos, k_pos, owner,
         num_kv_heads=num_kv_heads, scale=scale, slopes=slopes, soft_cap=soft_cap,
         span=span,
     )  # fmt: skip
+    return answered(out, v), lse

@@ -10,7 +10,7 @@ from jax import Array
 from pallas_kernels.pool.spans import Span, within
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
-from pallas_kernels.slots import Slots, widen
+from pallas_kernels.slots import Slots, scaled
 from pallas_kernels.visibility import visible
 
 
@@ -20,7 +20,7 @@ def pool_attention(
     slopes: Array | None = None, soft_cap: float | None = None, span: Span | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.pool_attention`."""
-    k, v = widen(k), widen(v)
+    k, v = scaled(k), scaled(v)
     k_pos = within(span, k_pos, owner.shape[1])
     owner = jnp.repeat(owner, k.shape[1] // owner.shape[1], axis=1)
     scores = einsum("bnh,bsh->bns", q.astype(k.dtype), k) * scale

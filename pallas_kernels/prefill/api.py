@@ -8,7 +8,7 @@ from jax import Array
 
 from pallas_kernels.dispatch import Implementation, dispatch, for_hopper, for_tpu
 from pallas_kernels.prefill import reference, xla
-from pallas_kernels.slots import Slots
+from pallas_kernels.slots import Slots, answered, asked
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": for_tpu("pallas_kernels.prefill.mosaic_tpu", "prefill_attention"),
@@ -54,8 +54,9 @@ def prefill_attention(
       out [B, T, N, H] in the dtype of `q`, and lse [B, T, N] float32, the natural log of the sum
       of exponentials of the scores. A query that sees no key gives zeros and -inf.
     """
-    return dispatch(
-        IMPLEMENTATIONS, implementation, q, k, v, q_pos, k_pos,
+    out, lse = dispatch(
+        IMPLEMENTATIONS, implementation, asked(q, k), k, v, q_pos, k_pos,
         scale=scale, window=window, sinks=sinks, num_slots=num_slots,
         slopes=slopes, soft_cap=soft_cap,
     )  # fmt: skip
+    return answered(out, v), lse

@@ -9,7 +9,7 @@ from jax import Array
 
 from pallas_kernels.precision import einsum
 from pallas_kernels.score_bias import bend
-from pallas_kernels.slots import Slots, widen
+from pallas_kernels.slots import Slots, scaled
 from pallas_kernels.visibility import visible
 
 
@@ -19,7 +19,7 @@ def prefill_attention(
     slopes: Array | None = None, soft_cap: float | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """See `api.prefill_attention`."""
-    k, v = widen(k), widen(v)
+    k, v = scaled(k), scaled(v)
     b, t, n, h = q.shape
     heads = k.shape[1]
     rows = q.reshape(b, t, heads, n // heads, h).astype(k.dtype)

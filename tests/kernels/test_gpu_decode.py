@@ -158,16 +158,18 @@ def test_splits_fill_the_gpu_and_no_more(lanes: int, blocks: int) -> None:
 
 
 @pytest.mark.parametrize("mass", [False, True])
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("h", [16, 64, 80, 96, 128, 256])
-def test_plans_fit_shared_memory(h: int, int8: bool, mass: bool) -> None:
+def test_plans_fit_shared_memory(h: int, form: str, mass: bool) -> None:
+    packed, held = form != "bfloat16", h // 2 if form == "int4" else h
     case = gpu_kernel.plan(
-        lanes=8, heads=8, slots=8192, group=4, head_dim=h, places=1, with_mass=mass, int8=int8,
+        lanes=8, heads=8, slots=8192, group=4, head_dim=h, places=1, with_mass=mass,
+        packed=packed, held=held, scale_type=jnp.float32 if packed else None,
         soft_cap=None, alibi=False, mixed=1, most=128,
     )  # fmt: skip
     assert case.stages >= 2
-    each = 2 * h + 12 if int8 else 4 * h + 4
-    used = case.stages * case.block * each + 2 * 64 * (h + case.block) + 4 * case.block * h * int8
+    each = 2 * held + 12 if packed else 4 * h + 4
+    used = case.stages * case.block * each + 2 * 64 * (h + case.block) + 4 * case.block * h * packed
     assert used + 4 * 64 * case.block * mass + 4096 <= 226 << 10
 
 
