@@ -17,7 +17,6 @@ import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -63,7 +62,7 @@ def hadamard(x: Array) -> Array:
     again, P times.
     """
     size = part_size(x.shape[-1])
-    matrix = jnp.asarray(_matrix(size))
+    matrix = jnp.asarray(_matrix(size), jnp.float32)
     split = x.astype(jnp.float32).reshape(-1, size)
     return einsum("ri,io->ro", split, matrix).reshape(x.shape)
 
@@ -74,11 +73,11 @@ def part_size(head_dim: int) -> int:
 
 
 @functools.cache
-def _matrix(size: int) -> np.ndarray:
-    matrix = np.ones((1, 1), np.float32)
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix
+def _matrix(size: int) -> tuple[tuple[int, ...], ...]:
+    """Minus where the row's and the column's numbers share an odd number of bits."""
+    return tuple(
+        tuple((-1) ** (row & column).bit_count() for column in range(size)) for row in range(size)
+    )
 
 
 def unpacked(values: Array, dtype: DTypeLike) -> Array:
