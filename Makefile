@@ -14,7 +14,7 @@ test-fast:  ## the same but for what takes more than some seconds
 test-versions:  ## what another version of jax or Python may break
 	JAXKV_BRIEF=1 $(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS) $(VERSIONS)
 
-laws-packed:  ## every law over caches of int8 and of int4, half an hour
+laws-packed:  ## every law over caches of int8 and of int4
 	JAXKV_LAWS_FORM=int8 $(PYTEST) -rs $(ARGS) tests/test_laws.py
 	JAXKV_LAWS_FORM=int4 $(PYTEST) -rs $(ARGS) tests/test_laws.py
 
