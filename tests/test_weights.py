@@ -157,6 +157,15 @@ def test_every_source_gives_the_same(tmp_path: Path, form: str) -> None:
         sources.load(saved, weights=other)
 
 
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_a_checkpoint_says_what_its_source_says(tmp_path: Path, form: str) -> None:
+    held = sources.load("tiny-random", weights=form)
+    orbax.save(tmp_path / "m", held)
+    told = {"max_new_tokens": 4, "chat": False}
+    found = [jaxkv.generate(x, "A text", **told) for x in (held, sources.load(tmp_path / "m"))]
+    assert found[0].token_ids == found[1].token_ids
+
+
 def test_a_saved_scale_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = toy.load(weights="int8")
     broken = jax.tree.map(lambda x: x, model.params)

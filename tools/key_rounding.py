@@ -20,6 +20,7 @@ from jaxkv.core.files import check_target, write_json
 from jaxkv.core.machine import where
 from jaxkv.models.decoder import embed, run_block
 from pallas_kernels import prefill_attention
+from pallas_kernels.int4 import hadamard, part_size
 
 COMMAND = "tools.key_rounding"
 _DESCRIPTION = """Errors of scores, q k / sqrt(H), when keys are rounded: root mean square over the
@@ -57,7 +58,7 @@ def errors(model: Any, ids: Sequence[int]) -> list[dict[str, Any]]:
     config, places = model.config, jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     x = embed(model.params, config, tokens)
     sums: dict[tuple[str, str], list[float]] = {}
-    spread = _hadamard(config.head_dim)
+    size = part_size(config.head_dim)
     for index, layer in enumerate(model.params["layers"]):
         rope = config.scoring(index)
 
@@ -76,7 +77,7 @@ def errors(model: Any, ids: Sequence[int]) -> list[dict[str, Any]]:
                 "token": _rounded(turned, most, (3,)),
                 "before": rope(_rounded(k, most, (3,)), places),
                 "channel": rope(_by_channel(k, most), places),
-                "spread": _rounded(turned @ spread, most, (3,)) @ spread / len(spread),
+                "spread": hadamard(_rounded(hadamard(turned), most, (3,))) / size,
                 "centred": _rounded(turned - middle, most, (3,)) + middle,
             }
             for way, keys in ways.items():
@@ -86,13 +87,6 @@ def errors(model: Any, ids: Sequence[int]) -> list[dict[str, Any]]:
     return [
         {"form": form, "scale": way, "error": float(np.mean(x))} for (form, way), x in sums.items()
     ]
-
-
-def _hadamard(size: int) -> jax.Array:
-    matrix = np.ones((1, 1), np.float32)
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return jnp.asarray(matrix)
 
 
 def _rounded(keys: jax.Array, most: int, axes: tuple[int, ...]) -> jax.Array:
