@@ -166,6 +166,17 @@ def test_a_checkpoint_says_what_its_source_says(tmp_path: Path, form: str) -> No
     assert found[0].token_ids == found[1].token_ids
 
 
+def test_nothing_is_rounded_twice(tmp_path: Path) -> None:
+    """Weights of int8 are those of the float32 that was read, whatever the rest is."""
+    folder = checkpoints.write_hf(tmp_path / "hf", checkpoints.CONFIG)
+    orbax.save(tmp_path / "m", sources.load(folder))
+    for source in (folder, tmp_path / "m", "tiny-random"):
+        exact, other = (sources.load(source, x, weights="int8") for x in ("float32", "bfloat16"))
+        mine, theirs = (x.params["layers"][0]["wqkv"] for x in (other, exact))
+        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+        assert other.params["embed"].dtype == jnp.bfloat16
+
+
 def test_a_saved_scale_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = toy.load(weights="int8")
     broken = jax.tree.map(lambda x: x, model.params)

@@ -151,7 +151,9 @@ def _stored_kinds(
     for name, shape in shapes.items():
         parts = [part for part in part_names(name) if part in stored]
         if not parts or not is_linear(name):
-            kinds[name] = shape, None
+            # What is rounded is not cast before.
+            as_it_is = weights and is_linear(name) and name in stored
+            kinds[name] = shape, stored[name][1] if as_it_is else None
             continue
         form, groups = str(stored[parts[0]][1]), stored[parts[-1]][0][0]
         if weights not in (None, form):

@@ -145,8 +145,10 @@ def assemble(
         found = _as_stored(sources, shape, form, tensors, config) if form else None
         if found is None:
             # Cast first and let the runtime lay the axes out: it is faster than NumPy.
-            read = {name: lambda name=name: _cast(tensors.read(name), target) for name in sources}
-            whole = jax.device_put(_filled(sources, shape, target, read, config))
+            # What is rounded is not rounded to bfloat16 before.
+            kind = DTYPES["float32"] if form else target
+            read = {name: lambda name=name: _cast(tensors.read(name), kind) for name in sources}
+            whole = jax.device_put(_filled(sources, shape, kind, read, config))
             found = rounded(path, whole, weights)
         arrays[path] = found
         # Transfers are asynchronous: waiting keeps one array in flight, not the whole model.

@@ -16,7 +16,7 @@ from jaxkv.checkpoints.model import Model
 from jaxkv.checkpoints.table import check_dtype, flat_shapes, tree
 from jaxkv.core.rope import Rope
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.weights import rounded
+from jaxkv.models.weights import is_linear, multiples
 from jaxkv.text.pieces import CONTROL, NORMAL, byte_level
 from jaxkv.text.stream import byte_of_character
 from jaxkv.text.tokenizer import Tokenizer, make
@@ -47,7 +47,9 @@ def load(dtype: str = "float32", weights: str | None = None) -> Model:
         tie_embeddings=True,
     )
     arrays = {
-        path: rounded(path, jax.device_put(values.astype(target)), weights)
+        path: multiples(jax.device_put(values), weights)
+        if weights and is_linear(path)
+        else jax.device_put(values.astype(target))
         for path, values in _weights(config).items()
     }
     return Model(config, tree(config, arrays), tokenizer(), NAME, f"{NAME}-{_SEED}")
