@@ -10,6 +10,7 @@ missing, unknown or of the wrong shape is named in the error.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -147,7 +148,7 @@ def assemble(
             # Cast first and let the runtime lay the axes out: it is faster than NumPy.
             # What is rounded is not rounded to bfloat16 before.
             kind = DTYPES["float32"] if form else target
-            read = {name: lambda name=name: _cast(tensors.read(name), kind) for name in sources}
+            read = {name: functools.partial(_read, tensors, name, kind) for name in sources}
             whole = jax.device_put(_filled(sources, shape, kind, read, config))
             found = rounded(path, whole, weights)
         arrays[path] = found
@@ -157,8 +158,8 @@ def assemble(
     return tree(config, arrays)
 
 
-def _cast(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return x.astype(dtype, copy=False)
+def _read(tensors: Tensors, name: str, dtype: np.dtype) -> np.ndarray:
+    return tensors.read(name).astype(dtype, copy=False)
 
 
 def _as_stored(
