@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from jaxkv.models.config import ModelConfig as ModelConfig
     from jaxkv.models.decoder import forward as forward
     from jaxkv.models.decoder import init_cache as init_cache
+    from jaxkv.models.mesh import mesh as mesh
     from jaxkv.policies.adakv import AdaKV as AdaKV
     from jaxkv.policies.duo import DuoAttention as DuoAttention
     from jaxkv.policies.full import Full as Full
@@ -69,7 +70,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     # Models in and out.
-    "load", "Model", "ModelConfig", "Rope", "named_config", "export_hf",
+    "load", "Model", "ModelConfig", "Rope", "named_config", "export_hf", "mesh",
     # Text.
     "generate", "Generation",
     # Caches.
@@ -105,6 +106,7 @@ _PLACES = {
     "layers.prompt": "Prompt",
     "models.config": "ModelConfig",
     "models.decoder": "forward init_cache",
+    "models.mesh": "mesh",
     "policies.adakv": "AdaKV",
     "policies.duo": "DuoAttention",
     "policies.full": "Full",

@@ -33,6 +33,7 @@ from jaxkv.policies.registry import check_policy_given, with_budget
 TOY = Geometry(
     num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, batch_size=3, max_length=64
 )  # fmt: skip
+GROUP = TOY.num_heads // TOY.num_kv_heads
 LENGTHS = (40, 1, 23)
 STEPS = 4
 WIDTH = 12  # D
@@ -159,6 +160,19 @@ def _held(policy: Policy) -> str:
     return ""
 
 
+def _heads(policy: Policy) -> str:
+    facts = _layer(policy).facts()
+    if facts.couples_heads or not facts.heads_alike:
+        return ""
+    alone = _furthest([x[:, :, :GROUP] for x in _run(policy)[1]], _run(policy, heads=1)[1])
+    return (
+        f"its first head is {alone:.2g} off; a score that looks at other heads says "
+        "`couples_heads = True`, and a layer in its facts()"
+        if alone > CLOSE
+        else ""
+    )
+
+
 def _whole_prompt(policy: Policy) -> str:
     if not isinstance(_layer(policy), WholePrompt):
         return ""
@@ -184,6 +198,7 @@ LAWS: dict[str, Callable[[Policy], str]] = {
     "a row that takes no token stays as it is": _idle,
     "compiled and op by op are the same": _compiled,
     "no head holds more than facts() says": _held,
+    "a KV head in a layer is kept and read as it is alone": _heads,
     "a prompt is read with full attention by what chooses after it": _whole_prompt,
     "a size that is never reached gives what a full cache gives": _roomy,
 }  # fmt: skip
@@ -196,8 +211,11 @@ def _name(policy: Any) -> str:
     return type(policy).__name__
 
 
-def _layer(policy: Policy, rows: int = TOY.batch_size) -> LayerPolicy:
-    return plan(policy, dataclasses.replace(TOY, batch_size=rows)).layers[0]
+def _layer(
+    policy: Policy, rows: int = TOY.batch_size, heads: int = TOY.num_kv_heads
+) -> LayerPolicy:
+    part = dataclasses.replace(TOY, batch_size=rows, num_heads=heads * GROUP, num_kv_heads=heads)
+    return plan(policy, part).layers[0]
 
 
 def _tokens(count: int, seed: int = 0) -> tuple[jax.Array, ...]:
@@ -221,20 +239,28 @@ def _wo() -> jax.Array:
 
 
 def _run(
-    policy: Policy, rows: tuple[int, ...] = (0, 1, 2), padding: float = 0.0
+    policy: Policy,
+    rows: tuple[int, ...] = (0, 1, 2),
+    padding: float = 0.0,
+    heads: int = TOY.num_kv_heads,
 ) -> tuple[LayerCache, list[np.ndarray]]:
     """Prompts of `LENGTHS` and some steps: the cache, and what came out, zeros where padded."""
-    layer, at = _layer(policy, len(rows)), jnp.asarray(rows, jnp.int32)
+    layer, at = _layer(policy, len(rows), heads), jnp.asarray(rows, jnp.int32)
+    sizes = heads * GROUP, heads, heads
     lengths = jnp.asarray(LENGTHS, jnp.int32)
     valid = jnp.arange(max(LENGTHS), dtype=jnp.int32)[None] < lengths[:, None]
-    prompt = [jnp.where(valid[..., None, None], x, padding)[at] for x in _tokens(max(LENGTHS))]
+    prompt = [
+        jnp.where(valid[..., None, None], x[:, :, :size], padding)[at]
+        for x, size in zip(_tokens(max(LENGTHS)), sizes, strict=True)
+    ]
     hidden = jnp.where(valid[..., None], _hidden(max(LENGTHS)), padding)[at]
     cache, out = _prefill(
-        layer, layer.init(), *prompt, rope=ROPE, lengths=lengths[at], hidden=hidden, wo=_wo()
-    )
+        layer, layer.init(), *prompt, rope=ROPE, lengths=lengths[at], hidden=hidden,
+        wo=_wo()[: sizes[0]],
+    )  # fmt: skip
     outs = [np.where(valid[at][..., None, None], out, 0)]
     for index in range(STEPS):
-        token = [x[at] for x in _tokens(1, index)]
+        token = [x[at, :, :size] for x, size in zip(_tokens(1, index), sizes, strict=True)]
         cache, out = _step(layer, cache, *token, rope=ROPE)
         outs.append(np.asarray(out))
     return cache, outs

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Programs are tiny and many here: compiling them well would take most of the time.
 FLAGS = [
-    "--xla_force_host_platform_device_count=4",
+    "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     # A module is one piece of work: splitting it takes a fifth of the time, and every core has its

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import check_positive, make_parser, parse
+from jaxkv.cli.devices import add_devices, devices_of
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
     WEIGHTS,
@@ -60,6 +61,7 @@ def run(words: Sequence[str]) -> None:
     _check(options)
     policies = make_policies(options.policy, fields)
     prepare()
+    devices_of(options).begin()
     with raises():
         result = _run(options, policies)
     result["command"] = f"python -m {COMMAND} {shlex.join(words)}"
@@ -82,14 +84,14 @@ def run(words: Sequence[str]) -> None:
 def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str, Any]:
     from jaxkv.bench.measure import matvec_bandwidth
     from jaxkv.bench.runs import stream
-    from jaxkv.checkpoints.sources import load
     from jaxkv.core.machine import where
     from jaxkv.core.progress import bars
 
     with bars() as progress:
         if options.task == "kernels":
             return {"task": options.task, **where(), **_kernels(options, progress)}
-        model = load(options.model, options.dtype, progress, options.weights)
+        devices = devices_of(options)
+        model = devices.load(options.model, options.dtype, progress, options.weights)
         result: dict[str, Any] = {"task": options.task, "model": options.model, **where()}
         if options.task == "stream":
             rows = [
@@ -267,6 +269,8 @@ def _check(options: argparse.Namespace) -> None:
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
     alone = options.task == "kernels"
+    if devices_of(options).many and alone:
+        raise InputError("--mesh is not for kernels, which are timed on one device")
     for name in ("ops", "int8", "tune"):
         if getattr(options, name) not in (None, False) and not alone:
             raise InputError(f"--{name} is for kernels, not for {options.task}")
@@ -335,6 +339,7 @@ def _parser() -> Any:
         help="kernels: find the fastest block sizes and keep them for this kind of device",
     )
     add("--ops", type=str | None, metavar="NAMES", help="kernels: which (default: all)")
+    add_devices(add)
     add_plot(add, "time, and memory of caches, over the context")
     add("--out", type=str | None, metavar="FILE", help="also write the JSON there")
     add("--json", action="store_true", help="JSON on stdout instead of a table")

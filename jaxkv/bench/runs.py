@@ -55,8 +55,9 @@ class Runner:
         """Takes the prompt into an empty cache, and notes the seconds."""
         g = self.session.state.cache.geometry
         self.session.state = start(
-            self.model.config, self.policy, 1, g.max_length, g.dtype, self.settings.seed
-        )
+            self.session.model.config, self.policy, g.batch_size, g.max_length, g.dtype,
+            self.settings.seed,
+        )  # fmt: skip
         self.session.longest = 0  # what reads its first prompt twice does so again
         jax.block_until_ready(self.session.state)
         began = time.perf_counter()

@@ -16,6 +16,7 @@ from jaxkv.cache.pool import Pool, owned_positions
 from jaxkv.cache.refreshed import Refreshed
 from jaxkv.cache.shared import Shared
 from jaxkv.cache.slab import Slab
+from jaxkv.core.hosts import fetch
 
 
 def nbytes(cache: Any) -> int:
@@ -36,7 +37,7 @@ def kept_tokens(layers: tuple[Any, ...], row: int = 0) -> list[list[int]]:
 def tokens_seen(layers: tuple[Any, ...]) -> np.ndarray:
     """Tokens that each row has ever taken in, int [B]."""
     parts = jax.tree.leaves(layers, is_leaf=lambda x: isinstance(x, Slab))
-    return np.asarray(next(part.seen for part in parts if isinstance(part, Slab)))
+    return fetch(next(part.seen for part in parts if isinstance(part, Slab)))
 
 
 def steps_taken(layers: tuple[Any, ...], row: int = 0) -> dict[str, Any] | None:
@@ -50,13 +51,13 @@ def steps_taken(layers: tuple[Any, ...], row: int = 0) -> dict[str, Any] | None:
     counted = [layer for layer in layers if isinstance(layer, Refreshed)]
     if not counted:
         return None
-    decoded = int(counted[0].steps[row])
-    full = [int(layer.full_steps[row]) for layer in counted]
+    decoded = int(fetch(counted[0].steps)[row])
+    full = [int(fetch(layer.full_steps)[row]) for layer in counted]
     read = 0.0
     for layer, often in zip(counted, full, strict=True):
         part, everything = _row_bytes(layer.part), _row_bytes(layer.full)
         share = often / decoded if decoded else 1.0
-        filled = min(int(layer.full.seen[row]), layer.full.slots) / layer.full.slots
+        filled = min(int(fetch(layer.full.seen)[row]), layer.full.slots) / layer.full.slots
         read += share * everything * filled + (1 - share) * part
     return {
         "decoded": decoded,
@@ -106,7 +107,7 @@ def _of_layer(layer: Any, row: int) -> list[int]:
         }
         return [by_head[head] for head in sorted(by_head)]
     if isinstance(layer, Shared):
-        both = zip(_of_layer(layer.ring, row), np.asarray(layer.counts[row]), strict=True)
+        both = zip(_of_layer(layer.ring, row), fetch(layer.counts)[row], strict=True)
         return [count + int(pooled) for count, pooled in both]
     # A layer may hold tokens of the same heads in several places.
     parts = jax.tree.leaves(layer, is_leaf=lambda x: isinstance(x, Slab | Pool))
@@ -116,6 +117,6 @@ def _of_layer(layer: Any, row: int) -> list[int]:
 
 def _per_head(part: Slab | Pool, row: int) -> list[int]:
     if isinstance(part, Pool):
-        return [int(n) for n in (np.asarray(owned_positions(part)[row]) >= 0).sum(axis=-1)]
-    counts = (np.asarray(part.pos[row]) >= 0).sum(axis=-1)
+        return [int(n) for n in (fetch(owned_positions(part))[row] >= 0).sum(axis=-1)]
+    counts = (fetch(part.pos)[row] >= 0).sum(axis=-1)
     return [int(n) for n in np.broadcast_to(counts, (part.heads,))]

@@ -67,22 +67,26 @@ def empty(
     )
 
 
-def nan_past_the_end(before: Any, count: int, x: Array) -> Array:
-    """What came out of `count` new tokens, [B, ..]; NaN in rows that pass the last int32 position.
+def past_the_end(before: Any, count: int) -> Array | None:
+    """Rows [B] that `count` new tokens, padding too, take past the last int32 position.
 
     A position must tell distances to keys that were rotated long ago, so it cannot begin anew, and
-    a program has no other way to say that nothing is right any more.
+    a program has no other way to say that nothing is right any more than NaN.
 
     Args:
-      before: the cache before the tokens; one that holds no slab counts no positions.
-      count: how many they are, padding too.
-      x: floating point.
+      before: the cache before the tokens; of one that holds no slab, and so no positions, None.
+      count: how many they are.
     """
     parts = jax.tree.leaves(before, is_leaf=lambda x: isinstance(x, Slab))
     seen = next((part.seen for part in parts if isinstance(part, Slab)), None)
-    if seen is None:
+    return None if seen is None else (seen < 0) | (seen > LAST_POSITION - count)
+
+
+def nan_past_the_end(before: Any, count: int, x: Array) -> Array:
+    """What came out of `count` new tokens, [B, ..]; NaN in rows that are `past_the_end`."""
+    over = past_the_end(before, count)
+    if over is None:
         return x
-    over = (seen < 0) | (seen > LAST_POSITION - count)
     return jnp.where(over.reshape(-1, *[1] * (x.ndim - 1)), jnp.asarray(jnp.nan, x.dtype), x)
 
 

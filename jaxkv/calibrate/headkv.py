@@ -157,7 +157,7 @@ class Prober:
         assert isinstance(state.cache, Cache)
         state = dataclasses.replace(state, cache=aim(state.cache, target))
         prompt = list(example.ids)
-        state = feed(self.programs, self.model.params, state, [prompt[:-1]])
+        state = feed(self.programs, self.model.params, self.model.config, state, [prompt[:-1]])
         # The step that takes in the last token of the prompt counts: it says the answer's first.
         # So decoding is made to choose that token first.
         last = jax.nn.one_hot(np.array(prompt[-1:]), self.model.config.vocab_size)
@@ -166,7 +166,9 @@ class Prober:
         ids: list[int] = []
         while len(ids) < limit and not np.asarray(state.done).all():
             most = min(DISPATCH, limit - len(ids))
-            state, new = dispatch(self.programs, self.model.params, state, self.eos, most)
+            state, new = dispatch(
+                self.programs, self.model.params, self.model.config, state, self.eos, most
+            )
             ids += new[0].tolist()
             if "\n" in self._text(ids[1:]):
                 break

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxkv.checkpoints.families import by_hf_type
-from jaxkv.checkpoints.model import Model
+from jaxkv.checkpoints.model import Model, on_one_device
 from jaxkv.checkpoints.table import disassemble
 from jaxkv.core.errors import InputError
 from jaxkv.core.fields import Fields
@@ -47,7 +47,7 @@ def export_hf(
       InputError: there is such a folder, the configuration has what config.json has no word for,
         or the weights are rounded.
     """
-    target = Path(path)
+    target, model = Path(path), on_one_device(model)
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{path} exists; give a new folder, or overwrite=True to replace it")
     if form := form_of(model.params):

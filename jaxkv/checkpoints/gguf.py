@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from jaxkv.checkpoints.families import by_gguf_type
 from jaxkv.checkpoints.gguf_file import GGUFFile
 from jaxkv.checkpoints.model import Model, fingerprint
@@ -14,12 +16,13 @@ from jaxkv.checkpoints.table import assemble, check_dtype
 from jaxkv.core.errors import InputError
 from jaxkv.core.fields import Fields
 from jaxkv.core.progress import Progress, no_progress
+from jaxkv.models.mesh import meshed
 from jaxkv.text.gguf import tokenizer_from_gguf
 
 
 def load(
     path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress,
-    weights: str | None = None,
+    weights: str | None = None, mesh: Mesh | None = None,
 ) -> Model:  # fmt: skip
     """Loads a model from one GGUF file.
 
@@ -28,6 +31,7 @@ def load(
       dtype: "float32" or "bfloat16", of the parameters in memory.
       progress: called after every tensor.
       weights: see `sources.load`; Q8_0 is taken as int8, and Q4_0 as int4, as they are.
+      mesh: see `sources.load`.
     """
     check_dtype(dtype)
     path = Path(path)
@@ -39,7 +43,7 @@ def load(
         raise fields.refuse("split.count", "1: join the parts with llama.cpp's gguf-split --merge")
     family = by_gguf_type(fields.text("general.architecture"))
     assert family.gguf_config is not None  # or it would not have been found
-    config = family.gguf_config(fields, file)
+    config = meshed(family.gguf_config(fields, file), mesh)
     tokenizer = tokenizer_from_gguf(fields, config.vocab_size)
     rules, ignored = family.gguf_rules, family.gguf_ignored
     params = assemble(config, rules, ignored, file, dtype, progress, weights)

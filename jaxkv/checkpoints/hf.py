@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxkv.checkpoints.families import by_hf_type
 from jaxkv.checkpoints.model import Model, fingerprint
@@ -18,6 +19,7 @@ from jaxkv.core.errors import InputError
 from jaxkv.core.fields import Fields
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.core.reading import check_regular, read_json
+from jaxkv.models.mesh import meshed
 from jaxkv.text import hf
 
 _INDEX = "model.safetensors.index.json"
@@ -28,7 +30,7 @@ _READABLE = {"F64", "F32", "F16", "BF16"}
 
 def load(
     folder: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress,
-    weights: str | None = None,
+    weights: str | None = None, mesh: Mesh | None = None,
 ) -> Model:  # fmt: skip
     """Loads a model from a folder as `save_pretrained` writes it.
 
@@ -36,13 +38,13 @@ def load(
       folder: holds config.json, safetensors files, and a tokenizer.
       dtype: "float32" or "bfloat16", of the parameters in memory.
       progress: called after every tensor.
-      weights: see `sources.load`.
+      weights, mesh: see `sources.load`.
     """
     check_dtype(dtype)
     folder = Path(folder)
     fields = Fields(read_json(folder / "config.json"), "config.json")
     family = by_hf_type(fields.text("model_type"))
-    config = family.hf_config(fields)
+    config = meshed(family.hf_config(fields), mesh)
     tensors = SafeTensors(folder)
     ignored = family.hf_ignored
     named = {rule.ours: rule.theirs for rule in family.hf_rules}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jaxkv.core.errors import InputError
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.mesh import Meshed, plain
+from jaxkv.models.placed import taken_back
 from jaxkv.models.weights import count, form_of
 from jaxkv.text.tokenizer import Tokenizer
 
@@ -58,6 +60,14 @@ class Model:
             raise InputError(
                 f"{what} id is {wrong}{spelled}; this model has ids from 0 to {rows - 1}"
             )
+
+
+def on_one_device(model: Model) -> Model:
+    """The model as it lies without a mesh, its parameters in the host's memory."""
+    if not isinstance(model.config, Meshed):
+        return model
+    params = taken_back(model.config, model.params)
+    return dataclasses.replace(model, config=plain(model.config), params=params)
 
 
 def fingerprint(files: Iterable[Path]) -> str:

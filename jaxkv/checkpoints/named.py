@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxkv.checkpoints import toy
 from jaxkv.checkpoints.families import by_hf_type
@@ -22,6 +23,8 @@ from jaxkv.core.errors import InputError
 from jaxkv.core.fields import Fields
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.mesh import meshed
+from jaxkv.models.placed import placed
 from jaxkv.models.weights import check_form, rounded
 
 SUFFIX = "-random"
@@ -73,8 +76,9 @@ def abstract_params(config: ModelConfig, dtype: str, weights: str | None = None)
 
 
 def load_random(
-    name: str, dtype: str = "float32", progress: Progress = no_progress, weights: str | None = None
-) -> Model:
+    name: str, dtype: str = "float32", progress: Progress = no_progress,
+    weights: str | None = None, mesh: Mesh | None = None,
+) -> Model:  # fmt: skip
     """A model of a true shape with random weights, made on the default device.
 
     Its tokenizer is that of `tiny-random`: text that comes out means nothing.
@@ -83,15 +87,18 @@ def load_random(
       name: one of `names()`.
       dtype: "float32" or "bfloat16".
       progress: called after every array.
-      weights: see `sources.load`.
+      weights, mesh: see `sources.load`.
     """
     check_dtype(dtype)
-    config = named_config(name)
+    config = meshed(named_config(name), mesh)
     shapes = flat_shapes(config)
     key, arrays = jax.random.key(0), {}
     for index, (path, shape) in enumerate(shapes.items(), 1):
         array = _array(path, shape, dtype, config, jax.random.fold_in(key, index))
-        arrays[path] = jax.block_until_ready(rounded(path, array, weights))  # or all are in flight
+        held = rounded(path, array, weights)
+        if mesh is not None:
+            held = placed(config, path, held)
+        arrays[path] = jax.block_until_ready(held)  # or all are in flight
         progress("making", index, len(shapes))
     made = f"{name}{SUFFIX}"
     return Model(config, tree(config, arrays), toy.tokenizer(), made, made)

@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxkv.cache.bytes import nbytes
 from jaxkv.checkpoints import config_json
-from jaxkv.checkpoints.model import Model
+from jaxkv.checkpoints.model import Model, on_one_device
 from jaxkv.checkpoints.table import Shape, check_dtype, flat_shapes, flatten, tree
 from jaxkv.core.checksums import check_sums, sums_of
 from jaxkv.core.errors import InputError
@@ -29,6 +30,9 @@ from jaxkv.core.files import reserve, whole_folder
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.core.quiet import quiet
 from jaxkv.core.reading import read_json
+from jaxkv.models.config import ModelConfig
+from jaxkv.models.mesh import Meshed, meshed
+from jaxkv.models.placed import placed
 from jaxkv.models.weights import (
     FORMS,
     Multiples,
@@ -54,6 +58,8 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
     """
     import orbax.checkpoint as ocp
 
+    model = on_one_device(model)
+
     def write(target: Path) -> None:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             arrays = ocp.args.PyTreeSave(to_arrays(flatten(model.config, model.params)))
@@ -72,7 +78,7 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
 
 def load(
     path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress,
-    weights: str | None = None,
+    weights: str | None = None, mesh: Mesh | None = None,
 ) -> Model:  # fmt: skip
     """Loads a checkpoint onto the default device.
 
@@ -81,6 +87,7 @@ def load(
       dtype: "float32" or "bfloat16"; arrays stored otherwise are cast.
       progress: called after every layer.
       weights: see `sources.load`; None is as they are stored.
+      mesh: see `sources.load`.
     """
     target = check_dtype(dtype)
     path = Path(path)
@@ -92,9 +99,10 @@ def load(
         )
     check_sums(path, note.get("files"))
     config = config_json.from_json(read_json(path / _CONFIG), str(path / _CONFIG))
+    config = meshed(config, mesh)
     tokenizer = hf.load(path / _TOKENIZER)
     arrays = _attempt(
-        lambda: _restore(path.resolve() / _ARRAYS, flat_shapes(config), target, progress, weights),
+        lambda: _restore(path.resolve() / _ARRAYS, config, target, progress, weights),
         f"{path} is damaged or incomplete",
     )
     mark = str(note.get("fingerprint", ""))
@@ -102,13 +110,14 @@ def load(
 
 
 def _restore(
-    path: Path, shapes: Mapping[str, Shape], dtype: np.dtype, progress: Progress,
+    path: Path, config: ModelConfig, dtype: np.dtype, progress: Progress,
     weights: str | None,
 ) -> dict[str, jax.Array | Multiples]:  # fmt: skip
     """Reads layer by layer: orbax would hold every array twice if it were asked for all."""
     import orbax.checkpoint as ocp
 
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = flat_shapes(config)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     arrays: dict[str, jax.Array | Multiples] = {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         kinds = _stored_kinds(checkpointer, path, shapes, weights)
@@ -121,7 +130,10 @@ def _restore(
             request = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
             read = checkpointer.restore(path, args=request)
             found = from_arrays({name: _uncommitted(array) for name, array in read.items()})
-            arrays |= {name: rounded(name, array, weights) for name, array in found.items()}
+            found = {name: rounded(name, array, weights) for name, array in found.items()}
+            if isinstance(config, Meshed):
+                found = {name: placed(config, name, held) for name, held in found.items()}
+            arrays |= found
             progress("loading", len(arrays), len(shapes))
     return arrays
 

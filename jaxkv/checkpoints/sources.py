@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from jaxkv.checkpoints import download, gguf, hf, named, orbax, toy
 from jaxkv.checkpoints.model import Model
 from jaxkv.checkpoints.table import check_dtype
@@ -32,6 +34,7 @@ def load(
     dtype: str = "float32",
     progress: Progress | None = None,
     weights: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -46,6 +49,10 @@ def load(
         never there as floats; what a file holds in that form is taken as it is. None is `dtype`,
         or the form in which a checkpoint of ours was saved.
 
+      mesh: from `jaxkv.mesh`: devices that the parameters are shared out over as they are read, so
+        that neither the host nor a device holds all of them; caches lie over it too. None is the
+        default device.
+
     Raises:
       InputError: there is no such model, or it cannot be used; the message is one line.
     """
@@ -54,27 +61,29 @@ def load(
     name = os.fspath(model)
     if progress is None and name != toy.NAME:
         with bars() as progress:
-            loaded = _load(name, dtype, progress, weights)
+            loaded = _load(name, dtype, progress, weights, mesh)
     else:
-        loaded = _load(name, dtype, progress or no_progress, weights)
+        loaded = _load(name, dtype, progress or no_progress, weights, mesh)
     mark, form = loaded.fingerprint, form_of(loaded.params)
     # Rounded weights are others, and what was kept of them is not for the model that they were.
     mark = mark if form is None or mark.endswith(f"-{form}") else f"{mark}-{form}"
     return dataclasses.replace(loaded, name=name, fingerprint=mark)
 
 
-def _load(name: str, dtype: str, progress: Progress, weights: str | None) -> Model:
+def _load(
+    name: str, dtype: str, progress: Progress, weights: str | None, mesh: Mesh | None
+) -> Model:
     if name == toy.NAME:
-        return toy.load(dtype, weights)
+        return toy.load(dtype, weights, mesh)
     if name.removesuffix(named.SUFFIX) in named.names() and name.endswith(named.SUFFIX):
-        return named.load_random(name.removesuffix(named.SUFFIX), dtype, progress, weights)
+        return named.load_random(name.removesuffix(named.SUFFIX), dtype, progress, weights, mesh)
     path = _path(name, progress)
     if (path / orbax.MARK).is_file():
-        return orbax.load(path, dtype, progress, weights)
+        return orbax.load(path, dtype, progress, weights, mesh)
     if path.is_dir():
         _check_folder(path)
-        return hf.load(path, dtype, progress, weights)
-    return gguf.load(path, dtype, progress, weights)
+        return hf.load(path, dtype, progress, weights, mesh)
+    return gguf.load(path, dtype, progress, weights, mesh)
 
 
 def _path(name: str, progress: Progress) -> Path:

@@ -23,7 +23,8 @@ import numpy as np
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress, no_progress
 from jaxkv.models.config import ModelConfig, parameter_shapes
-from jaxkv.models.weights import Multiples, is_linear, rounded, taken
+from jaxkv.models.placed import placed
+from jaxkv.models.weights import Multiples, is_linear, rounded
 
 Shape = tuple[int, ...]
 # Of a matrix [out, in]: whole numbers, and float16 scales [out, in / n] of n of them each.
@@ -132,8 +133,8 @@ def assemble(
         `dtype`.
 
     Returns:
-      The tree of `parameter_shapes(config)`, with jax arrays on the default device; with `weights`
-      linear maps of layers are `Multiples`.
+      The tree of `parameter_shapes(config)`, with jax arrays on the default device, or where they
+      belong on the model's mesh; with `weights` linear maps of layers are `Multiples`.
     """
     target = check_dtype(dtype)
     wanted = _wanted(config, rules)
@@ -149,9 +150,10 @@ def assemble(
             # What is rounded is not rounded to bfloat16 before.
             kind = DTYPES["float32"] if form else target
             read = {name: functools.partial(_read, tensors, name, kind) for name in sources}
-            whole = jax.device_put(_filled(sources, shape, kind, read, config))
-            found = rounded(path, whole, weights)
-        arrays[path] = found
+            found = _filled(sources, shape, kind, read, config)
+            if form:
+                found = rounded(path, jax.device_put(found), form)
+        arrays[path] = found = placed(config, path, found)
         # Transfers are asynchronous: waiting keeps one array in flight, not the whole model.
         jax.block_until_ready(found)
         progress("loading", len(arrays), len(shapes))
@@ -175,7 +177,7 @@ def _as_stored(
         some = next(iter(read.values()))()
         inputs = shape[0] * some.shape[-1] // tensors.shapes[next(iter(sources))][-1]
         parts.append(_filled(sources, shape, some.dtype, read, config, inputs))
-    return taken(*parts)
+    return Multiples(*parts)
 
 
 def disassemble(

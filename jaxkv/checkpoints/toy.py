@@ -11,11 +11,14 @@ import itertools
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxkv.checkpoints.model import Model
 from jaxkv.checkpoints.table import check_dtype, flat_shapes, tree
 from jaxkv.core.rope import Rope
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.mesh import meshed
+from jaxkv.models.placed import placed
 from jaxkv.models.weights import is_linear, multiples
 from jaxkv.text.pieces import CONTROL, NORMAL, byte_level
 from jaxkv.text.stream import byte_of_character
@@ -31,7 +34,7 @@ _TEMPLATE = (
 )
 
 
-def load(dtype: str = "float32", weights: str | None = None) -> Model:
+def load(dtype: str = "float32", weights: str | None = None, mesh: Mesh | None = None) -> Model:
     """The toy, with parameters of the asked dtype and form; see `sources.load`."""
     target = check_dtype(dtype)
     config = ModelConfig(
@@ -46,10 +49,15 @@ def load(dtype: str = "float32", weights: str | None = None) -> Model:
         max_positions=4096,
         tie_embeddings=True,
     )
+    config = meshed(config, mesh)
     arrays = {
-        path: multiples(jax.device_put(values), weights)
-        if weights and is_linear(path)
-        else jax.device_put(values.astype(target))
+        path: placed(
+            config,
+            path,
+            multiples(jax.device_put(values), weights)
+            if weights and is_linear(path)
+            else values.astype(target),
+        )
         for path, values in _weights(config).items()
     }
     return Model(config, tree(config, arrays), tokenizer(), NAME, f"{NAME}-{_SEED}")

@@ -30,25 +30,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         options = parse_options(arguments)
         prepare()
+        options.devices.begin()
         _run(options, began)
 
 
 def _run(options: Options, began: float) -> None:
-    from jaxkv.checkpoints.sources import load
     from jaxkv.cli.arguments import model_named
     from jaxkv.cli.decode.interactive import chat
     from jaxkv.cli.decode.once import answer_once
+    from jaxkv.core.hosts import is_first
     from jaxkv.core.progress import bars
     from jaxkv.generate.report import report_of, summary
 
     with raises():
         with bars() as progress, model_named(options.model):
-            model = load(options.model, options.dtype, progress, options.weights)
+            model = options.devices.load(options.model, options.dtype, progress, options.weights)
         load_s = time.perf_counter() - began
         if options.interactive:
             chat(options, model, load_s)
             return
         report = report_of(answer_once(options, model, load_s))
+        if not is_first():
+            return
         if options.json:
             print(json.dumps(report))
         else:

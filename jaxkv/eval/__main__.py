@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         task, common, own = parse_options(sys.argv[1:] if arguments is None else list(arguments))
         prepare()
+        common.devices.begin()
         try:
             _run(task, common, own)
         except KeyboardInterrupt:
@@ -36,14 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(task: Task, common: Common, own: Any) -> None:
-    from jaxkv.checkpoints.sources import load
     from jaxkv.cli.figures import save_picture
     from jaxkv.core.progress import bars
     from jaxkv.eval.runner.report import evaluate
     from jaxkv.eval.runner.result import print_table
 
     with raises(), bars() as progress:
-        model = load(common.model, common.dtype, progress, common.weights)
+        model = common.devices.load(common.model, common.dtype, progress, common.weights)
         results = evaluate(task, model, common, own, progress)
     objects = [result.as_json() for result in results]
     if common.json:

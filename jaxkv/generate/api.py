@@ -67,6 +67,7 @@ def generate(
     prefill_chunk: int | None = None,
     max_length: int | None = None,
     kv_dtype: str | None = None,
+    cache_layout: str | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> Generation:
     """Answers prompts, as one ragged batch.
@@ -90,6 +91,9 @@ def generate(
       prefill_chunk: tokens per prefill call; None chooses by the longest prompt.
       max_length: capacity of a full cache in tokens; None is what the prompts need.
       kv_dtype: of keys and values; None is that of the model.
+      cache_layout: of a model on a mesh, whether the devices that share its weights each have KV
+        heads of a cache ("heads"), rows ("rows"), or slots of what is kept whole ("slots"); None
+        is what suits the policy.
       on_text: called with (row, new text) as it is made.
 
     Raises:
@@ -110,6 +114,7 @@ def generate(
         prefill_chunk=prefill_chunk,
         max_length=max_length,
         kv_dtype=kv_dtype,
+        cache_layout=cache_layout,
     )
     if messages is not None:
         ids = [message_ids(model, messages, answer_prefix)]

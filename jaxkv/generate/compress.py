@@ -12,11 +12,12 @@ from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Params
 from jaxkv.generate.loop import Signature, kept_program
 from jaxkv.generate.replay import Scores, repeat, slabs_of
-from jaxkv.generate.running import prepared
-from jaxkv.layers.base import Cache, FromFull, Geometry, Policy
+from jaxkv.generate.running import begun, laid_out, prepared
+from jaxkv.layers.base import Cache, FromFull, Geometry, Policy, part_of
 from jaxkv.layers.draft import NOT_REPEATED, Read
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import constants_of
+from jaxkv.models.mesh import Meshed
 from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import describe
@@ -71,6 +72,8 @@ def compressed(
     model = prepared(model, policy)
     plan(_read_under(cache), cache.geometry).check(cache)
     planned = plan(policy, geometry or cache.geometry)
+    config = _as_it_lies(model.config, cache, policy, planned.geometry)
+    model = dataclasses.replace(model, config=config)
     if not planned.chooses:
         raise InputError(
             f"policy {describe(policy)['name']!r} cannot choose from a full cache; it must read "
@@ -82,10 +85,10 @@ def compressed(
             raise InputError(NOT_REPEATED)
         scores, repeating = repeat(model, cache, prompts, planned.repeats, progress)
         peak = repeating.peak_bytes if repeating else 0
-    args = model.params, planned.init(), cache, scores
-    statics = (("config", model.config), ("policy", policy))
+    args = model.params, begun(config, policy, planned.geometry), cache, scores
+    statics = (("config", config), ("policy", policy))
     program = kept_program(choose, Signature.of(args), statics)
-    return program.call(*args), max(peak, program.peak_bytes)
+    return program.call(*args)[0], max(peak, program.peak_bytes)
 
 
 def choose(
@@ -96,9 +99,10 @@ def choose(
     *,
     config: ModelConfig,
     policy: Policy,
-) -> Cache:
+) -> tuple[Cache, None]:
     """As `compress`, to be compiled; the empty cache is donated."""
-    layers, planned, slabs = [], plan(policy, empty.geometry), slabs_of(full)
+    geometry = part_of(empty.geometry, config.shards)
+    layers, planned, slabs = [], plan(policy, geometry), slabs_of(full)
     for index, (layer, none, kept) in enumerate(
         zip(planned.layers, empty.layers, full.layers, strict=True)
     ):
@@ -108,7 +112,27 @@ def choose(
             kept = dataclasses.replace(read, replay=scores[index])
         constants = constants_of(params["layers"][index], config)
         layers.append(layer.from_full(none, kept, config.scoring(index), constants))
-    return planned.joined(layers, empty.pool)
+    return planned.joined(layers, empty.pool), None
+
+
+def _as_it_lies(
+    config: ModelConfig, cache: Cache, policy: Policy, geometry: Geometry
+) -> ModelConfig:
+    """The model with the layout that its full cache has, in which the policy's must be able to lie.
+
+    Raises:
+      InputError: it cannot.
+    """
+    if not isinstance(config, Meshed):
+        return config
+    made = laid_out(config, _read_under(cache), cache.geometry)
+    assert isinstance(made, Meshed)
+    if made.lies.by_slots:
+        raise InputError(
+            "a cache whose slots lie on many devices cannot be chosen from; read the prompt with "
+            "cache_layout 'heads' or 'rows'"
+        )
+    return laid_out(made, policy, geometry)
 
 
 def _read_under(cache: Cache) -> Full:

@@ -13,6 +13,8 @@ import numpy as np
 from jax import Array
 
 from jaxkv.checkpoints.model import Model
+from jaxkv.core.hosts import fetch
+from jaxkv.core.shards import DATA
 from jaxkv.core.typing import Lengths, Params, Tokens
 from jaxkv.generate.loop import Signature, kept_program
 from jaxkv.generate.running import forward
@@ -21,6 +23,7 @@ from jaxkv.generate.state import State
 from jaxkv.layers.base import Policy
 from jaxkv.layers.declared import as_compiled
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.mesh import put
 
 STEPS = 16  # tokens of a continuation a call
 
@@ -131,18 +134,22 @@ def _score(
         model.check_ids(continuation, "a continuation's")
     session = Session.begin(model, settings, len(rows), max(map(len, contexts)), decodes=False)
     session.feed(contexts)
-    targets = np.zeros((len(rows), -(-longest // STEPS) * STEPS), np.int32)
-    lengths = np.array([len(continuation) for _, continuation in rows])
+    held = session.state.done.shape[0]  # over a mesh, some more than were asked for
+    targets = np.zeros((held, -(-longest // STEPS) * STEPS), np.int32)
+    lengths = np.zeros((held,), np.int64)
     for row, (_, continuation) in enumerate(rows):
         targets[row, : len(continuation)] = continuation
-    state, total, greedy = session.state, np.zeros(len(rows)), np.ones(len(rows), bool)
+        lengths[row] = len(continuation)
+    config, state = session.model.config, session.state
+    total, greedy = np.zeros(held), np.ones(held, bool)
     for begin in range(0, targets.shape[1], STEPS):
-        part = jnp.asarray(targets[:, begin : begin + STEPS])
-        left = jnp.asarray(np.clip(lengths - begin, 0, STEPS), jnp.int32)
+        part = put(config, targets[:, begin : begin + STEPS], DATA)
+        left = put(config, np.clip(lengths - begin, 0, STEPS).astype(np.int32), DATA)
         signature = Signature.of((session.model.params, state, part, left))
-        statics = (("config", model.config), ("policy", as_compiled(policy)))
+        statics = (("config", config), ("policy", as_compiled(policy)))
         program = kept_program(force, signature, statics)
         state, (score, best) = program.call(session.model.params, state, part, left)
-        total += np.asarray(score, np.float64)
-        greedy &= np.asarray(best)
-    return [Continuation(float(t), bool(g)) for t, g in zip(total, greedy, strict=True)]
+        total += fetch(score).astype(np.float64)
+        greedy &= fetch(best)
+    pairs = zip(total[: len(rows)], greedy[: len(rows)], strict=True)
+    return [Continuation(float(t), bool(g)) for t, g in pairs]

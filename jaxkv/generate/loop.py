@@ -21,7 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxkv.core.hosts import fetch
+from jaxkv.core.shards import DATA
 from jaxkv.core.typing import Lengths, Params, Tokens
 from jaxkv.generate.running import advance, forward
 from jaxkv.generate.sampling import Sampler
@@ -29,6 +32,7 @@ from jaxkv.generate.state import State
 from jaxkv.layers.base import Policy
 from jaxkv.layers.declared import as_compiled
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.mesh import Meshed, on_all, put, sharding, spec_of
 from pallas_kernels import compiler
 
 DISPATCH = 8  # tokens per dispatch: the host sees them together, and prints
@@ -43,11 +47,11 @@ def prefill_chunk(
     *,
     config: ModelConfig,
     policy: Policy,
-) -> State:
+) -> tuple[State, None]:
     """Takes one chunk [B, T] of the prompts, of which `lengths` [B] tokens a row are valid."""
     logits, cache = advance(params, config, policy, tokens, state.cache, lengths)
     logits = jnp.where((lengths > 0)[:, None], logits, state.logits)
-    return dataclasses.replace(state, cache=cache, logits=logits)
+    return dataclasses.replace(state, cache=cache, logits=logits), None
 
 
 def decode_tokens(
@@ -124,16 +128,27 @@ Statics = tuple[tuple[str, Any], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """The shapes and dtypes of a call's arguments, hashable."""
+    """The shapes and dtypes of a call's arguments, and how they lie over a mesh, hashable."""
 
     tree: Any
-    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+    leaves: tuple[tuple[tuple[int, ...], Any, NamedSharding | None], ...]
 
     @classmethod
     def of(cls, args: tuple) -> Signature:
         """Of arrays, or of anything with a shape and a dtype."""
         leaves, tree = jax.tree.flatten(args)
-        return cls(tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        return cls(tree, tuple((leaf.shape, leaf.dtype, _lies(leaf)) for leaf in leaves))
+
+    @property
+    def args(self) -> tuple:
+        """Abstract."""
+        shapes = [jax.ShapeDtypeStruct(x, dtype, sharding=how) for x, dtype, how in self.leaves]
+        return jax.tree.unflatten(self.tree, shapes)
+
+
+def _lies(leaf: Any) -> NamedSharding | None:
+    how = getattr(leaf, "sharding", None)
+    return how if isinstance(how, NamedSharding) else None
 
 
 def begin_program(
@@ -141,14 +156,22 @@ def begin_program(
 ) -> Future[Program]:
     """Traces `function(*args, **statics)`, and compiles it beside what the caller does then.
 
-    Its second argument is donated. Two programs that are compiled at once are ready when the longer
-    one is. Tracing stays in the caller's thread, which what it set for jax may be bound to.
+    Its second argument is donated, and its first result is what has become of it. The second, if
+    there is one, are arrays of rows. With a `config` that is on a mesh, every device runs the
+    whole of it, on the parts of the arguments that lie there.
+
+    Two programs that are compiled at once are ready when the longer one is. Tracing stays in the
+    caller's thread, which what it set for jax may be bound to.
     """
     started = time.perf_counter()
-    shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in signature.leaves]
-    args = jax.tree.unflatten(signature.tree, shapes)
-    jitted = jax.jit(functools.partial(function, **dict(statics)), donate_argnums=(1,))
-    lowered = jitted.lower(*args)
+    args, given = signature.args, dict(statics)
+    config = given.get("config")
+    run = functools.partial(function, **given)
+    if isinstance(config, Meshed):
+        specs = jax.tree.map(spec_of, args)
+        run = functools.partial(function, **{**given, "config": config.part})
+        run = on_all(run, config, specs, (specs[1], PartitionSpec(DATA)))
+    lowered = jax.jit(run, donate_argnums=(1,)).lower(*args)
 
     def compile_lowered() -> Program:
         compiled = lowered.compile(compiler_options=compiler.options())
@@ -246,13 +269,16 @@ def programs(
 ) -> Programs:  # fmt: skip
     """Compiles prefill and, where it `decodes`, decode, or finds them compiled."""
     batch = state.done.shape[0]
-    streams: State = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    streams: State = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_lies(leaf)), state
+    )
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding(config))
+    by_rows = sharding(config, DATA)
     statics = (("config", config), ("policy", as_compiled(policy)))
 
     def compile_prefill(size: int) -> Future[Program]:
-        tokens = jax.ShapeDtypeStruct((batch, size), jnp.int32)
-        lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((batch, size), jnp.int32, sharding=by_rows)
+        lengths = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=by_rows)
         return _compile_prefill(Signature.of((params, streams, tokens, lengths)), statics)
 
     decode = None
@@ -267,6 +293,7 @@ def programs(
 def feed(
     made: Programs,
     params: Params,
+    config: ModelConfig,
     state: State,
     prompts: list[list[int]],
     progress: Callable[[int, int], None] | None = None,
@@ -276,6 +303,7 @@ def feed(
     Args:
       made: the programs.
       params: the model's.
+      config: the model.
       state: the streams; donated.
       prompts: token ids of each row.
       progress: called with (tokens of the longest prompt done, all of them).
@@ -291,7 +319,8 @@ def feed(
             part = prompt[begin : begin + made.chunk]
             tokens[row, : len(part)] = part
             lengths[row] = len(part)
-        state = made.prefill.call(params, state, jnp.asarray(tokens), jnp.asarray(lengths))
+        chunk = put(config, tokens, DATA), put(config, lengths, DATA)
+        state, _ = made.prefill.call(params, state, *chunk)
         if progress:
             jax.block_until_ready(state.logits)
             progress(min(begin + made.chunk, longest), longest)
@@ -299,13 +328,14 @@ def feed(
 
 
 def dispatch(
-    made: Programs, params: Params, state: State, eos: Array, limit: int
+    made: Programs, params: Params, config: ModelConfig, state: State, eos: Array, limit: int
 ) -> tuple[State, np.ndarray]:
     """One call of the decode program.
 
     Args:
       made: the programs.
       params: the model's.
+      config: the model.
       state: the streams; donated.
       eos: ids that end a row.
       limit: of new tokens, at most `DISPATCH`.
@@ -314,6 +344,6 @@ def dispatch(
       The state, and the ids [B, n], -1 where a row produced nothing; n < limit if all rows ended.
     """
     assert made.decode is not None, "the session was begun for prompts alone"
-    state, ids = made.decode.call(params, state, jnp.asarray(limit, jnp.int32), eos)
-    new = np.asarray(ids)
+    state, ids = made.decode.call(params, state, put(config, np.int32(limit)), eos)
+    new = fetch(ids)
     return state, new[:, : int((new >= 0).any(axis=0).sum())]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxkv.core.typing import Lengths, Logits, Params, Tokens
-from jaxkv.layers.base import Geometry, LayerCache
+from jaxkv.layers.base import Geometry, LayerCache, part_of
 from jaxkv.models import decoder
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.plan import plan
@@ -81,7 +81,7 @@ class Recomputing:
         """No tokens."""
         shape = (self.geometry.batch_size, self.window + 1)
         return Remembered(
-            jnp.zeros(shape, jnp.int32), jnp.zeros(shape[:1], jnp.int32), self.geometry
+            jnp.zeros(shape, jnp.int32), jnp.zeros(shape[:1], jnp.int32), self.geometry.whole
         )
 
 
@@ -92,7 +92,7 @@ def advance(
     held = remember(held, tokens, lengths)
     window, valid = recall(held)
     within = dataclasses.replace(held.geometry, max_length=window.shape[1])
-    fresh = plan(Full(), within).init()
+    fresh = plan(Full(), part_of(within, config.shards)).init()
     logits, _ = decoder.advance(params, config, Full(), window, fresh, valid)
     return logits, held
 

@@ -6,22 +6,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxkv.cache.slab import Slab
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
+from jaxkv.core.hosts import fetch
+from jaxkv.core.shards import DATA, MODEL
 from jaxkv.core.typing import Hidden, Lengths, NewKeys, Params, Queries, Rotation, Tokens
 from jaxkv.generate.loop import Program, Signature, kept_program
-from jaxkv.layers.base import Cache, Chunk, LayerCache, LayerPolicy
+from jaxkv.layers.base import Cache, Chunk, LayerCache, LayerPolicy, part_of
 from jaxkv.layers.draft import Read
 from jaxkv.layers.replayed import Part, Replay, replay
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import constants_of, embed, run_block
+from jaxkv.models.mesh import Meshed, put
 from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
 from jaxkv.text.repeat import before_text, parts
@@ -64,10 +67,12 @@ def repeat(
     ]
     slots = cache.geometry.max_length
     before = np.arange(slots)[None] < np.asarray(prefix)[:, None]
-    start = jnp.asarray(np.where(before, np.inf, 0.0)[:, None], jnp.float32)
+    start = np.where(before, np.inf, 0.0)[:, None].astype(np.float32)
     shape = rows, cache.geometry.num_kv_heads, slots
+    config = model.config
+    lie = _score_axes(config)
     scores: Scores = tuple(
-        jnp.array(jnp.broadcast_to(start, shape)) if slab is not None else None
+        put(config, np.broadcast_to(start, shape), *lie) if slab is not None else None
         for slab in slabs_of(cache)
     )
     rounds = max(map(len, asked))
@@ -84,14 +89,14 @@ def repeat(
             if index < len(mine):
                 tokens[row, : len(mine[index].ids)] = mine[index].ids
                 numbers[:, row] = len(mine[index].ids), mine[index].begin, mine[index].count
-        lengths, begin, count = (jnp.asarray(x) for x in numbers)
-        first = jnp.asarray(sinks, jnp.int32)
+        lengths, begin, count = (put(config, x, DATA) for x in numbers)
+        first = put(config, sinks.astype(np.int32), DATA)
         some = Part(begin, count, first, -(-int(sinks.max()) // 8) * 8, min(how.part, slots))
-        args = model.params, scores, cache, jnp.asarray(tokens), lengths, some
+        args = model.params, scores, cache, put(config, tokens, DATA), lengths, some
         if program is None:
             statics = (("config", model.config), ("outputs", how.outputs))
             program = kept_program(repeat_part, Signature.of(args), statics)
-        scores = program.call(*args)
+        scores, _ = program.call(*args)
         if progress:
             jax.block_until_ready(scores)
             done = max(part.begin + part.count for row in asked for part in row[: index + 1])
@@ -102,10 +107,11 @@ def repeat(
 def repeat_part(
     params: Params, scores: Scores, cache: Cache, tokens: Tokens, lengths: Lengths, part: Part,
     *, config: ModelConfig, outputs: bool,
-) -> Scores:  # fmt: skip
+) -> tuple[Scores, None]:  # fmt: skip
     """One part of each row, to be compiled; the scores are donated."""
-    x, found = embed(params, config, tokens), []
-    layers, slabs = plan(Full(), cache.geometry).layers, slabs_of(cache)
+    x, found, shards = embed(params, config, tokens), [], config.shards
+    lengths, part = shards.own_rows((lengths, part))
+    layers, slabs = plan(Full(), part_of(cache.geometry, shards)).layers, slabs_of(cache)
     for index, (weights, layer, kept) in enumerate(
         zip(params["layers"], layers, cache.layers, strict=True)
     ):
@@ -116,7 +122,14 @@ def repeat_part(
         else:
             mine, x = _scored(weights, config, rope, outputs, x, slab, mine, lengths, part)
             found.append(mine)
-    return tuple(found)
+    return tuple(found), None
+
+
+def _score_axes(config: ModelConfig) -> tuple[Any, ...]:
+    """How the scores of a layer, [B, K, S], lie over a mesh: as its keys do."""
+    if not isinstance(config, Meshed) or config.lies.model == 1:
+        return (DATA,)
+    return ((DATA, MODEL),) if config.lies.by_rows else (DATA, MODEL)
 
 
 def slabs_of(cache: Cache) -> tuple[Slab | None, ...]:
@@ -163,7 +176,7 @@ def _check(cache: Cache, prompts: Sequence[Sequence[int]]) -> None:
     slabs = [slab for slab in slabs_of(cache) if slab is not None]
     if not slabs:
         raise InputError("the cache holds no layer that sees everything; there is nothing to score")
-    seen = np.asarray(slabs[0].seen)
+    seen = fetch(slabs[0].seen)
     counts = [len(prompt) for prompt in prompts]
     if counts != seen.tolist():
         raise InputError(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from jax import Array
 
@@ -13,8 +14,11 @@ from jaxkv.core.typing import Lengths, Logits, Params, Tokens
 from jaxkv.generate import recompute
 from jaxkv.generate.recompute import Recomputing, Remembered
 from jaxkv.layers.base import Cache, Geometry, Policy
-from jaxkv.models import decoder
+from jaxkv.models import decoder, layouts
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.layouts import settled
+from jaxkv.models.mesh import Meshed
+from jaxkv.models.placed import beside
 from jaxkv.models.plan import Plan, plan
 from jaxkv.policies.recompute import SlidingRecompute
 from jaxkv.policies.scored import ScoredPolicy
@@ -36,7 +40,24 @@ def prepared(model: Model, policy: Policy) -> Model:
     if not isinstance(policy, ScoredPolicy):
         return model
     params = policy.prepare(model.params, decoder.geometry(model.config, 1, 1))
-    return model if params is model.params else dataclasses.replace(model, params=params)
+    if params is model.params:
+        return model
+    return dataclasses.replace(model, params=beside(model.config, params))
+
+
+def laid_out(config: ModelConfig, policy: Policy, geometry: Geometry) -> ModelConfig:
+    """The model with the layout of caches that was asked for or suits the policy: see `settled`."""
+    if not isinstance(config, Meshed):
+        return config
+    return settled(config, functools.partial(running, policy), geometry)
+
+
+def begun(config: ModelConfig, policy: Policy, geometry: Geometry) -> Cache | Remembered:
+    """An empty cache where the model is, whose layout is settled."""
+    planner = functools.partial(running, policy)
+    if isinstance(config, Meshed):
+        return layouts.begun(config, planner, geometry)
+    return planner(geometry).init()
 
 
 def forward(

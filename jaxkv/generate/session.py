@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxkv.cache.bytes import kept_tokens, nbytes, steps_taken, tokens_seen
@@ -19,14 +18,17 @@ from jaxkv.cache.packed import FORMS
 from jaxkv.cache.slab import LAST_POSITION
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
+from jaxkv.core.hosts import fetch
 from jaxkv.core.machine import check_memory
+from jaxkv.core.shards import BLOCK, DATA, MODEL
 from jaxkv.generate.compress import compressed
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
-from jaxkv.generate.running import prepared, running
+from jaxkv.generate.running import laid_out, prepared, running
 from jaxkv.generate.sampling import Sampler, make_sampler
-from jaxkv.generate.state import State, start
+from jaxkv.generate.state import State, dealt, start
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.decoder import CHUNK, geometry
+from jaxkv.models.mesh import Meshed, check_layout, device_bytes, put
 from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import check_policy_given, describe
@@ -47,9 +49,11 @@ class Settings:
     prefill_chunk: int | None = None
     max_length: int | None = None
     kv_dtype: str | None = None
+    cache_layout: str | None = None
 
     def __post_init__(self) -> None:
         check_policy_given(self.policy)
+        check_layout(self.cache_layout)
         for name in ("max_new_tokens", "prefill_chunk", "max_length"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= LAST_POSITION:
@@ -133,6 +137,37 @@ def check_room(
     check_memory(size, f"prefill in chunks of {chunk} tokens")
 
 
+def over_devices(
+    model: Model, settings: Settings, batch_size: int, length: int, fixed: bool
+) -> tuple[Model, int, int]:
+    """The model with the layout of its caches, their capacity, and their rows.
+
+    Args:
+      model: any; one that is on one device stays as it is.
+      settings: which layout was asked for, and of which policy.
+      batch_size: rows that were asked for.
+      length: capacity that is needed.
+      fixed: whether it is what it must be; else it is rounded to what slots divide into.
+    """
+    config = model.config
+    if not isinstance(config, Meshed):
+        if settings.cache_layout is not None:
+            raise InputError(
+                f"cache-layout is {settings.cache_layout!r}, and the model is on one device; give "
+                "a mesh too"
+            )
+        return model, length, batch_size
+    config = config.with_layout(settings.cache_layout or config.layout)
+    data, devices = (config.mesh.shape[name] for name in (DATA, MODEL))
+    unit = data * (devices if config.layout == "rows" else 1)
+    rows = -(-batch_size // unit) * unit
+    block = devices * (BLOCK if length > devices * BLOCK // 2 else ROUND // 2)
+    even = length if fixed else -(-length // block) * block
+    made = laid_out(config, settings.policy, geometry(config, rows, even))
+    by_slots = isinstance(made, Meshed) and made.layout == "slots"
+    return dataclasses.replace(model, config=made), even if by_slots else length, rows
+
+
 @dataclasses.dataclass
 class Session:
     """A batch of streams, with the programs that move it and the time they take."""
@@ -147,6 +182,7 @@ class Session:
     eos: jax.Array
     fills: bool  # the cache holds `geometry.max_length` tokens and no more
     far: bool  # a query may see keys at any distance
+    rows: int  # those that were asked for: over a mesh there may be some more, which are ended
     longest: int = 0  # tokens that a row has taken in, at most
     reading_peak: int = 0  # of programs that are no longer needed
     cut: set[int] = dataclasses.field(default_factory=set)  # rows that were ended from outside
@@ -166,17 +202,26 @@ class Session:
             length = ROUND
         dtype = settings.kv_dtype or str(model.params["embed"].dtype)
         longest_so_far = 0
-        if state is not None and state.cache.layers:
-            longest_so_far = int(tokens_seen(state.cache.layers).max())
+        if state is not None:
+            length = state.cache.geometry.max_length
+            if state.cache.layers:
+                longest_so_far = int(tokens_seen(state.cache.layers).max())
+        fixed = settings.max_length is not None or state is not None
+        model, length, rows = over_devices(
+            model, settings, batch_size, length, fixed or not usual.grows
+        )
         # What reads a prompt twice takes further ones as they come.
         whole = usual.whole_prompt and usual.repeats is None
         chunk = settings.prefill_chunk or default_chunk(longest, whole)
         # What chooses after a prompt reads it in smaller parts, however much it is given at once.
         part = CHUNK if whole else chunk
-        check_room(model, settings.policy, batch_size, length, dtype, chunk, part)
+        check_room(model, settings.policy, rows, length, dtype, chunk, part)
+        config = model.config
         if state is None:
-            state = start(model.config, settings.policy, batch_size, length, dtype, settings.seed)
-        eos = jnp.asarray(model.tokenizer.eos_ids or (-2,), jnp.int32)
+            state = start(config, settings.policy, rows, length, dtype, settings.seed)
+        elif isinstance(config, Meshed):
+            state = dealt(config, settings.policy, state, rows)
+        eos = put(config, np.asarray(model.tokenizer.eos_ids or (-2,), np.int32))
         made = programs(
             model.params,
             model.config,
@@ -191,15 +236,17 @@ class Session:
         new = {name: count - before[name] for name, count in compilations().items()}
         far = model.config.rope is not None and usual.far
         return cls(
-            model, settings, state, made, timing, began, new, eos, usual.grows, far, longest_so_far
-        )
+            model, settings, state, made, timing, began, new, eos, usual.grows, far, batch_size,
+            longest_so_far,
+        )  # fmt: skip
 
     @property
     def rooms(self) -> np.ndarray | None:
         """Tokens that still fit in each row [B]; None if the policy never fills up."""
         if not self.fills:
             return None
-        return self.state.cache.geometry.max_length - tokens_seen(self.state.cache.layers)
+        seen = tokens_seen(self.state.cache.layers)[: self.rows]
+        return self.state.cache.geometry.max_length - seen
 
     @property
     def room(self) -> int | None:
@@ -210,7 +257,7 @@ class Session:
     @property
     def closed(self) -> np.ndarray:
         """Rows [B] whose answer ended by itself: its end-of-sequence token is in the cache."""
-        closed = np.array(self.state.done)
+        closed = np.array(fetch(self.state.done))[: self.rows]
         closed[list(self.cut)] = False
         return closed
 
@@ -227,6 +274,8 @@ class Session:
                     f"{rooms[row]} and the answer; raise --max-length or choose a policy that "
                     "evicts"
                 )
+        missing = self.state.done.shape[0] - self.rows
+        prompts = [*prompts, *[[]] * missing]
         planned = running(self.settings.policy, self.state.cache.geometry)
         if not self.longest and planned.repeats:
             self._read_twice(prompts, progress)
@@ -243,8 +292,9 @@ class Session:
         self.cut.clear()
         made = self._fit(max(map(len, prompts)))
         began = time.perf_counter()
-        state = dataclasses.replace(self.state, done=jnp.zeros_like(self.state.done))
-        self.state = feed(made, self.model.params, state, prompts, progress)
+        config = self.model.config
+        state = dataclasses.replace(self.state, done=self._awake())
+        self.state = feed(made, self.model.params, config, state, prompts, progress)
         jax.block_until_ready(self.state.logits)
         self.timing.prefill_s += time.perf_counter() - began
 
@@ -268,12 +318,17 @@ class Session:
         )
         jax.block_until_ready(cache)
         state = dataclasses.replace(self.state, cache=cache, logits=first.state.logits)
-        self.state = dataclasses.replace(state, done=jnp.zeros_like(state.done))
+        self.state = dataclasses.replace(state, done=self._awake())
         self.cut.clear()
         self.longest = first.longest
         self.reading_peak = max(peak, first.peak_bytes)
         self.timing.compile_s += first.timing.compile_s
         self.timing.prefill_s += first.timing.prefill_s + time.perf_counter() - began
+
+    def _awake(self) -> jax.Array:
+        """No row has ended, but for those that nobody asked for."""
+        done = np.arange(self.state.done.shape[0]) >= self.rows
+        return put(self.model.config, done, DATA)
 
     @property
     def peak_bytes(self) -> int:
@@ -301,17 +356,19 @@ class Session:
             # come with any.
             most = 1 if made == 0 or self.settings.stop else DISPATCH
             limit = min(most, max_new_tokens - made, self._end_full_rows())
-            if np.asarray(self.state.done).all():
+            if fetch(self.state.done).all():
                 return
             self._take(limit)
             began = time.perf_counter()
-            self.state, ids = dispatch(self.made, self.model.params, self.state, self.eos, limit)
+            self.state, ids = dispatch(
+                self.made, self.model.params, self.model.config, self.state, self.eos, limit
+            )
             now = time.perf_counter()
             self.timing.decode_s += now - began
             if not self.timing.first_token_s:
                 self.timing.first_token_s = self.timing.load_s + now - self.began
             made += limit
-            yield ids
+            yield ids[: self.rows]
 
     def _take(self, count: int) -> None:
         """Counts tokens, and says once where a stream grows beyond what the model has learnt."""
@@ -336,7 +393,7 @@ class Session:
         rooms = self.rooms
         if rooms is None:
             return DISPATCH
-        active = ~np.asarray(self.state.done)
+        active = ~fetch(self.state.done)[: self.rows]
         for row in np.flatnonzero(active & (rooms <= 0)):
             self.end_row(int(row))
         return int(min(rooms[active & (rooms > 0)], default=0))
@@ -346,6 +403,15 @@ class Session:
         self.cut.add(row)
         self.state = dataclasses.replace(self.state, done=self.state.done.at[row].set(True))
 
+    def _lies(self) -> dict[str, Any]:
+        """Where the cache is, if that is on many devices."""
+        config = self.model.config
+        if not isinstance(config, Meshed):
+            return {}
+        mesh = {name: int(size) for name, size in config.mesh.shape.items()}
+        each = device_bytes(self.state.cache)
+        return {"mesh": mesh, "layout": config.layout, "device_bytes": each}
+
     def stats(self, new_tokens: int) -> dict[str, Any]:
         """The report of DESIGN: what was run, how long it took, what is held."""
         policy, cache = self.settings.policy, self.state.cache
@@ -354,7 +420,7 @@ class Session:
         timing["tokens_per_s"] = new_tokens / spent if spent else 0.0
         total = sum(timing[name] for name in ("compile_s", "prefill_s", "decode_s"))
         timing["tokens_per_s_with_compile"] = new_tokens / total if total else 0.0
-        rows = range(cache.geometry.batch_size)
+        rows = range(self.rows)
         steps = [found for row in rows if (found := steps_taken(cache.layers, row))]
         return {
             "policy": describe(policy),
@@ -362,6 +428,7 @@ class Session:
             "cache": {
                 "nominal_bytes": running(policy, cache.geometry).nominal_bytes,
                 "physical_bytes": nbytes(cache),
+                **self._lies(),
                 "peak_bytes": self.peak_bytes,
                 "kept_tokens": [kept_tokens(cache.layers, row) for row in rows],
                 **({"steps": steps} if steps else {}),

@@ -4,17 +4,25 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxkv.cache.exported import exportable
+from jaxkv.core.hosts import fetch
+from jaxkv.core.shards import DATA
 from jaxkv.generate.recompute import Remembered
-from jaxkv.generate.running import running
+from jaxkv.generate.running import begun, running
 from jaxkv.layers.base import Cache, Policy
+from jaxkv.models import layouts
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import geometry
+from jaxkv.models.mesh import Meshed, put
 
 
 @exportable
@@ -39,12 +47,40 @@ def start(
     config: ModelConfig, policy: Policy, batch_size: int, max_length: int, dtype: str, seed: int
 ) -> State:
     """A batch of streams with nothing in them. Row i draws with `seed + i`."""
-    return State(
-        cache=running(policy, geometry(config, batch_size, max_length, dtype)).init(),
-        logits=jnp.zeros((batch_size, config.vocab_size), jnp.float32),
-        keys=row_keys(seed, batch_size),
-        done=jnp.zeros((batch_size,), bool),
-    )
+    cache = begun(config, policy, geometry(config, batch_size, max_length, dtype))
+    logits = jnp.zeros((batch_size, config.vocab_size), jnp.float32)
+    done = jnp.zeros((batch_size,), bool)
+    return of_rows(config, cache, logits, row_keys(seed, batch_size), done)
+
+
+def of_rows(
+    config: ModelConfig, cache: Cache | Remembered, logits: Any, keys: Array, done: Any
+) -> State:
+    """Streams of a cache that is where the model is, of what a host has of each row."""
+    if not isinstance(config, Meshed):
+        return State(cache, logits, keys, done)
+    return State(cache, *(put(config, x, DATA) for x in (logits, keys, done)))
+
+
+def dealt(config: Meshed, policy: Policy, state: State, rows: int) -> State:
+    """Streams of one device, over the mesh, as the first of `rows` rows."""
+    planner = functools.partial(running, policy)
+    cache = layouts.dealt(config, planner, state.cache, rows)
+    missing = rows - state.done.shape[0]
+    keys = jax.random.key_data(state.keys)
+    more = ((0, missing), (0, 0))
+    keys = jax.random.wrap_key_data(jnp.pad(keys, more))
+    return of_rows(config, cache, np.pad(state.logits, more), keys, np.pad(state.done, more[:1]))
+
+
+def gathered(config: ModelConfig, state: State, rows: int) -> State:
+    """The first rows of streams that are on a mesh, as they lie on one device."""
+    if not isinstance(config, Meshed):
+        return state
+    cache = layouts.gathered(config, state.cache, rows)
+    keys = jax.random.wrap_key_data(jnp.asarray(fetch(jax.random.key_data(state.keys))[:rows]))
+    logits, done = (jnp.asarray(fetch(x)[:rows]) for x in (state.logits, state.done))
+    return State(cache, logits, keys, done)
 
 
 def row_keys(seed: int, batch_size: int) -> Array:

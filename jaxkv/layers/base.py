@@ -25,6 +25,7 @@ from jaxkv.cache.exported import exportable
 from jaxkv.cache.packed import token_bytes
 from jaxkv.cache.slab import Slab, new_positions
 from jaxkv.core.scoring import of_heads
+from jaxkv.core.shards import ONE, Shards
 from jaxkv.core.typing import Hidden, Lengths, NewKeys, Positions, Queries, Rotation
 
 _Shape = jax.ShapeDtypeStruct
@@ -71,9 +72,59 @@ class Geometry:
             return tuple(range(self.num_layers))
         return tuple(layer for layer, window in enumerate(self.windows) if not window)
 
+    @property
+    def shards(self) -> Shards:
+        """How it lies over devices: on one."""
+        return ONE
+
+    @property
+    def whole(self) -> Geometry:
+        """Of all devices together."""
+        return self
+
     def bytes_per_token(self) -> int:
         """Of one KV head of one layer: key and value."""
         return 2 * token_bytes(self.head_dim, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartGeometry(Geometry):
+    """What one of several devices holds of a cache.
+
+    Attributes:
+      over: how the whole lies over them.
+      of: the whole.
+    """
+
+    over: Shards = ONE
+    of: Geometry | None = None
+
+    @property
+    def shards(self) -> Shards:
+        """How the whole lies over devices."""
+        return self.over
+
+    @property
+    def whole(self) -> Geometry:
+        """Of all devices together."""
+        return self if self.of is None else self.of
+
+
+def part_of(geometry: Geometry, shards: Shards) -> Geometry:
+    """What each of several devices holds of a cache; the caller knows that it divides."""
+    if shards == ONE:
+        return geometry
+    g, rows, heads = geometry, geometry.batch_size // shards.data, 1
+    if shards.by_rows:
+        rows //= shards.model
+    if shards.by_heads:
+        heads = shards.model
+    return PartGeometry(
+        num_layers=g.num_layers, num_heads=g.num_heads // heads,
+        num_kv_heads=g.num_kv_heads // heads, head_dim=g.head_dim, batch_size=rows,
+        max_length=g.max_length, dtype=g.dtype, model=g.model, windows=g.windows,
+        over=shards, of=geometry,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +141,8 @@ class Facts:
         distances, and so do positions inside the cache; where nothing does, a stream longer than
         what a model was trained on meets distances that it never saw.
       couples_heads: whether what a KV head keeps or reads depends on other heads of its layer.
+      heads_alike: whether every KV head is kept in the same way, so that a layer of some heads is
+        what these are in a layer of more.
       later: the most tokens of later prompts that are kept, where only a first one is chosen from;
         None where every prompt is.
     """
@@ -100,6 +153,7 @@ class Facts:
     stride: int = 1
     far: bool = True
     couples_heads: bool = False
+    heads_alike: bool = True
     later: int | None = None
 
     def kept(self, seen: int) -> tuple[int, ...]:

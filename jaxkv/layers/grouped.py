@@ -51,10 +51,11 @@ class HeadGroups(FromFull):
 
     def init(self) -> Grouped:
         """An empty cache for each group with heads."""
-        parts = self._parts()
-        return Grouped(
-            tuple(layer.init() for _, layer in parts), tuple(heads for heads, _ in parts)
-        )
+        parts, g = self._parts(), self.geometry
+        names = tuple(heads for heads, _ in parts)
+        if g.shards.by_heads and len(parts) == 1:  # this device's heads are named as all are
+            names = (tuple(range(g.whole.num_kv_heads)),)
+        return Grouped(tuple(layer.init() for _, layer in parts), names)
 
     def take(self, cache: Grouped, chunk: Chunk) -> tuple[Grouped, Queries]:
         """Each group takes its heads of the chunk."""
@@ -98,6 +99,7 @@ class HeadGroups(FromFull):
             grows=any(facts.grows for facts in every),
             far=any(facts.far for facts in every),
             couples_heads=any(facts.couples_heads for facts in every),
+            heads_alike=False,
         )
 
     def _parts(self) -> list[tuple[tuple[int, ...], LayerPolicy]]:

@@ -106,6 +106,7 @@ class SelectedLayer(WholePrompt, FromFull):
       sinks: first tokens of the stream, best whatever their score.
       needs: what the scorer asks of the prompt.
       agnostic: whether a later prompt that fits into the ring changes nothing of what was chosen.
+      couples_heads: whether a head's scores depend on other heads.
     """
 
     geometry: Geometry
@@ -116,6 +117,7 @@ class SelectedLayer(WholePrompt, FromFull):
     sinks: int = 0
     needs: tuple[str, ...] = ()
     agnostic: bool = False
+    couples_heads: bool = False
 
     def init(self) -> Grouped:
         """An empty cache."""
@@ -192,7 +194,10 @@ class SelectedLayer(WholePrompt, FromFull):
     def facts(self) -> Facts:
         """What each head keeps, in the model's order of heads."""
         later = self.window + self.decode_room if "replay" in self.needs else None
-        return dataclasses.replace(self._groups.facts(), later=later)
+        alike = len(set(self.caps)) == 1
+        return dataclasses.replace(
+            self._groups.facts(), heads_alike=alike, couples_heads=self.couples_heads, later=later
+        )
 
     @property
     def _order(self) -> HeadOrder:

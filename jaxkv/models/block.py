@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.core.shards import Shards
 from jaxkv.core.typing import Hidden, Params
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.weights import Multiples, times
+from jaxkv.models.weights import Multiples, inputs_of, times
 
 
 def norm(x: Array, params: Params, name: str, config: ModelConfig) -> Array:
@@ -71,6 +72,25 @@ def project(x: Array, weight: Array | Multiples, bias: Array | None = None) -> A
     return out if bias is None else out + bias[None, None]
 
 
+def closed(
+    x: Array, weight: Array | Multiples, bias: Array | None, inputs: int, shards: Shards
+) -> Array:
+    """As `project`, of a map whose inputs may be shared out over devices: [B, T, I] -> [B, T, O].
+
+    Args:
+      x: [B, T, I], or this device's part of I.
+      weight: [I, O], or the part of it that this device has.
+      bias: [O] or None.
+      inputs: I.
+      shards: the devices.
+    """
+    held = inputs_of(weight)
+    out = project(shards.sized(x, held), weight)
+    if held < inputs:
+        out = shards.total(out)
+    return out if bias is None else out + bias[None, None]
+
+
 def mlp(x: Hidden, layer: Params, config: ModelConfig) -> Hidden:
     """down(act(gate(x)) * up(x)) (arXiv 2002.05202), or down(act(up(x))): [B, T, D]."""
     act = _ACTIVATIONS[config.activation]
@@ -80,7 +100,8 @@ def mlp(x: Hidden, layer: Params, config: ModelConfig) -> Hidden:
         inner = act(gate) * up
     else:
         inner = act(project(x, layer["w_up"], layer.get("b_up")))
-    return project(inner, layer["w_down"], layer.get("b_down"))
+    width, shards = config.whole.intermediate_size, config.shards
+    return closed(inner, layer["w_down"], layer.get("b_down"), width, shards)
 
 
 _ACTIVATIONS = {

@@ -11,6 +11,7 @@ import jax
 from jaxkv.core.errors import InputError
 from jaxkv.core.rope import Rope
 from jaxkv.core.scoring import Scoring
+from jaxkv.core.shards import ONE, Shards
 from jaxkv.core.typing import Rotation
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
@@ -115,6 +116,16 @@ class ModelConfig:
                 f"the model's activation is {self.activation!r}; it must be one of "
                 f"{', '.join(ACTIVATIONS)}"
             )
+
+    @property
+    def shards(self) -> Shards:
+        """How the model lies over devices, as one of them sees it in a program: on one."""
+        return ONE
+
+    @property
+    def whole(self) -> ModelConfig:
+        """The model of which this is what one device has."""
+        return self
 
     @property
     def group_size(self) -> int:

@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
-from jaxkv.cache.slab import nan_past_the_end
+from jaxkv.cache.slab import past_the_end
 from jaxkv.core.errors import InputError
+from jaxkv.core.shards import DATA
 from jaxkv.core.typing import (
     Hidden,
     Lengths,
@@ -34,9 +37,13 @@ from jaxkv.layers.base import (
     LayerPolicy,
     Policy,
     WholePrompt,
+    part_of,
 )
-from jaxkv.models.block import mlp, norm, project, soft_capped
+from jaxkv.models.block import closed, mlp, norm, project, soft_capped
 from jaxkv.models.config import ModelConfig
+from jaxkv.models.layouts import begun, cache_specs, settled
+from jaxkv.models.mesh import Meshed, on_all
+from jaxkv.models.placed import param_specs
 from jaxkv.models.plan import InChunks, plan, with_pool
 from jaxkv.models.weights import widened
 from pallas_kernels import compiler
@@ -58,7 +65,11 @@ def init_cache(
       max_length: tokens that a cache which keeps everything can hold; others ignore it.
       dtype: of keys and values.
     """
-    return plan(policy, geometry(config, batch_size, max_length, dtype)).init()
+    planner = functools.partial(plan, policy)
+    shapes = geometry(config, batch_size, max_length, dtype)
+    if isinstance(config, Meshed):
+        return begun(settled(config, planner, shapes), planner, shapes)
+    return planner(shapes).init()
 
 
 def geometry(
@@ -102,9 +113,30 @@ def forward(
       logits [B, T, V] float32, undefined where padded, and the new cache. They are NaN in rows
       whose positions have come to the end of int32, after 2,147,483,647 tokens.
     """
+    if isinstance(config, Meshed):
+        return _on_mesh(params, config, policy, tokens, cache, lengths)
     decoding = tokens.shape[1] == 1
     x, cache = run_layers(params, config, policy, tokens, cache, lengths, decoding=decoding)
     return head(params, config, x), cache
+
+
+def _on_mesh(
+    params: Params, config: Meshed, policy: Policy, tokens: Tokens, cache: Cache,
+    lengths: Lengths | None,
+) -> tuple[Logits, Cache]:  # fmt: skip
+    """As `forward`; the logits lie as the rows do."""
+    planner, rows = functools.partial(plan, policy), PartitionSpec(DATA)
+    config = settled(config, planner, cache.geometry)
+    specs = cache_specs(config, planner, cache.geometry)
+    part = config.part
+
+    def run(
+        params: Params, tokens: Tokens, cache: Cache, lengths: Lengths | None
+    ) -> tuple[Logits, Cache]:
+        return forward(params, part, policy, tokens, cache, lengths)
+
+    in_specs = param_specs(config, params), rows, specs, rows
+    return on_all(run, config, in_specs, (rows, specs))(params, tokens, cache, lengths)
 
 
 def advance(
@@ -138,14 +170,13 @@ def run_layers(
     With `only_last`, of each row's last valid token alone: [B, 1, D]. With `decoding` the tokens
     are one decoded token a row, else a prompt; see `Chunk`.
     """
-    x = embed(params, config, tokens)
-    layers, geometry = cache.layers, cache.geometry
-    planned = plan(policy, geometry)
+    layers, geometry, shards = cache.layers, cache.geometry, config.shards
+    planned = plan(policy, part_of(geometry, shards))
     planned.check(cache)
-    if tokens.shape[0] != geometry.batch_size:
-        raise InputError(
-            f"tokens have {tokens.shape[0]} rows, and the cache has {geometry.batch_size}"
-        )
+    if tokens.shape[0] * shards.data != geometry.batch_size:
+        rows = tokens.shape[0] * shards.data
+        raise InputError(f"tokens have {rows} rows, and the cache has {geometry.batch_size}")
+    x = embed(params, config, tokens)
     caches, policies = [], planned.layers
     for index, (layer, held) in enumerate(zip(params["layers"], layers, strict=True)):
         mine, rope = policies[index], config.scoring(index)
@@ -159,13 +190,16 @@ def run_layers(
             else:
                 x, held = run_layer(*args, decoding)
         caches.append(with_pool(held, None))
-    x = nan_past_the_end(layers[0], tokens.shape[1], x)
+    over = past_the_end(layers[0], tokens.shape[1])
+    if over is not None:
+        over = shards.sized(over, x.shape[0], axis=0)[:, None, None]
+        x = jnp.where(over, jnp.asarray(jnp.nan, x.dtype), x)
     return x, planned.joined(caches, cache.pool)
 
 
 def embed(params: Params, config: ModelConfig, tokens: Tokens) -> Hidden:
     """[B, T] -> [B, T, D]."""
-    x = params["embed"][tokens]
+    x = config.shards.looked_up(params["embed"], tokens, config.vocab_size)
     return x if config.embed_scale == 1 else x * jnp.asarray(config.embed_scale, x.dtype)
 
 
@@ -173,7 +207,8 @@ def head(params: Params, config: ModelConfig, x: Hidden) -> Logits:
     """Final norm and output head: [B, T, D] -> [B, T, V] float32."""
     x = norm(x, params, "final_norm", config)
     weight = params["embed"] if config.tie_embeddings else params["lm_head"]
-    return soft_capped(einsum("btd,vd->btv", x, weight), config.final_soft_cap)
+    logits = soft_capped(einsum("btd,vd->btv", x, weight), config.final_soft_cap)
+    return config.shards.sized(logits, config.vocab_size)
 
 
 def last_valid(x: Array, lengths: Lengths) -> Array:
@@ -200,8 +235,9 @@ def run_layer(
 
     def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[LayerCache, Queries]:
         del y
-        return policy.take(cache, Chunk(q, k, v, lengths, rope, decoding))
+        return policy.take(cache, Chunk(q, k, v, mine, rope, decoding))
 
+    mine = config.shards.own_rows(lengths)
     return run_block(layer, config, x, attend, lengths if only_last else None)
 
 
@@ -217,7 +253,7 @@ def _whole_prompt(
     only_last: bool = False,
 ) -> tuple[Residual, LayerCache]:
     """A layer over a whole prompt, chunk by chunk, and only as many as the longest row has."""
-    batch, count, width = x.shape
+    (batch, count, _), shards = x.shape, config.shards
     size = min(CHUNK, count)
     if lengths is None:
         lengths = jnp.full((batch,), count, jnp.int32)
@@ -230,7 +266,7 @@ def _whole_prompt(
     ) -> tuple[Residual, Any]:
         (x, draft), (layer, lengths) = carry, consts
         start = index * size
-        valid = jnp.clip(lengths - start, 0, size)
+        valid = shards.own_rows(jnp.clip(lengths - start, 0, size))
 
         def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[Any, Queries]:
             hidden = y if "hidden" in policy.needs else None
@@ -246,7 +282,7 @@ def _whole_prompt(
     ) -> tuple[Residual, LayerCache]:
         (x, cache), (layer, lengths, chunks) = carry, consts
         constants = constants_of(layer, config) if "constants" in policy.needs else None
-        draft = policy.provide(policy.open(cache, padded), x, constants)
+        draft = policy.provide(policy.open(cache, padded), shards.own_rows(x), constants)
         most = padded // size
         x, draft = loop(body, most, chunks, (x, draft), (layer, lengths))
         return x, policy.close(draft, cache, rope)
@@ -261,9 +297,13 @@ def _whole_prompt(
 
 def constants_of(layer: Params, config: ModelConfig) -> Constants:
     """What policies may look at of a layer's parameters."""
-    wo = widened(layer["wo"], layer["attn_norm"].dtype)
+    shards, surrogate = config.shards, layer.get("surrogate")
     shape = config.num_heads, config.head_dim, config.hidden_size
-    return Constants(wo.reshape(shape), layer.get("surrogate"))
+    wo = widened(layer["wo"], layer["attn_norm"].dtype)
+    wo = shards.sized(wo, config.num_heads * config.head_dim, axis=0)
+    if surrogate is not None and shards.by_heads:
+        surrogate = surrogate | {name: shards.mine(surrogate[name], -1) for name in ("w", "b")}
+    return Constants(wo.reshape(shape), surrogate)
 
 
 def run_block(
@@ -280,8 +320,9 @@ def run_block(
     for the last valid token of each row, [B, 1, D], which is all that a last layer needs.
     """
     y = norm(x, layer, "attn_norm", config)
-    heads = config.num_kv_heads, config.group_size + 2, config.head_dim
-    qkv = project(y, layer["wqkv"], layer.get("bqkv")).reshape(*y.shape[:2], *heads)
+    heads, shards = (config.num_kv_heads, config.group_size + 2, config.head_dim), config.shards
+    qkv = project(y, layer["wqkv"], layer.get("bqkv"))
+    qkv = shards.sized(qkv, math.prod(heads)).reshape(*y.shape[:2], *heads)
     if config.clip_qkv is not None:
         qkv = jnp.clip(qkv, -config.clip_qkv, config.clip_qkv)
     q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
@@ -290,11 +331,16 @@ def run_block(
         q, k = norm(q, layer, "q_norm", config), norm(k, layer, "k_norm", config)
     if config.query_scale != 1:
         q = q * jnp.asarray(config.query_scale, q.dtype)
-    kept, out = attend(q, k, v, y)
+    if shards.by_rows:
+        kept, out = attend(*shards.own_rows((q, k, v, y)))
+        out = shards.gathered(out, 0)
+    else:
+        kept, out = attend(q, k, v, y)
     if only_last is not None:
         x, y, out = (last_valid(z, only_last) for z in (x, y, out))
     out = out.reshape(*out.shape[:2], config.num_heads * config.head_dim)
-    out = project(out, layer["wo"], layer.get("bo"))
+    width = config.whole.num_heads * config.head_dim
+    out = closed(out, layer["wo"], layer.get("bo"), width, shards)
     if config.parallel:
         y = y if config.shared_norm else norm(x, layer, "mlp_norm", config)
         return x + out + mlp(y, layer, config), kept

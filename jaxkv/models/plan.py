@@ -143,7 +143,7 @@ class Plan:
             first = self.layers[self.joint[0]]
             assert isinstance(first, SharedLayer)
             pool = first.pool(len(self.joint))
-        return Cache(tuple(layer.init() for layer in self.layers), self.geometry, pool)
+        return Cache(tuple(layer.init() for layer in self.layers), self.geometry.whole, pool)
 
     def joined(self, layers: Sequence[LayerCache | Candidates], pool: Pool | None) -> Cache:
         """The cache after what its layers hold has been decided, where they decide together.
@@ -160,7 +160,7 @@ class Plan:
             pool, shares = share_out(pool, chosen, first.total(len(self.joint)))
             for index, share in zip(self.joint, shares, strict=True):
                 held[index] = share
-        return Cache(tuple(held), self.geometry, pool)
+        return Cache(tuple(held), self.geometry.whole, pool)
 
     def check(self, cache: Cache) -> None:
         """Refuses a cache that this policy did not make, whatever form its keys are held in.

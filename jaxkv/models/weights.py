@@ -16,7 +16,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -118,11 +117,6 @@ def _scale_dtype(groups: int) -> DTypeLike:
     return jnp.float32 if groups == 1 else jnp.float16
 
 
-def taken(values: np.ndarray, scale: np.ndarray) -> Multiples:
-    """Blocks of a file: int8 or int4 [I, O] and float16 [I / n, O], as they are."""
-    return Multiples(jax.device_put(values), jax.device_put(scale))
-
-
 def widened(weight: Array | Multiples, dtype: DTypeLike) -> Array:
     """What it stands for: [I, O]."""
     if not isinstance(weight, Multiples):
@@ -144,6 +138,11 @@ def times(rows: Array, weight: Array | Multiples) -> Array:
     groups, outputs = weight.scale.shape
     values = weight.values.reshape(groups, -1, outputs)
     return compiler.grouped_product(rows.reshape(len(rows), groups, -1), values, weight.scale)
+
+
+def inputs_of(weight: Array | Multiples) -> int:
+    """I of a linear map [I, O]."""
+    return (weight.values if isinstance(weight, Multiples) else weight).shape[0]
 
 
 def count(params: Any) -> int:

@@ -41,6 +41,7 @@ class ChunkKV(SnapKV):
     """
 
     allocations = ("uniform", "table")
+    couples_heads = True
 
     kernel: int = 1
     chunk: int | None = None

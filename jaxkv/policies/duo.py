@@ -61,6 +61,5 @@ class DuoAttention:
             part(geometry, streaming), self.sinks, self.recent,
             in_cache=False, dense_chunks=self.dense_chunks,
         )  # fmt: skip
-        return HeadGroups(
-            geometry, (retrieval, streaming), (FullLayer(part(geometry, retrieval)), ring)
-        )
+        full = FullLayer(part(geometry, retrieval), geometry.shards)
+        return HeadGroups(geometry, (retrieval, streaming), (full, ring))

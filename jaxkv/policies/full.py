@@ -41,7 +41,7 @@ class Full:
         """The same for every layer, but for those that do not see everything themselves."""
         if window := geometry.windows[layer] if geometry.windows else 0:
             return of_window(min(window, geometry.max_length), geometry)
-        full = FullLayer(geometry)
+        full = FullLayer(geometry, geometry.shards)
         noted = self.queries or self.moments
         return ReadLayer(full, self.queries, self.moments) if noted else full
 

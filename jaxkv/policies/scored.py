@@ -32,8 +32,9 @@ class ScoredPolicy(abc.ABC):
     The prompt is read with full attention; then each KV head keeps its `sinks` first tokens, its
     `window` last ones, and of the others those with the highest score. A later prompt is chosen
     from together with what was kept; where a class says that its score is `agnostic` of questions,
-    only if it does not fit into the room for decoded tokens, and it is kept whole if it does. All
-    fields but `budget` are given by name.
+    only if it does not fit into the room for decoded tokens, and it is kept whole if it does. Where
+    a head's score looks at other heads, a class says that it `couples_heads`. All fields but
+    `budget` are given by name.
 
     Attributes:
       budget: tokens of a prompt that a KV head keeps, sinks and window included, mean over the
@@ -63,6 +64,7 @@ class ScoredPolicy(abc.ABC):
 
     needs: ClassVar[tuple[str, ...]] = ()
     agnostic: ClassVar[bool] = False
+    couples_heads: ClassVar[bool] = False
     allocations: ClassVar[tuple[str, ...]] = ("uniform", "ada", "global", "table")
 
     budget: int | float = swept(1024)
@@ -183,7 +185,7 @@ class ScoredPolicy(abc.ABC):
             caps = (cap,) * geometry.num_kv_heads
         return SelectedLayer(
             geometry, caps, self.window, self, self.decode_room, self.sinks, self.needs,
-            self.agnostic,
+            self.agnostic, self.couples_heads,
         )  # fmt: skip
 
 

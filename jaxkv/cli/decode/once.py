@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jaxkv.checkpoints.model import Model
 from jaxkv.cli.decode.options import Options
 from jaxkv.core.errors import InputError, visible
+from jaxkv.core.hosts import is_first
 from jaxkv.core.settings import flags_named
 from jaxkv.generate.api import Generation, answer
 from jaxkv.generate.prompts import message_ids, prompt_ids
 from jaxkv.generate.saved import load_with_extras, save_cache
 from jaxkv.generate.session import Session
-from jaxkv.generate.state import State, row_keys
+from jaxkv.generate.state import State, gathered, row_keys
 from jaxkv.text.chat import next_turn
 
 
@@ -58,7 +59,8 @@ def answer_once(options: Options, model: Model, load_s: float) -> Generation:
 
 def show(text: str) -> None:
     """A part of an answer on stdout: as it is to a pipe or a file, harmless to a terminal."""
-    print(visible(text, sys.stdout), end="", flush=True)
+    if is_first():
+        print(visible(text, sys.stdout), end="", flush=True)
 
 
 @contextlib.contextmanager
@@ -75,12 +77,15 @@ def prefill_progress() -> Iterator[Callable[[int, int], None]]:
 
 def keep(path: str, session: Session) -> None:
     """Writes a session to a folder, whole or not at all; `resume` goes on from it."""
-    state, model = session.state, session.model
+    model = session.model
+    state = gathered(model.config, session.state, session.rows)
     extras = {
         "logits": state.logits,
         "keys": jax.random.key_data(state.keys),
         "done": jnp.asarray(session.closed),
     }
+    if not is_first():
+        return
     save_cache(path, state.cache, session.settings.policy, model=model.fingerprint, extras=extras)
 
 

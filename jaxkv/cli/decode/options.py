@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import make_parser, parse, parse_yaml
+from jaxkv.cli.devices import Devices, add_devices, devices_of
 from jaxkv.cli.flags import (
     WEIGHTS,
     add_kv_dtype,
@@ -76,6 +77,7 @@ class Options:
     save_cache: str | None
     load_cache: str | None
     json: bool
+    devices: Devices = Devices()
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
@@ -107,6 +109,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         with flags_named(None, "--save-cache: "):
             check_target(given.save_cache)
     check_dtype("--weights", given.weights, WEIGHTS)
+    devices = devices_of(given)
+    if devices.hosts is not None and given.interactive:
+        raise InputError("--interactive asks one process for its prompts; give no --hosts")
     with flags_named(_FLAGS):
         settings = Settings(
             policy=policy or make_policy("streaming"),
@@ -117,6 +122,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
             prefill_chunk=given.prefill_chunk,
             max_length=given.max_length,
             kv_dtype=given.kv_dtype,
+            cache_layout=devices.layout,
         )
     return Options(
         model=given.model,
@@ -134,6 +140,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         save_cache=given.save_cache,
         load_cache=given.load_cache,
         json=given.json,
+        devices=devices,
     )
 
 
@@ -244,5 +251,6 @@ def _parser() -> Any:
         metavar="DIR",
         help="go on from a kept cache; with no prompt, with the text where it stopped",
     )
+    add_devices(add)
     add("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser

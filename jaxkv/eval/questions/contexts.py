@@ -60,7 +60,12 @@ class Contexts:
 
     @classmethod
     def of(cls, model: Model, policies: Sequence[Policy]) -> Contexts:
-        """For those of the policies that choose after a prompt, if there are two or more."""
+        """For those of the policies that choose after a prompt, if there are two or more.
+
+        Over a mesh each reads for itself: not all of their caches lie alike.
+        """
+        if isinstance(model.config, Meshed):
+            return cls(model, Full(), ())
         plans: dict[Policy, Plan] = {}
         for policy in policies:
             if not isinstance(policy, SlidingRecompute):

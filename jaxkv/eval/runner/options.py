@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import check_positive, make_parser, parse
+from jaxkv.cli.devices import add_devices, devices_of
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
     KV_DTYPES,
@@ -100,6 +101,7 @@ def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) 
         out=given.out,
         overwrite=given.overwrite,
         command=command,
+        devices=devices_of(given),
     )
 
 
@@ -145,6 +147,7 @@ def _parser(task: Task) -> Any:
     add_max_length(
         add, "for ppl the context that the model was trained for, else what the rows need"
     )
+    add_devices(add)
     add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     add("--json", action="store_true", help="JSON on stdout and nothing else")
     add(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxkv.checkpoints.model import Model
+from jaxkv.cli.devices import Devices
 from jaxkv.core.progress import Progress
 from jaxkv.eval.runner.journal import Journal
 from jaxkv.eval.runner.result import Result
@@ -34,6 +35,7 @@ class Common:
       out: a file for the report, or None.
       overwrite: whether a finished report in `out` is replaced.
       command: what was typed.
+      devices: where the model and the caches lie.
       journal: finished pieces of work, for those that `evaluate` can skip.
     """
 
@@ -50,6 +52,7 @@ class Common:
     out: str | None
     overwrite: bool
     command: str
+    devices: Devices = Devices()
     journal: Journal = Journal(None)
 
     @property

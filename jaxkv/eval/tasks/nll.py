@@ -16,15 +16,19 @@ from jax import Array
 
 from jaxkv.cache.bytes import steps_taken
 from jaxkv.checkpoints.model import Model
+from jaxkv.core.errors import InputError
+from jaxkv.core.hosts import fetch
+from jaxkv.core.shards import DATA
 from jaxkv.core.typing import Lengths, Params, Token, Tokens
 from jaxkv.eval.runner.result import cache_bytes
 from jaxkv.generate.loop import Program, Signature, compile_program
 from jaxkv.generate.recompute import Remembered
-from jaxkv.generate.running import advance, forward, prepared, running
-from jaxkv.generate.session import Session, Settings
+from jaxkv.generate.running import advance, begun, forward, prepared, running
+from jaxkv.generate.session import Session, Settings, over_devices
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import geometry
+from jaxkv.models.mesh import put, sharding
 from jaxkv.policies.recompute import SlidingRecompute
 
 Held = Cache | Remembered
@@ -136,7 +140,7 @@ def score_stream(
     if bounded_tokens(model, policy) is None:
         stream = stream[: max(2, max_length)]
     chunk = chunk or CHUNK
-    cache = _cache(model, policy, len(stream) - 1, kv_dtype)
+    model, cache = _begun(model, policy, len(stream) - 1, kv_dtype)
     program = _program(score_chunk, model, policy, cache, chunk, chunk)
     cost = cache_bytes(policy, cache, program.peak_bytes)
     began = time.perf_counter()
@@ -168,7 +172,7 @@ def score_decoded(
     if bounded_tokens(model, policy) is None:
         stream = stream[:max_length]
     model = prepared(model, policy)
-    cache = _cache(model, policy, len(stream), kv_dtype)
+    model, cache = _begun(model, policy, len(stream), kv_dtype)
     ids = stream[None, :prompt], stream[None, prompt : prompt + 1]
     if running(policy, cache.geometry).repeats is not None:
         settings = Settings(
@@ -184,15 +188,15 @@ def score_decoded(
         whole = _program(score_last, model, policy, cache, prompt, 1)
         peak, compile_s = whole.peak_bytes, whole.compile_s
         began = time.perf_counter()
-        lengths = jnp.asarray([prompt], jnp.int32)
-        cache, nll = whole.call(model.params, cache, *map(jnp.asarray, ids), lengths)
+        given = (put(model.config, x, DATA) for x in (*ids, np.asarray([prompt], np.int32)))
+        cache, nll = whole.call(model.params, cache, *given)
     steps = _program(score_steps, model, policy, cache, STEPS, STEPS)
     cost = cache_bytes(policy, cache, max(peak, steps.peak_bytes))
     began += steps.compile_s  # told apart
     cache, rest = _in_parts(steps, model, cache, stream[prompt:], STEPS, progress)
     run_s = time.perf_counter() - began
     positions = np.arange(prompt, len(stream))
-    scores = np.concatenate([np.asarray(nll)[0], rest])
+    scores = np.concatenate([fetch(nll)[0], rest])
     compile_s = compile_s + steps.compile_s
     return Scores(positions, scores, cost, compile_s, run_s, steps_taken(cache.layers))
 
@@ -216,21 +220,21 @@ def score_sampled(
       progress: called with (positions done, all of them).
     """
     span = policy.window + 1
-    cache = _cache(model, policy, span, kv_dtype)
+    model, cache = _begun(model, policy, span, kv_dtype)
     program = _program(score_last, model, policy, cache, span, 1)
     cost = cache_bytes(policy, cache, program.peak_bytes)
     began, values = time.perf_counter(), []
-    lengths = jnp.asarray([span], jnp.int32)
+    config, lengths = model.config, np.asarray([span], np.int32)
     for index, at in enumerate(positions):
         # As many tokens as the memory holds replace all that the last position left in it.
         cache, nll = program.call(
             model.params,
             cache,
-            jnp.asarray(stream[None, at - span : at]),
-            jnp.asarray(stream[None, at : at + 1]),
-            lengths,
+            put(config, stream[None, at - span : at], DATA),
+            put(config, stream[None, at : at + 1], DATA),
+            put(config, lengths, DATA),
         )
-        values.append(float(nll[0, 0]))
+        values.append(float(fetch(nll)[0, 0]))
         if progress:
             progress(index + 1, len(positions))
     run_s = time.perf_counter() - began
@@ -243,18 +247,28 @@ def bounded_tokens(model: Model, policy: Policy) -> int | None:
     return None if planned.grows else planned.most_kept
 
 
-def _cache(model: Model, policy: Policy, max_length: int, kv_dtype: str | None) -> Held:
+def _begun(
+    model: Model, policy: Policy, max_length: int, kv_dtype: str | None
+) -> tuple[Model, Held]:
+    """An empty cache of one row, and the model as caches of the policy lie."""
     dtype = kv_dtype or str(model.params["embed"].dtype)
-    return running(policy, geometry(model.config, 1, max_length, dtype)).init()
+    grows = running(policy, geometry(model.config, 1, max_length)).grows
+    model, length, rows = over_devices(model, Settings(policy=policy), 1, max_length, not grows)
+    if rows > 1:
+        raise InputError(f"one stream is read, and the mesh has data={rows}; give model alone")
+    return model, begun(model.config, policy, geometry(model.config, 1, length, dtype))
 
 
 def _program(
     function: Callable, model: Model, policy: Policy, cache: Held, tokens: int, targets: int
 ) -> Program:
     """Compiled for `tokens` tokens and `targets` targets a call; the cache is donated."""
-    shapes = [jax.ShapeDtypeStruct((1, count), jnp.int32) for count in (tokens, targets)]
-    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-    signature = Signature.of((model.params, cache, *shapes, lengths))
+    by_rows = sharding(model.config, DATA)
+    shapes = [
+        jax.ShapeDtypeStruct((1, *more), jnp.int32, sharding=by_rows)
+        for more in ((tokens,), (targets,), ())
+    ]
+    signature = Signature.of((model.params, cache, *shapes))
     return compile_program(function, signature, (("config", model.config), ("policy", policy)))
 
 
@@ -277,11 +291,11 @@ def _in_parts(
         cache, nll = program.call(
             model.params,
             cache,
-            jnp.asarray(np.pad(inputs[begin : begin + count], padding)[None]),
-            jnp.asarray(np.pad(targets[begin : begin + count], padding)[None]),
-            jnp.asarray([count], jnp.int32),
+            put(model.config, np.pad(inputs[begin : begin + count], padding)[None], DATA),
+            put(model.config, np.pad(targets[begin : begin + count], padding)[None], DATA),
+            put(model.config, np.asarray([count], np.int32), DATA),
         )
-        parts.append(np.asarray(nll)[0, :count])
+        parts.append(fetch(nll)[0, :count])
         if progress:
             progress(begin + count, len(inputs))
     return cache, np.concatenate(parts)
