@@ -117,9 +117,10 @@ def test_policies_do_not_look_into_keys_and_values() -> None:
 # Where programs are made. A jit elsewhere is a program that nobody counts, times or lets go of.
 COMPILES = {
     "jaxkv.generate.replay": {"_scored", "_through"},
-    "jaxkv.generate.loop": {"begin_program"},
+    "jaxkv.generate.loop": {"lowered"},
     # Layers of one kind are traced once: within a program these are calls, not programs.
     "jaxkv.models.decoder": {"run_layer", "_whole_prompt"},
+    "jaxkv.models.layouts": {"begun"},
     "jaxkv.check": {"_prefill", "_step", "_compiled"},
     "jaxkv.calibrate.training": {"make_slope", "make_step"},
     "jaxkv.checkpoints.named": {"_normal"},

@@ -151,6 +151,20 @@ def _lies(leaf: Any) -> NamedSharding | None:
     return how if isinstance(how, NamedSharding) else None
 
 
+def lowered(
+    function: Callable[..., Any], signature: Signature, statics: Statics
+) -> jax.stages.Lowered:
+    """`function(*args, **statics)`, traced and not yet compiled; see `begin_program`."""
+    args, given = signature.args, dict(statics)
+    config = given.get("config")
+    run = functools.partial(function, **given)
+    if isinstance(config, Meshed):
+        specs = jax.tree.map(spec_of, args)
+        run = functools.partial(function, **{**given, "config": config.part})
+        run = on_all(run, config, specs, (specs[1], PartitionSpec(DATA)))
+    return jax.jit(run, donate_argnums=(1,)).lower(*args)
+
+
 def begin_program(
     function: Callable[..., Any], signature: Signature, statics: Statics
 ) -> Future[Program]:
@@ -164,17 +178,10 @@ def begin_program(
     caller's thread, which what it set for jax may be bound to.
     """
     started = time.perf_counter()
-    args, given = signature.args, dict(statics)
-    config = given.get("config")
-    run = functools.partial(function, **given)
-    if isinstance(config, Meshed):
-        specs = jax.tree.map(spec_of, args)
-        run = functools.partial(function, **{**given, "config": config.part})
-        run = on_all(run, config, specs, (specs[1], PartitionSpec(DATA)))
-    lowered = jax.jit(run, donate_argnums=(1,)).lower(*args)
+    made = lowered(function, signature, statics)
 
     def compile_lowered() -> Program:
-        compiled = lowered.compile(compiler_options=compiler.options())
+        compiled = made.compile(compiler_options=compiler.options())
         memory: Any = compiled.memory_analysis()
         peak = (
             memory.argument_size_in_bytes

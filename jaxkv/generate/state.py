@@ -22,7 +22,7 @@ from jaxkv.layers.base import Cache, Policy
 from jaxkv.models import layouts
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import geometry
-from jaxkv.models.mesh import Meshed, put
+from jaxkv.models.mesh import Meshed, put, sharding
 
 
 @exportable
@@ -51,6 +51,24 @@ def start(
     logits = jnp.zeros((batch_size, config.vocab_size), jnp.float32)
     done = jnp.zeros((batch_size,), bool)
     return of_rows(config, cache, logits, row_keys(seed, batch_size), done)
+
+
+def abstract(
+    config: ModelConfig, policy: Policy, batch_size: int, max_length: int, dtype: str
+) -> State:
+    """The shapes of what `start` gives, and how they lie; nothing is allocated."""
+    if not isinstance(config, Meshed):
+        return jax.eval_shape(lambda: start(config, policy, batch_size, max_length, dtype, 0))
+    shapes = geometry(config, batch_size, max_length, dtype)
+    cache = layouts.abstract(config, functools.partial(running, policy), shapes)
+    rows = jax.ShapeDtypeStruct((batch_size,), bool, sharding=sharding(config, DATA))
+    keys = jax.eval_shape(lambda: row_keys(0, batch_size))
+    return State(
+        cache,
+        rows.update(shape=(batch_size, config.vocab_size), dtype=jnp.float32),
+        rows.update(dtype=keys.dtype),
+        rows,
+    )
 
 
 def of_rows(

@@ -42,7 +42,7 @@ from jaxkv.layers.base import (
 from jaxkv.models.block import closed, mlp, norm, project, soft_capped
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.layouts import begun, cache_specs, settled
-from jaxkv.models.mesh import Meshed, on_all
+from jaxkv.models.mesh import Meshed, lying, on_all
 from jaxkv.models.placed import param_specs
 from jaxkv.models.plan import InChunks, plan, with_pool
 from jaxkv.models.weights import widened
@@ -135,6 +135,7 @@ def _on_mesh(
     ) -> tuple[Logits, Cache]:
         return forward(params, part, policy, tokens, cache, lengths)
 
+    tokens, lengths = (lying(config, x, DATA) for x in (tokens, lengths))
     in_specs = param_specs(config, params), rows, specs, rows
     return on_all(run, config, in_specs, (rows, specs))(params, tokens, cache, lengths)
 

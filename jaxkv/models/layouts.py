@@ -70,10 +70,8 @@ def _suiting(config: Meshed, planner: Planner, geometry: Geometry) -> str:
     for layout in ("heads", "rows", "slots"):
         if layout in possible:
             return layout
-    raise InputError(
-        f"no layout of a cache of {geometry.num_kv_heads} KV heads and {geometry.batch_size} rows "
-        f"suits this policy over model={config.mesh.shape[MODEL]}; use model=1"
-    )
+    why = "; ".join(f"by {x}, {against(x, config, planner, geometry)}" for x in LAYOUTS)
+    raise InputError(f"the cache cannot lie over model={config.mesh.shape[MODEL]}: {why}")
 
 
 def against(layout: str, config: Meshed, planner: Planner, geometry: Geometry) -> str | None:
@@ -136,6 +134,17 @@ def cache_specs(config: Meshed, planner: Planner, geometry: Geometry) -> Any:
         return PartitionSpec(*axes)
 
     return jax.tree.map(of, whole, *apart)
+
+
+def abstract(config: Meshed, planner: Planner, geometry: Geometry) -> Any:
+    """Shapes of a cache, and how each array of it lies; nothing is allocated."""
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(config.mesh, spec)
+        ),
+        _made(planner, geometry),
+        cache_specs(config, planner, geometry),
+    )
 
 
 def begun(config: Meshed, planner: Planner, geometry: Geometry) -> Any:

@@ -163,6 +163,13 @@ def put(config: ModelConfig, x: Any, *axes: Any) -> Array:
     return spread(np.asarray(x), how)
 
 
+def lying(config: Meshed, x: Array | None, *axes: Any) -> Array | None:
+    """An array in a program of somebody's, in which types may say how arrays lie."""
+    if x is None or AxisType.Explicit not in config.mesh.axis_types:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(config.mesh, PartitionSpec(*axes)))
+
+
 def spread(x: np.ndarray, how: NamedSharding) -> Array:
     """A host's array over devices: each process reads what its own take."""
     return jax.make_array_from_callback(x.shape, how, lambda index: x[index])

@@ -122,3 +122,15 @@ def _paired(x: Any, devices: int) -> Any:
 def _unpaired(x: Any, devices: int) -> Any:
     """The inverse of `_paired`."""
     return x.reshape(*x.shape[:-1], devices, 2, -1).swapaxes(-3, -2).reshape(x.shape)
+
+
+def abstract(config: ModelConfig, params: Params) -> Params:
+    """Shapes of parameters, and how each lies; nothing is allocated."""
+    if not isinstance(config, Meshed):
+        return params
+
+    def of(x: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        how = NamedSharding(config.mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=how)
+
+    return jax.tree.map(of, params, param_specs(config, params))

@@ -132,7 +132,8 @@ def times(rows: Array, weight: Array | Multiples) -> Array:
     if not isinstance(weight, Multiples):
         return multiplied(rows, weight)
     if weight.scale.shape[0] == 1:
-        return multiplied(rows, weight.values.astype(rows.dtype)) * weight.scale
+        # float16 where it is one of many groups, and the others are on other devices
+        return multiplied(rows, weight.values.astype(rows.dtype)) * weight.scale.astype(jnp.float32)
     if rows.shape[0] > FEW:
         return multiplied(rows, widened(weight, rows.dtype))
     groups, outputs = weight.scale.shape
@@ -162,9 +163,9 @@ def part_names(path: str) -> tuple[str, str]:
     return f"{path}.values", f"{path}.scale"
 
 
-def to_arrays(flat: Mapping[str, Any]) -> dict[str, Array]:
+def to_arrays(flat: Mapping[str, Any]) -> dict[str, Array | np.ndarray]:
     """Parameters by path, with a linear map as its two arrays."""
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Array | np.ndarray] = {}
     for path, held in flat.items():
         if isinstance(held, Multiples):
             arrays |= dict(zip(part_names(path), (held.values, held.scale), strict=True))

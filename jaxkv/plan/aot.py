@@ -86,12 +86,17 @@ def check_compiler(platform: str) -> None:
         raise InputError(NEEDS[platform])
 
 
-@functools.cache
 def device_of(chip: Chip) -> SingleDeviceSharding:
-    """One chip that is not here.
+    """One chip that is not here; see `devices_of`."""
+    return SingleDeviceSharding(devices_of(chip, 1)[0])
+
+
+@functools.cache
+def devices_of(chip: Chip, count: int) -> tuple[Any, ...]:
+    """Chips that are not here, `count` of one machine or slice.
 
     Raises:
-      InputError: its compiler is not installed.
+      InputError: their compiler is not installed, or they do not come in such a number.
     """
     from jax.experimental import topologies
 
@@ -99,14 +104,16 @@ def device_of(chip: Chip) -> SingleDeviceSharding:
     if chip.target.platform == "tpu":
         for name, value in _LIBTPU.items():
             os.environ.setdefault(name, value)
-        found = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
+        name = chip.slice_of(count)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     else:
         # XLA takes a card of 80 GB for one of 79.1 GiB, as its driver says.
         told = _HOPPER.format(
             bandwidth=chip.bandwidth, memory=int(chip.memory * 1.06), title=chip.title
         )
-        found = topologies.get_topology_desc("1x1x1", "cuda", target_config=told, topology="1x1x1")
-    return SingleDeviceSharding(found.devices[0])
+        name = f"1x1x{count}"
+        found = topologies.get_topology_desc(name, "cuda", target_config=told, topology=name)
+    return tuple(found.devices[:count])
 
 
 def compile_for(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from jaxkv.core.errors import InputError
 from pallas_kernels.target import Target
@@ -20,7 +21,8 @@ class Chip:
       memory: bytes.
       bandwidth: of that memory, bytes a second.
       target: what kernels are chosen by.
-      topology: a small machine of such chips, as libtpu calls it; empty for a GPU.
+      generation: of a TPU, as libtpu calls it; empty for a GPU.
+      axes: of the torus that such chips are joined in.
     """
 
     name: str
@@ -28,11 +30,31 @@ class Chip:
     memory: int
     bandwidth: float
     target: Target
-    topology: str = ""
+    generation: str = ""
+    axes: int = 1
+
+    def slice_of(self, count: int) -> str:
+        """A slice with at least so many TPUs, as libtpu calls it: v5e:2x4.
+
+        Raises:
+          InputError: slices do not come in that size.
+        """
+        if count not in SLICES:
+            raise InputError(
+                f"{count} chips of {self.name}; slices have {', '.join(map(str, SLICES))}"
+            )
+        sizes = [1] * self.axes
+        while math.prod(sizes) < max(count, 4):
+            sizes[sizes.index(min(sizes))] *= 2
+        shape = sorted(sizes, reverse=self.axes == 3 and math.prod(sizes) == 4)
+        return f"{self.generation}:{'x'.join(map(str, shape))}"
 
 
-def _tpu(name: str, title: str, gib: int, bandwidth: float, topology: str) -> Chip:
-    return Chip(name, title, gib * 2**30, bandwidth, Target("tpu", title), topology)
+SLICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def _tpu(name: str, title: str, gib: int, bandwidth: float, axes: int) -> Chip:
+    return Chip(name, title, gib * 2**30, bandwidth, Target("tpu", title), name, axes)
 
 
 def _hopper(name: str, title: str, memory: int, bandwidth: float) -> Chip:
@@ -42,10 +64,10 @@ def _hopper(name: str, title: str, memory: int, bandwidth: float) -> Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        _tpu("v4", "TPU v4", 32, 1228e9, "v4:2x2x1"),
-        _tpu("v5e", "TPU v5 lite", 16, 819e9, "v5e:2x2"),
-        _tpu("v5p", "TPU v5", 95, 2765e9, "v5p:2x2x1"),
-        _tpu("v6e", "TPU v6 lite", 32, 1640e9, "v6e:2x2"),
+        _tpu("v4", "TPU v4", 32, 1228e9, 3),
+        _tpu("v5e", "TPU v5 lite", 16, 819e9, 2),
+        _tpu("v5p", "TPU v5", 95, 2765e9, 3),
+        _tpu("v6e", "TPU v6 lite", 32, 1640e9, 2),
         _hopper("h100", "NVIDIA H100 80GB HBM3", 80_000_000_000, 3350e9),
         _hopper("h200", "NVIDIA H200", 141_000_000_000, 4800e9),
     )
