@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import check_positive, make_parser, parse
-from jaxkv.cli.devices import add_devices, devices_of
+from jaxkv.cli.devices import add_devices, check_used, devices_of
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
     WEIGHTS,
@@ -269,6 +269,9 @@ def _check(options: argparse.Namespace) -> None:
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
     alone = options.task == "kernels"
+    check_used(options)
+    if options.hosts is not None:
+        raise InputError("--hosts is not for bench, which times one process")
     if devices_of(options).many and alone:
         raise InputError("--mesh is not for kernels, which are timed on one device")
     for name in ("ops", "int8", "tune"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from jaxkv.checkpoints.model import Model
 
 AXES = ("data", "model")
+PATIENCE = 20  # seconds after which a process that is heard of no more ends the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +47,14 @@ class Devices:
             return
         import jax
 
+        _keep_stdout()
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:
-            if self.hosts == "auto":
-                jax.distributed.initialize()
-            else:
+            where: tuple[Any, ...] = ()
+            if self.hosts != "auto":
                 address, count, index = self.hosts.split(",")
-                jax.distributed.initialize(address, int(count), int(index))
+                where = address, int(count), int(index)
+            jax.distributed.initialize(*where, heartbeat_timeout_seconds=PATIENCE)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"--hosts: the processes do not find each other: {reason}") from None
@@ -72,6 +75,14 @@ class Devices:
         return dataclasses.replace(model, config=model.config.with_layout(self.layout))
 
 
+def _keep_stdout() -> None:
+    """What libraries write to stdout by themselves, as gloo does of its ranks, goes to stderr."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors="replace")
+
+
 def _hint(count: int) -> str:
     """How a CPU is made many devices."""
     import jax
@@ -83,6 +94,18 @@ def _hint(count: int) -> str:
 
 def add_devices(add: Callable[..., Any]) -> None:
     """--mesh, --cache-layout and --hosts."""
+    add_mesh(add)
+    add(
+        "--hosts",
+        type=str | None,
+        metavar="HOW",
+        help="the mesh has the devices of several processes, each of which runs this command: "
+        "auto, or ADDRESS:PORT,COUNT,INDEX",
+    )
+
+
+def add_mesh(add: Callable[..., Any]) -> None:
+    """--mesh and --cache-layout."""
     add(
         "--mesh",
         type=str | None,
@@ -95,13 +118,6 @@ def add_devices(add: Callable[..., Any]) -> None:
         type=str | None,
         metavar="LAYOUT",
         help="heads, rows or slots: what of a cache model shares out (default: by the policy)",
-    )
-    add(
-        "--hosts",
-        type=str | None,
-        metavar="HOW",
-        help="the mesh has the devices of several processes, each of which runs this command: "
-        "auto, or ADDRESS:PORT,COUNT,INDEX",
     )
 
 
@@ -124,11 +140,21 @@ def devices_of(given: argparse.Namespace) -> Devices:
         raise InputError(
             f"--cache-layout is {given.cache_layout!r}; it must be heads, rows or slots"
         )
-    devices = Devices(**sizes, layout=given.cache_layout, hosts=_hosts(given.hosts))
-    for name in ("cache_layout", "hosts"):
-        if getattr(given, name) is not None and not devices.many:
-            raise InputError(f"--{name.replace('_', '-')} is for a --mesh of several devices")
+    devices = Devices(
+        **sizes, layout=given.cache_layout, hosts=_hosts(getattr(given, "hosts", None))
+    )
     return devices
+
+
+def check_used(given: argparse.Namespace) -> None:
+    """Refuses flags that are for several devices where there is one.
+
+    Raises:
+      InputError: names the flag.
+    """
+    for name in ("cache_layout", "hosts"):
+        if getattr(given, name) is not None and not devices_of(given).many:
+            raise InputError(f"--{name.replace('_', '-')} is for a --mesh of several devices")
 
 
 def _hosts(text: str | None) -> str | None:

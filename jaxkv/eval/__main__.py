@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(task: Task, common: Common, own: Any) -> None:
     from jaxkv.cli.figures import save_picture
+    from jaxkv.core.hosts import is_first
     from jaxkv.core.progress import bars
     from jaxkv.eval.runner.report import evaluate
     from jaxkv.eval.runner.result import print_table
@@ -45,6 +46,8 @@ def _run(task: Task, common: Common, own: Any) -> None:
     with raises(), bars() as progress:
         model = common.devices.load(common.model, common.dtype, progress, common.weights)
         results = evaluate(task, model, common, own, progress)
+    if not is_first():
+        return
     objects = [result.as_json() for result in results]
     if common.json:
         print(json.dumps(objects if len(objects) > 1 else objects[0]))

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxkv.core.hosts import fetch
 from jaxkv.core.shards import DATA
@@ -131,7 +131,7 @@ class Signature:
     """The shapes and dtypes of a call's arguments, and how they lie over a mesh, hashable."""
 
     tree: Any
-    leaves: tuple[tuple[tuple[int, ...], Any, NamedSharding | None], ...]
+    leaves: tuple[tuple[tuple[int, ...], Any, Sharding | None], ...]
 
     @classmethod
     def of(cls, args: tuple) -> Signature:
@@ -146,9 +146,11 @@ class Signature:
         return jax.tree.unflatten(self.tree, shapes)
 
 
-def _lies(leaf: Any) -> NamedSharding | None:
+def _lies(leaf: Any) -> Sharding | None:
+    """Over a mesh, or on a device that is not here; an array that is here says where it is."""
     how = getattr(leaf, "sharding", None)
-    return how if isinstance(how, NamedSharding) else None
+    here = isinstance(leaf, Array) and not isinstance(how, NamedSharding)
+    return None if here else how
 
 
 def lowered(

@@ -63,12 +63,9 @@ def abstract(
     cache = layouts.abstract(config, functools.partial(running, policy), shapes)
     rows = jax.ShapeDtypeStruct((batch_size,), bool, sharding=sharding(config, DATA))
     keys = jax.eval_shape(lambda: row_keys(0, batch_size))
-    return State(
-        cache,
-        rows.update(shape=(batch_size, config.vocab_size), dtype=jnp.float32),
-        rows.update(dtype=keys.dtype),
-        rows,
-    )
+    logits = rows.update(shape=(batch_size, config.vocab_size), dtype=jnp.float32)
+    held: Any = logits, rows.update(dtype=keys.dtype), rows
+    return State(cache, *held)
 
 
 def of_rows(

@@ -135,7 +135,8 @@ def _on_mesh(
     ) -> tuple[Logits, Cache]:
         return forward(params, part, policy, tokens, cache, lengths)
 
-    tokens, lengths = (lying(config, x, DATA) for x in (tokens, lengths))
+    tokens = lying(config, tokens, DATA)
+    lengths = None if lengths is None else lying(config, lengths, DATA)
     in_specs = param_specs(config, params), rows, specs, rows
     return on_all(run, config, in_specs, (rows, specs))(params, tokens, cache, lengths)
 

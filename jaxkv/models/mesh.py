@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxkv.core.errors import InputError
 from jaxkv.core.shards import DATA, LAYOUTS, MODEL, ONE, Shards
@@ -58,12 +58,12 @@ class Meshed(ModelConfig):
       layout: of caches, see `Shards`; None is what suits the policy.
     """
 
-    over: Mesh | None = None
+    over: Mesh | AbstractMesh | None = None
     layout: str | None = None
 
     @property
-    def mesh(self) -> Mesh:
-        """The mesh."""
+    def mesh(self) -> Mesh | AbstractMesh:
+        """The mesh; one without devices is for what is planned."""
         assert self.over is not None
         return self.over
 
@@ -110,7 +110,7 @@ class Part(ModelConfig):
         return self if self.of is None else self.of
 
 
-def meshed(config: ModelConfig, over: Mesh | None) -> ModelConfig:
+def meshed(config: ModelConfig, over: Mesh | AbstractMesh | None) -> ModelConfig:
     """The model on a mesh; on the default device with None.
 
     Raises:
@@ -163,9 +163,9 @@ def put(config: ModelConfig, x: Any, *axes: Any) -> Array:
     return spread(np.asarray(x), how)
 
 
-def lying(config: Meshed, x: Array | None, *axes: Any) -> Array | None:
+def lying(config: Meshed, x: Array, *axes: Any) -> Array:
     """An array in a program of somebody's, in which types may say how arrays lie."""
-    if x is None or AxisType.Explicit not in config.mesh.axis_types:
+    if AxisType.Explicit not in config.mesh.axis_types:
         return x
     return jax.sharding.reshard(x, NamedSharding(config.mesh, PartitionSpec(*axes)))
 

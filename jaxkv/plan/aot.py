@@ -123,15 +123,22 @@ def compile_for(
 
     It is not told which kernels to take: see `aimed_at`.
     """
-    place = functools.partial(jax.ShapeDtypeStruct, sharding=device_of(chip))
-    args = jax.tree.map(lambda x: place(x.shape, x.dtype), args)
+    args = on_one(chip, args)
     return jax.jit(function, donate_argnums=donate).lower(*args).compile()
 
 
-def measured(
-    chip: Chip, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
-) -> dict[str, Any]:
+def on_one(chip: Chip, args: Any) -> Any:
+    """Abstract arrays of any tree, on one chip."""
+    place = functools.partial(jax.ShapeDtypeStruct, sharding=device_of(chip))
+    return jax.tree.map(lambda x: place(x.shape, x.dtype), args)
+
+
+def measured(chip: Chip, lower: Callable[[], jax.stages.Lowered]) -> dict[str, Any]:
     """What the compiler says that a program takes on a chip, with the chip's own kernels.
+
+    Args:
+      chip: what it is for.
+      lower: traces it, for devices that are not here.
 
     Returns:
       Bytes of the arguments, of what is computed beside them (`temporary_bytes`), and of all at
@@ -140,7 +147,7 @@ def measured(
     """
     began = time.perf_counter()
     with aimed_at(chip.target):
-        compiled = compile_for(chip, function, *args, donate=donate)
+        compiled = lower().compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

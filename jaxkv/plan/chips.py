@@ -50,6 +50,8 @@ class Chip:
         return f"{self.generation}:{'x'.join(map(str, shape))}"
 
 
+# Seconds that a collective of few bytes takes: assumed, nobody has measured it here.
+LATENCY = {"tpu": 3e-6, "gpu": 8e-6}
 SLICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -74,12 +76,16 @@ CHIPS = {
 }
 
 
-def chip_named(name: str) -> Chip:
-    """One of `CHIPS`.
+def chips_named(text: str) -> tuple[Chip, int | None]:
+    """One of `CHIPS`, and how many: "v5e-8"; None where that is not said.
 
     Raises:
-      InputError: there is none of that name.
+      InputError: there is none of that name, or they do not come in that number.
     """
-    if name not in CHIPS:
-        raise InputError(f"--chip has {name!r:.40}; each must be one of {', '.join(CHIPS)}")
-    return CHIPS[name]
+    name, _, count = text.partition("-")
+    if name not in CHIPS or (count and not (count.isdecimal() and int(count) in SLICES)):
+        raise InputError(
+            f"--chip has {text!r:.40}; each must be one of {', '.join(CHIPS)}, with a count such "
+            f"as v5e-8, of {', '.join(map(str, SLICES))}"
+        )
+    return CHIPS[name], int(count) if count else None

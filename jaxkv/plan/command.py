@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import check_positive, make_parser, parse
+from jaxkv.cli.devices import add_mesh, devices_of
 from jaxkv.cli.figures import check_picture, save_picture
 from jaxkv.cli.flags import (
     KV_DTYPES,
@@ -26,7 +27,7 @@ from jaxkv.cli.flags import (
 )
 from jaxkv.core.errors import InputError
 from jaxkv.core.files import check_target, write_json
-from jaxkv.plan.chips import CHIPS, Chip, chip_named
+from jaxkv.plan.chips import CHIPS, SLICES, Chip, chips_named
 from jaxkv.policies.registry import POLICIES, make_policies
 
 COMMAND = "jaxkv.plan"
@@ -37,11 +38,15 @@ time of a step is what it reads at the bandwidth that is published of the chip, 
 faster than that; `longest` leaves 3 % of the memory for programs and what they compute, which is
 assumed. With --compile the programs are compiled for the chip, which tells that too.
 
+Over many chips all of it is told of each: --chip v5e-8 shares out the weights over eight of them,
+and the caches as suits the policy. What a collective takes is assumed: 3 us on a TPU, 8 on a GPU.
+
 examples:
   python -m jaxkv.plan --model llama-3.1-8b --policy full,duo,streaming --tokens 131072 --chip h100
   python -m jaxkv.plan --model llama-3.2-1b --policy full,snapkv:budget=4096 --chip v5e,v6e
   python -m jaxkv.plan --model llama-3.1-8b --policy duo --tokens 3300000 --chip h100 \\
       --kv-dtype int4 --weights int8 --compile
+  python -m jaxkv.plan --model llama-3.1-8b --policy full,duo --tokens 1048576 --chip v5e-8,v5p-8
 """
 
 
@@ -55,7 +60,7 @@ def run(words: Sequence[str]) -> None:
       InputError: in one line, what is wrong and what is allowed.
     """
     given, fields = parse(_parser(), words)
-    chips = [chip_named(name) for name in str(given.chip).split(",")]
+    chips = [chips_named(name) for name in str(given.chip).split(",")]
     lengths = _check(given)
     policies = make_policies(given.policy, fields)
     report = _plan(given, policies, lengths, chips)
@@ -71,7 +76,7 @@ def run(words: Sequence[str]) -> None:
 
 def _plan(
     given: argparse.Namespace, policies: Sequence[Any], lengths: Sequence[int],
-    chips: Sequence[Chip],
+    chips: Sequence[tuple[Chip, int | None]],
 ) -> dict[str, Any]:  # fmt: skip
     from jaxkv.core.machine import where
     from jaxkv.plan.aot import check_compiler
@@ -80,22 +85,31 @@ def _plan(
     from jaxkv.plan.plot import memory_over_context
     from jaxkv.policies.registry import describe
 
-    for platform in {chip.target.platform for chip in chips} if given.compile else ():
+    for platform in {chip.target.platform for chip, _ in chips} if given.compile else ():
         check_compiler(platform)
     config = _config(given.model)
     setting = Setting(
-        config, given.batch, given.dtype, given.kv_dtype or given.dtype, given.weights
-    )
+        config, given.batch, given.dtype, given.kv_dtype or given.dtype, given.weights,
+        layout=devices_of(given).layout,
+    )  # fmt: skip
+    settings = [
+        dataclasses.replace(setting, data=data, model=model)
+        for data, model in (_shape(given, *chip) for chip in chips)
+    ]
+    if given.plot and len({(x.data, x.model) for x in settings}) > 1:
+        raise InputError("--plot draws one number of chips; give each of --chip the same")
+    setting, kinds = settings[0], [chip for chip, _ in chips]
     rows, curves = [], []
     with even_where_unknown(policies, config) as planned:
         for policy, (mine, note) in zip(policies, planned, strict=True):
-            for chip in chips:
+            for chip, setting in zip(kinds, settings, strict=True):
                 for tokens in lengths:
                     found = dataclasses.asdict(estimate(setting, mine, tokens, chip))
                     if found["longest"] == ENDLESS:
                         found["longest"] = None
                     told = {"policy": describe(policy), "label": _label(policy)}
-                    row = {**told, "chip": chip.name, **found}
+                    mesh = {"data": setting.data, "model": setting.model}
+                    row = {**told, "chip": chip.name, "mesh": mesh, **found}
                     if note:
                         row["assumed"] = note
                     if given.compile:
@@ -104,18 +118,34 @@ def _plan(
                         row["fits"] = most <= chip.memory
                     rows.append(row)
             if given.plot:
-                curve = memory_over_context(setting, mine, chips)
+                curve = memory_over_context(settings[0], mine, kinds)
                 curves.append({"label": _label(policy), "points": curve})
     made = {
         "model": given.model, "batch": given.batch, "dtype": setting.dtype,
         "kv_dtype": setting.kv_dtype, "weights": setting.weights or setting.dtype,
         "chips": {chip.name: {"memory_bytes": chip.memory, "bytes_per_s": chip.bandwidth}
-                  for chip in chips},
+                  for chip in kinds},
         "rows": rows,
     }  # fmt: skip
     if given.compile:
         made |= {name: where()[name] for name in ("jax", "date")}
     return made | ({"curves": curves} if curves else {})
+
+
+def _shape(given: argparse.Namespace, chip: Chip, count: int | None) -> tuple[int, int]:
+    """Sizes of the mesh's axes, (data, model)."""
+    asked = devices_of(given)
+    total = asked.data * asked.model
+    if given.mesh is None:
+        return 1, count or 1
+    if count not in (None, total):
+        raise InputError(f"--chip has {chip.name}-{count}, and --mesh {given.mesh} takes {total}")
+    if given.compile and total not in SLICES:
+        raise InputError(
+            f"--mesh {given.mesh} takes {total} chips; to compile, it must be one of "
+            f"{', '.join(map(str, SLICES))}"
+        )
+    return asked.data, asked.model
 
 
 def _compiled(
@@ -181,7 +211,9 @@ def _show(report: dict[str, Any]) -> None:
     title = f"{report['model']}, batch {report['batch']}: GB of {report['weights']} weights and "
     table = Table(title=f"{title}{report['kv_dtype']} cache")
     compiled = any("compiled" in row for row in report["rows"])
+    many = any(row["layout"] for row in report["rows"])
     heads = ["policy", "chip", "tokens", "weights", "cache", "memory", "ms/step", "longest"]
+    heads += ["cache by"] if many else []
     heads += ["decode", "prefill"] if compiled else []
     for index, head in enumerate(heads):
         justify = "left" if index < 2 else "right"
@@ -189,10 +221,13 @@ def _show(report: dict[str, Any]) -> None:
     for row in report["rows"]:
         longest = f"{row['longest']:,}" if row["longest"] is not None else "endless"
         size = f"{row['share']:.0%}{' ' if row['fits'] else '!'}"
+        chips = row["mesh"]["data"] * row["mesh"]["model"]
+        chip = row["chip"] if chips == 1 else f"{row['chip']}-{chips}"
         cells = [
-            row["label"], row["chip"], f"{row['tokens']:,}", _gigabytes(row["weights_bytes"]),
+            row["label"], chip, f"{row['tokens']:,}", _gigabytes(row["weights_bytes"]),
             _gigabytes(row["cache_bytes"]), size, f"{row['step_ms']:.2f}", longest,
         ]  # fmt: skip
+        cells += [row["layout"] or ""] if many else []
         if compiled:
             made = row["compiled"]
             cells += [_gigabytes(made[name]["peak_bytes"]) for name in ("decode", "prefill")]
@@ -201,7 +236,10 @@ def _show(report: dict[str, Any]) -> None:
     if not console.is_terminal:
         console.width = 110  # of a file or a pipe nobody knows a width
     console.print(table)
-    print("ms/step is at best: what a step reads, at the chip's published bandwidth")
+    best = "ms/step is at best: what a step reads, at the chip's published bandwidth"
+    if many:
+        best += "; an assumed latency\nfor each collective. GB and memory are of each chip"
+    print(best)
     if any(not row["fits"] for row in report["rows"]):
         print("! does not fit")
     for note in dict.fromkeys(row["assumed"] for row in report["rows"] if "assumed" in row):
@@ -251,8 +289,9 @@ def _parser() -> Any:
         type=str,
         default="h100",
         metavar="NAMES",
-        help=f"with commas, of {', '.join(CHIPS)} (default: h100)",
+        help=f"with commas, of {', '.join(CHIPS)}, with a count as in v5e-8 (default: h100)",
     )
+    add_mesh(add)
     add(
         "--dtype",
         type=str,

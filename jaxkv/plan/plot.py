@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkv.cache.bytes import nbytes
 from jaxkv.layers.base import Policy
+from jaxkv.models.mesh import device_bytes
 from jaxkv.plan.chips import Chip
 from jaxkv.plan.estimate import Setting
 
@@ -22,10 +22,10 @@ def memory_over_context(
     setting: Setting, policy: Policy, chips: Sequence[Chip]
 ) -> list[tuple[int, int]]:
     """(tokens, bytes of weights and cache), up to just above the largest chip."""
-    weights, most = nbytes(setting.params), max(chip.memory for chip in chips)
+    weights, most = device_bytes(setting.params), max(chip.memory for chip in chips)
     points = []
     for tokens in _LENGTHS:
-        points.append((tokens, weights + setting.plan(policy, tokens).physical_bytes))
+        points.append((tokens, weights + device_bytes(setting.cache(policy, tokens))))
         if points[-1][1] > most:
             break
     return points

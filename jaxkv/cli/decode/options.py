@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import make_parser, parse, parse_yaml
-from jaxkv.cli.devices import Devices, add_devices, devices_of
+from jaxkv.cli.devices import Devices, add_devices, check_used, devices_of
 from jaxkv.cli.flags import (
     WEIGHTS,
     add_kv_dtype,
@@ -109,6 +109,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         with flags_named(None, "--save-cache: "):
             check_target(given.save_cache)
     check_dtype("--weights", given.weights, WEIGHTS)
+    check_used(given)
     devices = devices_of(given)
     if devices.hosts is not None and given.interactive:
         raise InputError("--interactive asks one process for its prompts; give no --hosts")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import check_positive, make_parser, parse
-from jaxkv.cli.devices import add_devices, devices_of
+from jaxkv.cli.devices import add_devices, check_used, devices_of
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
     KV_DTYPES,
@@ -81,6 +81,9 @@ def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) 
     check_positive(given, "prefill_chunk", "max_length")
     check_dtype("--weights", given.weights, WEIGHTS)
     check_dtype("--kv-dtype", given.kv_dtype, KV_DTYPES)
+    check_used(given)
+    if given.hosts is not None and (given.out is not None or given.plot is not None):
+        raise InputError("--hosts has several processes, and --out and --plot write from one")
     if given.seed < 0:
         raise InputError(f"--seed is {given.seed}; it must be at least 0")
     if given.plot is not None:
