@@ -48,6 +48,31 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "gates and what they gate are not brought to the order of the devices",
+        "tests/test_mesh_models.py::test_families[norms-heads]",
+        (("jaxkv/models/placed.py", "x = _paired(x, config.mesh.shape[MODEL])", "pass"),),
+    ),
+    Mutation(
+        "devices merge what they have seen without a common maximum",
+        "tests/test_mesh.py::test_devices_give_what_one_gives[full-slots-2x4]",
+        (("jaxkv/core/shards.py", "top = lax.pmax(lse, MODEL)", "top = lse"),),
+    ),
+    Mutation(
+        "slots are dealt out in one run, so that a short context lies on one device",
+        "tests/test_mesh_models.py::test_tokens_are_dealt_out",
+        (("jaxkv/core/shards.py", "return min(BLOCK, size & -size)", "return size"),),
+    ),
+    Mutation(
+        "heads that choose together are kept apart",
+        "tests/test_mesh.py::test_devices_give_what_one_gives[tova-heads-2x4]",
+        (("jaxkv/models/layouts.py", "if planned.couples_heads:", "if False:"),),
+    ),
+    Mutation(
+        "a process reads only what lies on its own devices",
+        "tests/test_hosts.py::test_two_processes_give_what_one_device_gives",
+        (("jaxkv/core/hosts.py", "if isinstance(x, Array) and not (", "if False and not ("),),
+    ),
+    Mutation(
         "a policy compiles something of its own",
         "tests/test_architecture.py::test_programs_are_made_where_it_says",
         ((FULL, "def poison(", "import jax\n\n\n@jax.jit\ndef poison("),),

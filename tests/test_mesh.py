@@ -190,7 +190,9 @@ def same(found: State, expected: State) -> None:
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name, layout, shape", TRIED)
+@pytest.mark.parametrize(
+    "name, layout, shape", TRIED, ids=[f"{name}-{how}-{d}x{m}" for name, how, (d, m) in TRIED]
+)
 def test_devices_give_what_one_gives(
     name: str, layout: str, shape: tuple[int, int], files: dict[str, str]
 ) -> None:

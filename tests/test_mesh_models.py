@@ -31,6 +31,7 @@ from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import forward, init_cache
 from jaxkv.models.mesh import Meshed, device_bytes, meshed
 from jaxkv.models.weights import is_linear, rounded
+from jaxkv.policies.surrogates import save_surrogates
 
 PROMPTS = ["Why is the sky blue?", "Tell me a long story about a prince.", "One"]
 
@@ -65,6 +66,31 @@ def test_a_batch_that_does_not_divide(
     assert found["kept_tokens"] == alone.stats["cache"]["kept_tokens"]
     assert found["layout"] == layout and found["mesh"] == {"data": 2, "model": 2}
     assert found["device_bytes"] < 0.6 * found["physical_bytes"]
+
+
+@pytest.mark.parametrize("layout", ["heads", "rows", "slots"])
+def test_what_is_beside_the_parameters(
+    layout: str, tmp_path: Path, one: jaxkv.Model, four: jaxkv.Model
+) -> None:
+    """KVzap's networks lie on all devices; each scores the heads and the rows that it has."""
+    draws, c = np.random.default_rng(3), one.config
+    networks = tuple(
+        {"w": draws.normal(size=(c.hidden_size, c.num_kv_heads)), "b": np.arange(c.num_kv_heads)}
+        for _ in range(c.num_layers)
+    )
+    save_surrogates(tmp_path / "gate.safetensors", networks, "", "by hand")
+    fields = {
+        "budget": 24,
+        "window": 4,
+        "gate": str(tmp_path / "gate.safetensors"),
+        "allocation": "uniform",
+    }
+    how: dict[str, Any] = {"policy": jaxkv.make_policy("kvzap", fields), "temperature": 9.0}
+    prompts = [text * 3 for text in PROMPTS]
+    alone = jaxkv.generate(one, prompts, max_new_tokens=12, **how)
+    over = jaxkv.generate(four, prompts, max_new_tokens=12, cache_layout=layout, **how)
+    assert over.token_ids == alone.token_ids
+    assert over.stats["cache"]["kept_tokens"] == alone.stats["cache"]["kept_tokens"]
 
 
 BASE = dataclasses.replace(test_mesh.CONFIG, num_layers=1)

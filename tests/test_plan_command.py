@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxkv import init_cache, make_policy, nbytes
+from jaxkv import init_cache, make_policy, mesh, nbytes
 from jaxkv.checkpoints import named, sources
+from jaxkv.models.mesh import device_bytes, plain
 from jaxkv.plan.__main__ import main
 from jaxkv.plan.aot import has_compiler
 from jaxkv.plan.chips import CHIPS
@@ -48,6 +50,34 @@ def test_bytes_are_those_of_the_arrays(tmp_path: Path, weights, kv_dtype) -> Non
         cache = init_cache(model.config, policy, 2, 300, kv_dtype)
         assert found.cache_bytes == nbytes(cache)
         assert found.share == (found.weights_bytes + found.cache_bytes) / 80e9
+
+
+@pytest.mark.parametrize("layout", ["heads", "slots"])
+def test_bytes_of_each_chip_are_those_of_a_device(tmp_path: Path, layout: str) -> None:
+    folder = checkpoints.write_hf(tmp_path / "hf", checkpoints.CONFIG)
+    model = sources.load(folder, mesh=mesh(data=2, model=2))
+    one = plain(model.config)
+    setting = Setting(one, 2, "float32", "float32", None, data=2, model=2, layout=layout)
+    for name in ("full", "streaming", "snapkv"):
+        found = estimate(setting, make_policy(name), 320, CHIPS["v5e"])
+        assert found.weights_bytes == device_bytes(model.params) and found.layout == layout
+        config = dataclasses.replace(model.config, layout=layout)
+        cache = init_cache(config, make_policy(name), 2, 320)
+        assert found.cache_bytes == device_bytes(cache)
+    layers = one.num_layers
+    assert found.collectives == 2 * layers + 2 + layers * (layout == "slots")
+
+
+def test_many_chips(capsys) -> None:
+    words = ["--model", "llama-3.1-70b", "--weights", "int8", "--policy", "full,duo"]
+    rows = told(capsys, *words, "--chip", "v5e-8,v5p-4")["rows"]
+    assert [(row["chip"], row["mesh"]["model"], row["layout"]) for row in rows] == [
+        ("v5e", 8, "heads"), ("v5p", 4, "heads"), ("v5e", 8, "slots"), ("v5p", 4, "slots"),
+    ]  # fmt: skip
+    assert rows[0]["collectives"] == 162 and rows[2]["collectives"] == 402
+    assert rows[0]["weights_bytes"] * 8 == pytest.approx(rows[1]["weights_bytes"] * 4, rel=0.01)
+    main([*words, "--chip", "v5e", "--mesh", "data=2,model=4", "--batch", "2"])
+    assert "v5e-8" in capsys.readouterr().out
 
 
 def test_a_step_reads_weights_and_what_is_kept() -> None:
@@ -115,6 +145,11 @@ def test_assumed_heads_are_as_many_in_every_layer(capsys) -> None:
     ("words", "said"),
     [
         (["--chip", "a100"], "--chip has 'a100'; each must be one of v4"),
+        (["--chip", "v5e-7"], "--chip has 'v5e-7'; each must be one of v4"),
+        (["--chip", "v5e-8", "--mesh", "model=4"], "and --mesh model=4 takes 4"),
+        (["--mesh", "model=four"], "--mesh is 'model=four'; it must be sizes of data and model"),
+        (["--chip", "v5e-8", "--mesh", "data=8"], "the batch is 1; it must be a multiple of data"),
+        (["--chip", "v5e-8,v5p-4", "--plot", "x.png"], "--plot draws one number of chips"),
         (["--tokens", "many"], "--tokens is 'many'"),
         (["--tokens", "0"], "--tokens is"),
         (["--model", "nothing"], "--model is 'nothing'"),
