@@ -18,6 +18,10 @@ laws-packed:  ## every law over caches of int8 and of int4
 	JAXKV_LAWS_FORM=int8 $(PYTEST) -rs $(ARGS) tests/test_laws.py
 	JAXKV_LAWS_FORM=int4 $(PYTEST) -rs $(ARGS) tests/test_laws.py
 
+meshes:  ## every policy in every layout over meshes of eight devices
+	JAXKV_MESHES=1 $(PYTEST) -rs $(ARGS) tests/test_mesh.py
+	JAXKV_MESHES=1 $(PYTEST) -rs -m aot $(ARGS) tests/aot/test_tpu_meshes.py
+
 lint:  ## ruff: what is wrong, and what is not formatted
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -51,4 +55,4 @@ VERSIONS = tests/test_laws.py tests/test_generate.py tests/test_global.py tests/
   tests/test_decode_command.py tests/test_convert_command.py tests/test_orbax.py \
   tests/test_tokenizer.py tests/test_chat.py
 
-.PHONY: help test test-fast test-versions laws-packed lint types parity aot aot-brief mutations compilers ci
+.PHONY: help test test-fast test-versions laws-packed meshes lint types parity aot aot-brief mutations compilers ci
