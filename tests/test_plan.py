@@ -22,7 +22,7 @@ from jaxkv.models.plan import plan
 
 COUPLED = {
     "adakv", "adakv-no-floor", "snapkv-ada-sinks", "own-keydiff-ada", "tova", "recycled-dynamic",
-    "compactor", "expected",
+    "compactor", "expected", "chunkkv", "chunkkv-gated",
 }  # fmt: skip
 
 

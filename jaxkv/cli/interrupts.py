@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 
 STATUS = 130
+_SAID = threading.Lock()
 _PATIENCE = 3.0  # seconds to leave what is being done in good order
 
 
@@ -83,6 +84,9 @@ def _listen(hears: socket.socket, line: str, ended: threading.Event) -> None:
 
 
 def _end(line: str) -> None:
+    # The main thread and the one that listens may both have heard; one of them says it.
+    if not _SAID.acquire(blocking=False):
+        threading.Event().wait()
     # Not by an exception, and not through Python's streams, which the main thread may hold.
     shown = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides the cursor
     with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ from jaxkv.generate.session import ROUND, Session, Settings
 from jaxkv.generate.state import State, row_keys
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.decoder import geometry
+from jaxkv.models.mesh import Meshed
 from jaxkv.models.plan import Plan, plan
 from jaxkv.policies.full import Full
 from jaxkv.policies.recompute import SlidingRecompute
