@@ -26,7 +26,7 @@ from jaxkv.cli.startup import prepare
 from jaxkv.core.errors import InputError, say
 from jaxkv.core.files import check_target, write_json
 from jaxkv.layers.base import Policy
-from jaxkv.policies.registry import POLICIES, make_policies
+from jaxkv.policies.registry import POLICIES, label, make_policies
 
 COMMAND = "jaxkv.bench"
 _DESCRIPTION = """Time decoding, prefill, a long stream, or the attention ops alone.
@@ -186,9 +186,7 @@ def _show(result: dict[str, Any]) -> None:
     heads = {
         "op": lambda row: row.get("op"),
         "implementation": lambda row: row.get("implementation"),
-        "policy": lambda row: (
-            " ".join(str(x) for x in row["policy"].values()) if "policy" in row else None
-        ),
+        "policy": lambda row: label(row["policy"]) if "policy" in row else None,
         "context": lambda row: row.get("context"),
         "µs": lambda row: _number(row.get("us")),
         "MB": lambda row: _number(row["bytes"] / 1e6) if "bytes" in row else None,

@@ -80,6 +80,8 @@ def model_named(name: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        if str(error).startswith("--"):
+            raise
         known = str(error).startswith(("model ", "dtype "))
         raise InputError(f"{'--' if known else f'--model {name}: '}{error}") from None
 

@@ -28,7 +28,7 @@ from jaxkv.cli.flags import (
 from jaxkv.core.errors import InputError
 from jaxkv.core.files import check_target, write_json
 from jaxkv.plan.chips import CHIPS, SLICES, Chip, chips_named
-from jaxkv.policies.registry import POLICIES, make_policies
+from jaxkv.policies.registry import POLICIES, describe, label, make_policies
 
 COMMAND = "jaxkv.plan"
 _DESCRIPTION = """What a model and its cache take of a chip's memory, and how fast a step can be.
@@ -83,7 +83,6 @@ def _plan(
     from jaxkv.plan.assumed import even_where_unknown
     from jaxkv.plan.estimate import ENDLESS, Setting, estimate
     from jaxkv.plan.plot import memory_over_context
-    from jaxkv.policies.registry import describe
 
     for platform in {chip.target.platform for chip, _ in chips} if given.compile else ():
         check_compiler(platform)
@@ -107,7 +106,7 @@ def _plan(
                     found = dataclasses.asdict(estimate(setting, mine, tokens, chip))
                     if found["longest"] == ENDLESS:
                         found["longest"] = None
-                    told = {"policy": describe(policy), "label": _label(policy)}
+                    told = {"policy": describe(policy), "label": label(describe(policy))}
                     mesh = {"data": setting.data, "model": setting.model}
                     row = {**told, "chip": chip.name, "mesh": mesh, **found}
                     if note:
@@ -119,7 +118,7 @@ def _plan(
                     rows.append(row)
             if given.plot:
                 curve = memory_over_context(settings[0], mine, kinds)
-                curves.append({"label": _label(policy), "points": curve})
+                curves.append({"label": label(describe(policy)), "points": curve})
     made = {
         "model": given.model, "batch": given.batch, "dtype": setting.dtype,
         "kv_dtype": setting.kv_dtype, "weights": setting.weights or setting.dtype,
@@ -244,16 +243,6 @@ def _show(report: dict[str, Any]) -> None:
         print("! does not fit")
     for note in dict.fromkeys(row["assumed"] for row in report["rows"] if "assumed" in row):
         print(f"assumed: {note}, as nothing was calibrated for this model")
-
-
-def _label(policy: Any) -> str:
-    """Its name, and the settings that are not the usual ones."""
-    from jaxkv.policies.registry import describe
-
-    name = describe(policy)["name"]
-    fields = {field.name: field.default for field in dataclasses.fields(policy)}
-    told = [(x, getattr(policy, x)) for x, usual in fields.items() if getattr(policy, x) != usual]
-    return " ".join([name, *(f"{x}={value}" for x, value in told)])
 
 
 def _gigabytes(count: int) -> str:

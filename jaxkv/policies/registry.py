@@ -171,10 +171,17 @@ def fields_of(name: str) -> list[str]:
 
 
 def usual_settings(name: str) -> dict[str, Any]:
-    """Defaults of the settings that are given by name alone; none if there is no such policy."""
+    """Defaults of the settings that are given by name alone, or are no numbers.
+
+    None if there is no such policy.
+    """
     cls = POLICIES.get(name) or _REGISTERED.get(name)
     fields = () if cls is None else dataclasses.fields(cls)
-    return {field.name: field.default for field in fields if field.kw_only}
+    return {
+        field.name: field.default
+        for field in fields
+        if field.kw_only or field.default is None or isinstance(field.default, bool)
+    }
 
 
 def make_policy(name: str, fields: Mapping[str, Any] | None = None) -> Policy:
@@ -281,3 +288,15 @@ def describe(policy: Policy) -> dict[str, Any]:
     name = next((name for name, known in named if known is cls), None)
     settings = dataclasses.asdict(policy) if dataclasses.is_dataclass(policy) else {}
     return {"name": name or f"{cls.__module__}:{cls.__qualname__}", **settings}
+
+
+def label(policy: Mapping[str, Any]) -> str:
+    """A described policy in one line, such as "streaming sinks=4 window=1020".
+
+    Settings that are given by name alone, or are no numbers, are left out where they are the
+    default.
+    """
+    usual = usual_settings(policy["name"])
+    told = {name: value for name, value in policy.items() if name != "name"}
+    fields = [f"{x}={told[x]}" for x in told if x not in usual or told[x] != usual[x]]
+    return " ".join([policy["name"], *fields])

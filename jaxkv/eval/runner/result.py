@@ -13,7 +13,7 @@ from jaxkv.cache.bytes import nbytes
 from jaxkv.generate.recompute import Remembered
 from jaxkv.generate.running import running
 from jaxkv.layers.base import Cache, Policy
-from jaxkv.policies.registry import describe, usual_settings
+from jaxkv.policies.registry import describe, label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +63,6 @@ def from_json(value: Mapping[str, Any]) -> Result:
     if known["score"] is None:
         known["score"] = math.nan
     return Result(**known, details={k: v for k, v in value.items() if k not in names})
-
-
-def label(policy: Mapping[str, Any]) -> str:
-    """A described policy in one line, such as "streaming sinks=4 window=1020".
-
-    Settings that are given by name alone are left out where they are the default.
-    """
-    usual = usual_settings(policy["name"])
-    told = {name: value for name, value in policy.items() if name != "name"}
-    fields = [f"{x}={told[x]}" for x in told if x not in usual or told[x] != usual[x]]
-    return " ".join([policy["name"], *fields])
 
 
 def policy_label(policy: Policy) -> str:

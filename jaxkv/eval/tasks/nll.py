@@ -255,7 +255,7 @@ def _begun(
     grows = running(policy, geometry(model.config, 1, max_length)).grows
     model, length, rows = over_devices(model, Settings(policy=policy), 1, max_length, not grows)
     if rows > 1:
-        raise InputError(f"one stream is read, and the mesh has data={rows}; give model alone")
+        raise InputError(f"one stream is read, and --mesh has data={rows}; give model= alone")
     return model, begun(model.config, policy, geometry(model.config, 1, length, dtype))
 
 
