@@ -30,6 +30,29 @@ def test_decode_reports_what_it_read(capsys, tmp_path):
     assert 0 < recycled["bytes_read"] < full["bytes_read"]
 
 
+def test_forms_of_a_cache_by_turns(capsys) -> None:
+    words = [
+        "decode",
+        "--model",
+        "tiny-random",
+        "--contexts",
+        "40",
+        "--tokens",
+        "17",
+        "--runs",
+        "1",
+    ]
+    main([*words, "--kv-dtype", "float32,int8", "--json"])
+    wide, packed = json.loads(capsys.readouterr().out)["rows"]
+    assert (wide["kv_dtype"], packed["kv_dtype"]) == ("float32", "int8")
+    assert packed["cache"]["physical_bytes"] < 0.4 * wide["cache"]["physical_bytes"]
+    assert packed["bytes_read"] < wide["bytes_read"]
+    for wrong in (["--kv-dtype", "int3"], ["--kv-dtype", "float32,"]):
+        with pytest.raises(SystemExit):
+            main([*words, *wrong])
+        assert "--kv-dtype is" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_kernels_beside_jax_itself(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "COLD_BYTES", 1)

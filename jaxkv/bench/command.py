@@ -14,6 +14,7 @@ from jaxkv.cli.arguments import check_positive, make_parser, parse
 from jaxkv.cli.devices import add_devices, check_used, devices_of
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
+    KV_DTYPES,
     WEIGHTS,
     add_model,
     add_plot,
@@ -40,6 +41,7 @@ copies: each implementation that this device has, and jax.nn.dot_product_attenti
 examples:
   python -m jaxkv.bench decode --policy full,streaming --contexts 1000,6000 --plot decode.png
   python -m jaxkv.bench decode --policy streaming,recompute
+  python -m jaxkv.bench decode --contexts 6000 --kv-dtype float32,int8,int4
   python -m jaxkv.bench prefill --contexts 6000 --beside transformers
   python -m jaxkv.bench stream --policy streaming --tokens 50000 --fed
   python -m jaxkv.bench kernels --contexts 8192,131072 --heads 32,8,128 --dtype bfloat16
@@ -137,8 +139,9 @@ def _compare(
     for context in _contexts(options):
         prompt = random_prompt(model, context)
         runners = [
-            Runner.make(model, policy, prompt, options.tokens, options.prefill_chunk)
+            Runner.make(model, policy, prompt, options.tokens, options.prefill_chunk, form)
             for policy in policies
+            for form in _forms(options)
         ]
         for run in range(options.runs):
             for runner in runners:
@@ -183,11 +186,13 @@ def _show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    forms = {row.get("kv_dtype") for row in result["rows"]}
     heads = {
         "op": lambda row: row.get("op"),
         "implementation": lambda row: row.get("implementation"),
         "policy": lambda row: label(row["policy"]) if "policy" in row else None,
         "context": lambda row: row.get("context"),
+        "cache of": lambda row: row.get("kv_dtype") if len(forms) > 1 else None,
         "µs": lambda row: _number(row.get("us")),
         "MB": lambda row: _number(row["bytes"] / 1e6) if "bytes" in row else None,
         "of copies": lambda row: (
@@ -243,6 +248,11 @@ def _number(value: float | None, digits: int = 1) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
 
 
+def _forms(options: argparse.Namespace) -> list[str | None]:
+    """Of keys and values."""
+    return [None] if options.kv_dtype is None else options.kv_dtype.split(",")
+
+
 def _contexts(options: argparse.Namespace) -> list[int]:
     return _numbers("--contexts", options.contexts, None)
 
@@ -263,6 +273,10 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"TASK is {options.task!r}; it must be decode, prefill, stream or kernels")
     check_dtype("--dtype", options.dtype)
     check_dtype("--weights", options.weights, WEIGHTS)
+    for form in _forms(options):
+        check_dtype("--kv-dtype", form, KV_DTYPES)
+    if options.kv_dtype is not None and options.task not in ("decode", "prefill"):
+        raise InputError(f"--kv-dtype is for decode and prefill, not for {options.task}")
     heads, kv_heads, _ = _numbers("--heads", options.heads, 3)
     if heads % kv_heads:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
@@ -320,6 +334,13 @@ def _parser() -> Any:
         help="tokens of prompt, with commas (default: 1000)",
     )
     add("--tokens", type=int, default=49, metavar="N", help="decoded in each run (default: 49)")
+    add(
+        "--kv-dtype",
+        type=str | None,
+        metavar="TYPES",
+        help="of keys and values, with commas: float32, bfloat16, int8, int4 (default: that of the "
+        "weights)",
+    )
     add("--fed", action="store_true", help="stream: all but the timed end goes in as a prompt")
     add("--runs", type=int, default=5, metavar="N", help="of each case (default: 5)")
     add_prefill_chunk(add, "by its length, at most 512")

@@ -40,10 +40,13 @@ class Runner:
 
     @classmethod
     def make(
-        cls, model: Model, policy: Policy, prompt: list[int], new_tokens: int, chunk: int | None
-    ) -> Runner:
+        cls, model: Model, policy: Policy, prompt: list[int], new_tokens: int, chunk: int | None,
+        kv_dtype: str | None = None,
+    ) -> Runner:  # fmt: skip
         """Compiles, and takes the prompt once, which is not counted."""
-        settings = Settings(policy=policy, max_new_tokens=new_tokens, prefill_chunk=chunk)
+        settings = Settings(
+            policy=policy, max_new_tokens=new_tokens, prefill_chunk=chunk, kv_dtype=kv_dtype
+        )
         session = Session.begin(model, settings, 1, len(prompt))
         session.eos = NEVER
         runner = cls(model, policy, prompt, settings, session, [], [])
@@ -81,6 +84,7 @@ class Runner:
         row: dict[str, Any] = {
             "policy": describe(self.policy),
             "context": len(self.prompt),
+            "kv_dtype": cache.geometry.dtype,
             "cache": {
                 "nominal_bytes": running(self.policy, cache.geometry).nominal_bytes,
                 "physical_bytes": nbytes(cache),
@@ -107,7 +111,14 @@ class Runner:
         cache = self.session.state.cache
         if counted := steps_taken(cache.layers):
             return counted["key_bytes_per_step"]
-        held = nbytes([[x for x in jax.tree.leaves(c) if x.ndim == 4] for c in cache.layers])
+        # Numbers, and the scales of packed ones; positions are not counted.
+        held = nbytes(
+            [
+                x
+                for x in jax.tree.leaves(cache.layers)
+                if x.ndim == 4 or (x.ndim == 3 and jnp.issubdtype(x.dtype, jnp.floating))
+            ]
+        )
         used = (len(self.prompt) + self.settings.max_new_tokens / 2) / _slots(cache)
         return held * min(1.0, used)
 
