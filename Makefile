@@ -38,6 +38,9 @@ aot:  ## kernels and models compiled for TPUs and GPUs that are not here; needs 
 aot-brief:  ## of those, one program of each kernel on each chip
 	$(PYTEST) -rs -m 'aot and brief' $(ARGS) tests/aot
 
+notebooks:  ## the code of every notebook, on eight devices that a CPU plays
+	$(PYTHON) tests/notebooks.py
+
 mutations:  ## plants faults one by one; the test of each must turn red
 	$(PYTHON) tests/mutations.py
 
@@ -55,4 +58,4 @@ VERSIONS = tests/test_laws.py tests/test_generate.py tests/test_global.py tests/
   tests/test_decode_command.py tests/test_convert_command.py tests/test_orbax.py \
   tests/test_tokenizer.py tests/test_chat.py
 
-.PHONY: help test test-fast test-versions laws-packed meshes lint types parity aot aot-brief mutations compilers ci
+.PHONY: help test test-fast test-versions laws-packed meshes lint types parity aot aot-brief notebooks mutations compilers ci

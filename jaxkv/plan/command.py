@@ -216,7 +216,8 @@ def _show(report: dict[str, Any]) -> None:
     heads += ["decode", "prefill"] if compiled else []
     for index, head in enumerate(heads):
         justify = "left" if index < 2 else "right"
-        table.add_column(head, justify=justify, no_wrap=index > 0, overflow="fold")
+        least = None if index else 9  # or a narrow terminal has no room for a policy's name
+        table.add_column(head, justify=justify, no_wrap=index > 0, overflow="fold", min_width=least)
     for row in report["rows"]:
         longest = f"{row['longest']:,}" if row["longest"] is not None else "endless"
         size = f"{row['share']:.0%}{' ' if row['fits'] else '!'}"
