@@ -25,7 +25,7 @@ from jaxkv.generate.compress import compressed
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
 from jaxkv.generate.running import laid_out, prepared, running
 from jaxkv.generate.sampling import Sampler, make_sampler
-from jaxkv.generate.state import State, dealt, start
+from jaxkv.generate.state import State, abstract, dealt, start
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.decoder import CHUNK, geometry
 from jaxkv.models.mesh import Meshed, check_layout, device_bytes, put
@@ -127,12 +127,17 @@ def check_room(
       InputError: says what would take how many bytes.
     """
     config = model.config
-    cache = running(policy, geometry(config, batch_size, length, dtype)).physical_bytes
+    shapes = geometry(config, batch_size, length, dtype)
+    cache, rows, shares, told = running(policy, shapes).physical_bytes, batch_size, 1, ""
+    # A CPU that plays many devices has the memory of one.
+    if isinstance(config, Meshed) and jax.default_backend() != "cpu":
+        cache = device_bytes(abstract(config, policy, batch_size, length, dtype).cache)
+        rows, shares, told = rows // config.lies.data, config.lies.model, ", on each device,"
     name = describe(policy)["name"]
-    check_memory(cache, f"a cache of {name} for {batch_size} x {length} tokens")
+    check_memory(cache, f"a cache of {name} for {batch_size} x {length} tokens{told}")
     # The least that is there at once: the residual stream, and of a part what the MLP is made of.
-    inner = config.intermediate_size * (2 if config.gated else 1)
-    least = batch_size * (chunk * config.hidden_size + min(part, chunk) * inner)
+    inner = config.intermediate_size // shares * (2 if config.gated else 1)
+    least = rows * (chunk * config.hidden_size + min(part, chunk) * inner)
     size = least * model.params["embed"].dtype.itemsize
     check_memory(size, f"prefill in chunks of {chunk} tokens")
 

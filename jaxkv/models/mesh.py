@@ -42,6 +42,11 @@ def mesh(*, data: int = 1, model: int = 1) -> Mesh:
             f"a mesh of data={data}, model={model} takes {data * model} devices, and there "
             f"{'is' if len(there) == 1 else 'are'} {len(there)}"
         )
+    if data * model < len(there) and jax.process_count() > 1:
+        raise InputError(
+            f"a mesh of data={data}, model={model} takes {data * model} of {len(there)} devices; "
+            "over several processes it must take all of them"
+        )
     if data * model == len(there):
         return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
     chosen = np.asarray(there[: data * model]).reshape(data, model)
