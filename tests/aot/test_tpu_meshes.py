@@ -99,6 +99,7 @@ PROGRAMS = [
 ]
 
 
+@pytest.mark.kernel("many devices")
 @pytest.mark.parametrize("name, layout, chip, decode", PROGRAMS)
 def test_programs(name: str, layout: str, chip: str, decode: bool, tmp_path: Path) -> None:
     if chip == "h100" and not aot.has_compiler("gpu"):
