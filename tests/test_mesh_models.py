@@ -25,6 +25,7 @@ from jaxkv.cli.decode.options import parse_options
 from jaxkv.core.errors import InputError
 from jaxkv.core.rope import Rope
 from jaxkv.core.shards import DATA, MODEL
+from jaxkv.decode.__main__ import main as decode
 from jaxkv.generate import session
 from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.base import Policy
@@ -295,3 +296,23 @@ def test_room_is_that_of_each_device(monkeypatch: pytest.MonkeyPatch, four: jaxk
     monkeypatch.setattr("jaxkv.core.machine.memory", lambda: whole // 5)
     with pytest.raises(InputError, match="2 x 4096 tokens, on each device, would take"):
         session.check_room(*how)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--mesh", "model=2", "--policy", "tova", "--cache-layout", "heads"], "choose together"),
+        (["--mesh", "model=16"], "--mesh: a mesh of data=1, model=16 takes 16 devices"),
+        (["--mesh", "model"], "--mesh is 'model'; it must be sizes of data and model"),
+        (["--cache-layout", "rows"], "--cache-layout is for a --mesh of several devices"),
+        (["--mesh", "model=2", "--cache-layout", "x"], "it must be heads, rows or slots"),
+        (["--mesh", "model=2", "--hosts", "here"], "--hosts is 'here'; it must be auto, or"),
+        (["--mesh", "model=2", "--hosts", "a:1,2,2"], "--hosts is 'a:1,2,2'"),
+    ],
+)
+def test_flags_that_cannot_be(words: list[str], says: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        decode(["--model", "tiny-random", "--prompt", "One", *words])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and err.count("\n") == 1
+    assert says in err and "error: --" in err

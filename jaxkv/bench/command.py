@@ -26,6 +26,7 @@ from jaxkv.cli.interrupts import raises
 from jaxkv.cli.startup import prepare
 from jaxkv.core.errors import InputError, say
 from jaxkv.core.files import check_target, write_json
+from jaxkv.core.settings import flags_named
 from jaxkv.layers.base import Policy
 from jaxkv.policies.registry import POLICIES, label, make_policies
 
@@ -64,7 +65,7 @@ def run(words: Sequence[str]) -> None:
     policies = make_policies(options.policy, fields)
     prepare()
     devices_of(options).begin()
-    with raises():
+    with raises(), flags_named(["cache-layout"]):
         result = _run(options, policies)
     result["command"] = f"python -m {COMMAND} {shlex.join(words)}"
     if options.tune:

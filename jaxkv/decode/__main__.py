@@ -40,9 +40,10 @@ def _run(options: Options, began: float) -> None:
     from jaxkv.cli.decode.once import answer_once
     from jaxkv.core.hosts import is_first
     from jaxkv.core.progress import bars
+    from jaxkv.core.settings import flags_named
     from jaxkv.generate.report import report_of, summary
 
-    with raises():
+    with raises(), flags_named(["cache-layout"]):
         with bars() as progress, model_named(options.model):
             model = options.devices.load(options.model, options.dtype, progress, options.weights)
         load_s = time.perf_counter() - began

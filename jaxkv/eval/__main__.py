@@ -40,10 +40,11 @@ def _run(task: Task, common: Common, own: Any) -> None:
     from jaxkv.cli.figures import save_picture
     from jaxkv.core.hosts import is_first
     from jaxkv.core.progress import bars
+    from jaxkv.core.settings import flags_named
     from jaxkv.eval.runner.report import evaluate
     from jaxkv.eval.runner.result import print_table
 
-    with raises(), bars() as progress:
+    with raises(), flags_named(["cache-layout"]), bars() as progress:
         model = common.devices.load(common.model, common.dtype, progress, common.weights)
         results = evaluate(task, model, common, own, progress)
     if not is_first():
