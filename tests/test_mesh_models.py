@@ -95,6 +95,16 @@ def test_what_is_beside_the_parameters(
     assert over.stats["cache"]["kept_tokens"] == alone.stats["cache"]["kept_tokens"]
 
 
+def test_a_row_alone_where_only_rows_can_lie(one: jaxkv.Model) -> None:
+    """KVzip reads a prompt twice and shares a layer's budget: neither slots nor heads."""
+    wide = jaxkv.load("tiny-random", mesh=jaxkv.mesh(model=4))
+    policy = jaxkv.make_policy("kvzip", {"budget": 32})
+    how: dict[str, Any] = {"policy": policy, "max_new_tokens": 12, "temperature": 9.0}
+    alone, over = (jaxkv.generate(model, PROMPTS[1], **how) for model in (one, wide))
+    assert over.token_ids == alone.token_ids and len(over.texts) == 1
+    assert over.stats["cache"]["layout"] == "rows"
+
+
 BASE = dataclasses.replace(test_mesh.CONFIG, num_layers=1)
 FAMILIES: dict[str, ModelConfig] = {
     "nothing-divides": dataclasses.replace(

@@ -110,7 +110,6 @@ def repeat_part(
 ) -> tuple[Scores, None]:  # fmt: skip
     """One part of each row, to be compiled; the scores are donated."""
     x, found, shards = embed(params, config, tokens), [], config.shards
-    lengths, part = shards.own_rows((lengths, part))
     layers, slabs = plan(Full(), part_of(cache.geometry, shards)).layers, slabs_of(cache)
     for index, (weights, layer, kept) in enumerate(
         zip(params["layers"], layers, cache.layers, strict=True)
@@ -149,10 +148,11 @@ def _scored(
     kept: Slab, scores: Array, lengths: Lengths, part: Part,
 ) -> tuple[Array, Hidden]:  # fmt: skip
     constants = constants_of(weights, config) if outputs else None
+    own, mine = config.shards.own_rows((lengths, part))
 
     def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[Array, Queries]:
-        chunk = Chunk(q, k, v, lengths, rope, False, y, constants)
-        return replay(kept, scores, chunk, part, outputs)
+        chunk = Chunk(q, k, v, own, rope, False, y, constants)
+        return replay(kept, scores, chunk, mine, outputs)
 
     x, found = run_block(weights, config, x, attend)
     return found, x
@@ -164,10 +164,11 @@ def _through(
     kept: LayerCache, lengths: Lengths,
 ) -> Hidden:  # fmt: skip
     """A layer with a window of its own; what it would keep of the repetition is thrown away."""
+    own = config.shards.own_rows(lengths)
 
     def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[None, Queries]:
         del y
-        return None, layer.take(kept, Chunk(q, k, v, lengths, rope, False))[1]
+        return None, layer.take(kept, Chunk(q, k, v, own, rope, False))[1]
 
     return run_block(weights, config, x, attend)[0]
 

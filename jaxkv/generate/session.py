@@ -29,7 +29,7 @@ from jaxkv.generate.state import State, abstract, dealt, start
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.decoder import CHUNK, geometry
 from jaxkv.models.mesh import Meshed, check_layout, device_bytes, put
-from jaxkv.models.plan import plan
+from jaxkv.models.plan import Plan, plan
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import check_policy_given, describe
 
@@ -168,7 +168,15 @@ def over_devices(
     rows = -(-batch_size // unit) * unit
     block = devices * (BLOCK if length > devices * BLOCK // 2 else ROUND // 2)
     even = length if fixed else -(-length // block) * block
-    made = laid_out(config, settings.policy, geometry(config, rows, even))
+    try:
+        made = laid_out(config, settings.policy, geometry(config, rows, even))
+    except InputError:
+        one = running(settings.policy, geometry(config, 1, even))
+        if config.layout is not None or one.grows or not isinstance(one, Plan):
+            raise
+        # What keeps little and cannot lie otherwise: rows that are ended make the batch divide.
+        rows = -(-batch_size // (data * devices)) * data * devices
+        made = laid_out(config.with_layout("rows"), settings.policy, geometry(config, rows, even))
     by_slots = isinstance(made, Meshed) and made.layout == "slots"
     return dataclasses.replace(model, config=made), even if by_slots else length, rows
 
