@@ -64,6 +64,7 @@ def test_bytes_of_each_chip_are_those_of_a_device(tmp_path: Path, layout: str) -
         config = dataclasses.replace(model.config, layout=layout)
         cache = init_cache(config, make_policy(name), 2, 320)
         assert found.cache_bytes == device_bytes(cache)
+        assert found.cache_bytes == setting.cache_bytes(make_policy(name), 320)
     layers = one.num_layers
     assert found.collectives == 2 * layers + 2 + layers * (layout == "slots")
 

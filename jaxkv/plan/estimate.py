@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from jaxkv.cache.bytes import nbytes
 from jaxkv.checkpoints.named import abstract_params
 from jaxkv.core.shards import BLOCK, DATA, MODEL
-from jaxkv.layers.base import Cache, Policy
+from jaxkv.layers.base import Cache, Policy, part_of
 from jaxkv.models import layouts, placed
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import geometry
@@ -93,6 +93,14 @@ class Setting:
         shapes = geometry(config, self.batch, even, self.kv_dtype)
         made = settled(config, functools.partial(plan, policy), shapes)
         return made, even if made.layout == "slots" else tokens
+
+    def cache_bytes(self, policy: Policy, tokens: int) -> int:
+        """Of a cache for so many tokens, on each chip: of the cache of its part."""
+        config, size = self.laid_out(policy, tokens)
+        shapes = geometry(config, self.batch, size, self.kv_dtype)
+        if isinstance(config, Meshed):
+            shapes = part_of(shapes, config.lies)
+        return plan(policy, shapes).physical_bytes
 
     def cache(self, policy: Policy, tokens: int) -> Any:
         """Of so many tokens: abstract, as it lies."""
@@ -199,7 +207,7 @@ def longest(setting: Setting, policy: Policy, room: int) -> int:
     """
 
     def size(tokens: int) -> int:
-        return device_bytes(setting.cache(policy, tokens))
+        return setting.cache_bytes(policy, tokens)
 
     low, high = 1, ENDLESS
     least, most = size(low), size(high)

@@ -25,7 +25,7 @@ def memory_over_context(
     weights, most = device_bytes(setting.params), max(chip.memory for chip in chips)
     points = []
     for tokens in _LENGTHS:
-        points.append((tokens, weights + device_bytes(setting.cache(policy, tokens))))
+        points.append((tokens, weights + setting.cache_bytes(policy, tokens)))
         if points[-1][1] > most:
             break
     return points
