@@ -30,9 +30,10 @@ def code_of(notebook: Path) -> str:
 
 def main() -> int:
     """How many failed."""
-    failed = 0
+    failed, found = 0, sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert found, "there are no notebooks"
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
-    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for notebook in found:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / f"{notebook.stem}.py"

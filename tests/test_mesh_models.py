@@ -26,7 +26,7 @@ from jaxkv.core.errors import InputError
 from jaxkv.core.rope import Rope
 from jaxkv.core.shards import DATA, MODEL
 from jaxkv.decode.__main__ import main as decode
-from jaxkv.generate import session
+from jaxkv.generate import room
 from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.base import Policy
 from jaxkv.models.config import ModelConfig
@@ -294,18 +294,17 @@ def test_what_cannot_be_is_said(four: jaxkv.Model) -> None:
 
 def test_room_is_that_of_each_device(monkeypatch: pytest.MonkeyPatch, four: jaxkv.Model) -> None:
     """Of devices that have memories of their own."""
-    settings = Settings(policy=jaxkv.Full(), cache_layout="heads")
-    model, length, rows = session.over_devices(four, settings, 2, 4096, fixed=True)
+    model, length, rows = room.over_devices(four, jaxkv.Full(), "heads", 2, 4096, fixed=True)
     whole = 2 * 3 * 2 * 4096 * 16 * 2 * 4
     monkeypatch.setattr("jaxkv.core.machine.memory", lambda: whole // 3)
     how: tuple[Any, ...] = model, jaxkv.Full(), rows, length, "float32", 64, 64
     with pytest.raises(InputError, match=r"2 x 4096 tokens would take"):
-        session.check_room(*how)
-    monkeypatch.setattr(session.jax, "default_backend", lambda: "tpu")
-    session.check_room(*how)
+        room.check_room(*how)
+    monkeypatch.setattr(room.jax, "default_backend", lambda: "tpu")
+    room.check_room(*how)
     monkeypatch.setattr("jaxkv.core.machine.memory", lambda: whole // 5)
     with pytest.raises(InputError, match="2 x 4096 tokens, on each device, would take"):
-        session.check_room(*how)
+        room.check_room(*how)
 
 
 @pytest.mark.parametrize(

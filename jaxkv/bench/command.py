@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkv.cli.arguments import check_positive, make_parser, parse
-from jaxkv.cli.devices import add_devices, check_used, devices_of
+from jaxkv.cli.devices import add_mesh, check_used, devices_of
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
     KV_DTYPES,
@@ -64,7 +64,6 @@ def run(words: Sequence[str]) -> None:
     _check(options)
     policies = make_policies(options.policy, fields)
     prepare()
-    devices_of(options).begin()
     with raises(), flags_named(["cache-layout"]):
         result = _run(options, policies)
     result["command"] = f"python -m {COMMAND} {shlex.join(words)}"
@@ -283,8 +282,6 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--heads is {options.heads!r}; N must be a multiple of K")
     alone = options.task == "kernels"
     check_used(options)
-    if options.hosts is not None:
-        raise InputError("--hosts is not for bench, which times one process")
     if devices_of(options).many and alone:
         raise InputError("--mesh is not for kernels, which are timed on one device")
     for name in ("ops", "int8", "tune"):
@@ -362,7 +359,7 @@ def _parser() -> Any:
         help="kernels: find the fastest block sizes and keep them for this kind of device",
     )
     add("--ops", type=str | None, metavar="NAMES", help="kernels: which (default: all)")
-    add_devices(add)
+    add_mesh(add)
     add_plot(add, "time, and memory of caches, over the context")
     add("--out", type=str | None, metavar="FILE", help="also write the JSON there")
     add("--json", action="store_true", help="JSON on stdout instead of a table")

@@ -21,6 +21,7 @@ from jaxkv.generate.running import running
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import start
 from jaxkv.layers.base import Policy
+from jaxkv.models.mesh import device_bytes
 from jaxkv.policies.registry import describe
 
 NEVER = jnp.asarray([-2], jnp.int32)  # no token ends a timed run
@@ -79,8 +80,9 @@ class Runner:
     def row(self, bandwidth: float) -> dict[str, Any]:
         """The medians, and how they stand to what must be read."""
         cache = self.session.state.cache
-        weights = nbytes(self.model.params)
-        read = weights + self._keys_read()
+        # Over a mesh, of each device; the bandwidth is that of one.
+        share = device_bytes(cache) / max(1, nbytes(cache))
+        read = device_bytes(self.model.params) + self._keys_read() * share
         row: dict[str, Any] = {
             "policy": describe(self.policy),
             "context": len(self.prompt),

@@ -153,7 +153,7 @@ def check_used(given: argparse.Namespace) -> None:
       InputError: names the flag.
     """
     for name in ("cache_layout", "hosts"):
-        if getattr(given, name) is not None and not devices_of(given).many:
+        if getattr(given, name, None) is not None and not devices_of(given).many:
             raise InputError(f"--{name.replace('_', '-')} is for a --mesh of several devices")
 
 

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 from jax import Array
@@ -18,15 +16,6 @@ def fetch(x: Array | np.ndarray) -> np.ndarray:
 
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)
-
-
-def agreed(value: Any) -> Any:
-    """What process 0 has, in all processes: numbers or arrays of one shape."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.broadcast_one_to_all(value)
 
 
 def is_first() -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from jaxkv.cache.geometry import part_of
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.typing import Params
 from jaxkv.generate.loop import Signature, kept_program
 from jaxkv.generate.replay import Scores, repeat, slabs_of
 from jaxkv.generate.running import begun, laid_out, prepared
-from jaxkv.layers.base import Cache, FromFull, Geometry, Policy, part_of
+from jaxkv.layers.base import Cache, FromFull, Geometry, Policy
 from jaxkv.layers.draft import NOT_REPEATED, Read
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import constants_of

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxkv.cache.geometry import part_of
 from jaxkv.core.typing import Lengths, Logits, Params, Tokens
-from jaxkv.layers.base import Geometry, LayerCache, part_of
+from jaxkv.layers.base import Geometry, LayerCache
 from jaxkv.models import decoder
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.plan import plan

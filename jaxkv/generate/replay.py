@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from jaxkv.cache.geometry import part_of
 from jaxkv.cache.slab import Slab
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
@@ -19,7 +20,7 @@ from jaxkv.core.hosts import fetch
 from jaxkv.core.shards import DATA, MODEL
 from jaxkv.core.typing import Hidden, Lengths, NewKeys, Params, Queries, Rotation, Tokens
 from jaxkv.generate.loop import Program, Signature, kept_program
-from jaxkv.layers.base import Cache, Chunk, LayerCache, LayerPolicy, part_of
+from jaxkv.layers.base import Cache, Chunk, LayerCache, LayerPolicy
 from jaxkv.layers.draft import Read
 from jaxkv.layers.replayed import Part, Replay, replay
 from jaxkv.models.config import ModelConfig

@@ -19,22 +19,21 @@ from jaxkv.cache.slab import LAST_POSITION
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.hosts import fetch
-from jaxkv.core.machine import check_memory
-from jaxkv.core.shards import BLOCK, DATA, MODEL
+from jaxkv.core.shards import DATA
 from jaxkv.generate.compress import compressed
 from jaxkv.generate.loop import DISPATCH, Programs, compilations, dispatch, feed, programs
-from jaxkv.generate.running import laid_out, prepared, running
+from jaxkv.generate.room import ROUND, capacity, check_room, default_chunk, over_devices
+from jaxkv.generate.running import prepared, running
 from jaxkv.generate.sampling import Sampler, make_sampler
-from jaxkv.generate.state import State, abstract, dealt, start
+from jaxkv.generate.state import State, dealt, start
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.decoder import CHUNK, geometry
 from jaxkv.models.mesh import Meshed, check_layout, device_bytes, put
-from jaxkv.models.plan import Plan, plan
+from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
 from jaxkv.policies.registry import check_policy_given, describe
 
 MARGIN = 2**24  # positions that are left over: a prompt's last call may be padded
-ROUND = 128  # capacities are rounded up to this, so that similar prompts share their programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,106 +80,6 @@ class Timing:
     first_token_s: float = 0.0
 
 
-def default_chunk(longest: int, whole: bool = False) -> int:
-    """Tokens per prefill call: large ones run faster, a short prompt should not pay for them.
-
-    `whole` is for policies that choose after the prompt, which must come in one call.
-    """
-    chunk = 64
-    while chunk < min(longest, 512):
-        chunk *= 2
-    return -(-longest // chunk) * chunk if whole else chunk
-
-
-def capacity(settings: Settings, longest: int, new_tokens: int, fills: bool) -> int:
-    """Tokens that a cache which keeps everything must hold, if this one `fills`.
-
-    Raises:
-      InputError: `max_length` was set and is too small for the prompt.
-    """
-    if settings.max_length is None:
-        return -(-(longest + new_tokens) // ROUND) * ROUND
-    if fills and longest >= settings.max_length:
-        raise InputError(
-            f"the prompt has {longest} tokens; with max-length {settings.max_length} a full cache "
-            f"holds at most {settings.max_length - 1} and the answer; raise --max-length or choose "
-            "a policy that evicts"
-        )
-    return settings.max_length
-
-
-def check_room(
-    model: Model, policy: Policy, batch_size: int, length: int, dtype: str, chunk: int, part: int
-) -> None:
-    """Refuses what could not fit before any of it is allocated.
-
-    Args:
-      model: the model.
-      policy: what is kept.
-      batch_size: B.
-      length: tokens of a cache that grows with the stream.
-      dtype: of keys and values.
-      chunk: tokens of a prompt a call.
-      part: how many of them go through a layer at once.
-
-    Raises:
-      InputError: says what would take how many bytes.
-    """
-    config = model.config
-    shapes = geometry(config, batch_size, length, dtype)
-    cache, rows, shares, told = running(policy, shapes).physical_bytes, batch_size, 1, ""
-    # A CPU that plays many devices has the memory of one.
-    if isinstance(config, Meshed) and jax.default_backend() != "cpu":
-        cache = device_bytes(abstract(config, policy, batch_size, length, dtype).cache)
-        rows, shares, told = rows // config.lies.data, config.lies.model, ", on each device,"
-    name = describe(policy)["name"]
-    check_memory(cache, f"a cache of {name} for {batch_size} x {length} tokens{told}")
-    # The least that is there at once: the residual stream, and of a part what the MLP is made of.
-    inner = config.intermediate_size // shares * (2 if config.gated else 1)
-    least = rows * (chunk * config.hidden_size + min(part, chunk) * inner)
-    size = least * model.params["embed"].dtype.itemsize
-    check_memory(size, f"prefill in chunks of {chunk} tokens")
-
-
-def over_devices(
-    model: Model, settings: Settings, batch_size: int, length: int, fixed: bool
-) -> tuple[Model, int, int]:
-    """The model with the layout of its caches, their capacity, and their rows.
-
-    Args:
-      model: any; one that is on one device stays as it is.
-      settings: which layout was asked for, and of which policy.
-      batch_size: rows that were asked for.
-      length: capacity that is needed.
-      fixed: whether it is what it must be; else it is rounded to what slots divide into.
-    """
-    config = model.config
-    if not isinstance(config, Meshed):
-        if settings.cache_layout is not None:
-            raise InputError(
-                f"cache-layout is {settings.cache_layout!r}, and the model is on one device; give "
-                "a mesh too"
-            )
-        return model, length, batch_size
-    config = config.with_layout(settings.cache_layout or config.layout)
-    data, devices = (config.mesh.shape[name] for name in (DATA, MODEL))
-    unit = data * (devices if config.layout == "rows" else 1)
-    rows = -(-batch_size // unit) * unit
-    block = devices * (BLOCK if length > devices * BLOCK // 2 else ROUND // 2)
-    even = length if fixed else -(-length // block) * block
-    try:
-        made = laid_out(config, settings.policy, geometry(config, rows, even))
-    except InputError:
-        one = running(settings.policy, geometry(config, 1, even))
-        if config.layout is not None or one.grows or not isinstance(one, Plan):
-            raise
-        # What keeps little and cannot lie otherwise: rows that are ended make the batch divide.
-        rows = -(-batch_size // (data * devices)) * data * devices
-        made = laid_out(config.with_layout("rows"), settings.policy, geometry(config, rows, even))
-    by_slots = isinstance(made, Meshed) and made.layout == "slots"
-    return dataclasses.replace(model, config=made), even if by_slots else length, rows
-
-
 @dataclasses.dataclass
 class Session:
     """A batch of streams, with the programs that move it and the time they take."""
@@ -209,7 +108,7 @@ class Session:
         began, before = time.perf_counter(), compilations()
         model = prepared(model, settings.policy)
         usual = running(settings.policy, geometry(model.config, 1, ROUND))
-        length = capacity(settings, longest, settings.max_new_tokens, usual.grows)
+        length = capacity(settings.max_length, longest, settings.max_new_tokens, usual.grows)
         # Most caches that never fill up are the same for every prompt, and so are their programs.
         if running(settings.policy, geometry(model.config, 1, length)).keeps == usual.keeps:
             length = ROUND
@@ -221,7 +120,12 @@ class Session:
                 longest_so_far = int(tokens_seen(state.cache.layers).max())
         fixed = settings.max_length is not None or state is not None
         model, length, rows = over_devices(
-            model, settings, batch_size, length, fixed or not usual.grows
+            model,
+            settings.policy,
+            settings.cache_layout,
+            batch_size,
+            length,
+            fixed or not usual.grows,
         )
         # What reads a prompt twice takes further ones as they come.
         whole = usual.whole_prompt and usual.repeats is None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from jaxkv.cache.geometry import part_of
 from jaxkv.cache.slab import past_the_end
 from jaxkv.core.errors import InputError
 from jaxkv.core.shards import DATA
@@ -37,7 +38,6 @@ from jaxkv.layers.base import (
     LayerPolicy,
     Policy,
     WholePrompt,
-    part_of,
 )
 from jaxkv.models.block import closed, mlp, norm, project, soft_capped
 from jaxkv.models.config import ModelConfig

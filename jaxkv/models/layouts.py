@@ -19,10 +19,11 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxkv.cache.bytes import nbytes
+from jaxkv.cache.geometry import part_of
 from jaxkv.core.errors import InputError
 from jaxkv.core.hosts import fetch
 from jaxkv.core.shards import DATA, LAYOUTS, MODEL, Shards, block_of
-from jaxkv.layers.base import Geometry, part_of
+from jaxkv.layers.base import Geometry
 from jaxkv.models.mesh import Meshed, check_layout, on_all, spread
 from jaxkv.models.plan import Plan
 
@@ -52,7 +53,11 @@ def settled(config: Meshed, planner: Planner, geometry: Geometry) -> Meshed:
             f"{config.mesh.shape[DATA]} of the mesh"
         )
     if config.layout is None:
-        return config.with_layout(_suiting(config, planner, geometry))
+        layout = suiting(config, planner, geometry)
+        if layout is None:
+            why = "; ".join(f"by {x}, {against(x, config, planner, geometry)}" for x in LAYOUTS)
+            raise InputError(f"the cache cannot lie over model={config.mesh.shape[MODEL]}: {why}")
+        return config.with_layout(layout)
     why = against(config.layout, config, planner, geometry)
     if why is not None:
         fits = [x for x in LAYOUTS if against(x, config, planner, geometry) is None]
@@ -61,17 +66,14 @@ def settled(config: Meshed, planner: Planner, geometry: Geometry) -> Meshed:
     return config
 
 
-def _suiting(config: Meshed, planner: Planner, geometry: Geometry) -> str:
+def suiting(config: Meshed, planner: Planner, geometry: Geometry) -> str | None:
+    """The layout that suits, if the cache can lie over the mesh at all; see `settled`."""
     possible = [x for x in LAYOUTS if against(x, config, planner, geometry) is None]
     if "slots" in possible and "heads" not in possible:
         _, shares = _apart(config, "slots")
         if nbytes(_made(planner, part_of(geometry, shares))) < nbytes(_made(planner, geometry)):
             return "slots"
-    for layout in ("heads", "rows", "slots"):
-        if layout in possible:
-            return layout
-    why = "; ".join(f"by {x}, {against(x, config, planner, geometry)}" for x in LAYOUTS)
-    raise InputError(f"the cache cannot lie over model={config.mesh.shape[MODEL]}: {why}")
+    return next((layout for layout in ("heads", "rows", "slots") if layout in possible), None)
 
 
 def against(layout: str, config: Meshed, planner: Planner, geometry: Geometry) -> str | None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxkv.cache.bytes import nbytes
 from jaxkv.core.errors import InputError
 from jaxkv.core.shards import DATA, LAYOUTS, MODEL, ONE, Shards
 from jaxkv.models.config import ModelConfig
@@ -196,12 +196,10 @@ def on_all(
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes that arrays take on the device that has most of them; each has as much."""
+    """Bytes that arrays take on each device."""
 
-    def of(x: Any) -> int:
+    def of(x: Any) -> jax.ShapeDtypeStruct:
         how = getattr(x, "sharding", None)
-        shape = x.shape if how is None else how.shard_shape(x.shape)
-        bits = jnp.iinfo(x.dtype).bits if jnp.issubdtype(x.dtype, jnp.integer) else 0
-        return -(-math.prod(shape) * (bits or 8 * x.dtype.itemsize) // 8)
+        return jax.ShapeDtypeStruct(x.shape if how is None else how.shard_shape(x.shape), x.dtype)
 
-    return sum(of(x) for x in jax.tree.leaves(tree))
+    return nbytes(jax.tree.map(of, tree))

@@ -12,9 +12,10 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxkv.cache.bytes import nbytes
+from jaxkv.cache.geometry import part_of
 from jaxkv.checkpoints.named import abstract_params
 from jaxkv.core.shards import BLOCK, DATA, MODEL
-from jaxkv.layers.base import Cache, Policy, part_of
+from jaxkv.layers.base import Cache, Policy
 from jaxkv.models import layouts, placed
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import geometry
@@ -102,13 +103,13 @@ class Setting:
             shapes = part_of(shapes, config.lies)
         return plan(policy, shapes).physical_bytes
 
-    def cache(self, policy: Policy, tokens: int) -> Any:
-        """Of so many tokens: abstract, as it lies."""
+    def cache(self, policy: Policy, tokens: int) -> tuple[ModelConfig, Cache]:
+        """Of so many tokens: abstract, as it lies; and the model with its layout."""
         config, size = self.laid_out(policy, tokens)
         shapes = geometry(config, self.batch, size, self.kv_dtype)
         if not isinstance(config, Meshed):
-            return jax.eval_shape(plan(policy, shapes).init)
-        return layouts.abstract(config, functools.partial(plan, policy), shapes)
+            return config, jax.eval_shape(plan(policy, shapes).init)
+        return config, layouts.abstract(config, functools.partial(plan, policy), shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +146,11 @@ def estimate(setting: Setting, policy: Policy, tokens: int, chip: Chip) -> Estim
     """Counts bytes; nothing is allocated and nothing compiled."""
     params = setting.params
     weights, planned = device_bytes(params), setting.plan(policy, tokens)
-    held = setting.cache(policy, tokens)
+    config, held = setting.cache(policy, tokens)
     cache = device_bytes(held)
     room = int(chip.memory * (1 - RESERVED)) - weights
     share = cache / nbytes(held)
     read = _weights_read(setting.config, params) + int(_cache_read(planned, tokens) * share)
-    config, _ = setting.laid_out(policy, tokens)
     layout = config.layout if isinstance(config, Meshed) else None
     waits = _collectives(layout, held) if setting.model > 1 else 0
     return Estimate(

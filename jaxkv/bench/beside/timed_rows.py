@@ -39,7 +39,8 @@ from jaxkv.eval.questions.rows import METRICS, read_rows
 from jaxkv.eval.tasks.passkey import make_rows
 from jaxkv.generate.api import answer
 from jaxkv.generate.loop import DISPATCH
-from jaxkv.generate.session import ROUND, Session, Settings
+from jaxkv.generate.room import ROUND
+from jaxkv.generate.session import Session, Settings
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.head_scores import full_heads

@@ -21,7 +21,8 @@ from jaxkv.eval.runner.result import Result, cache_bytes, policy_label
 from jaxkv.eval.runner.task import Common
 from jaxkv.generate.api import answer
 from jaxkv.generate.prompts import prompt_ids
-from jaxkv.generate.session import ROUND, Session, Settings
+from jaxkv.generate.room import ROUND
+from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.base import Policy
 from jaxkv.policies.registry import describe
 

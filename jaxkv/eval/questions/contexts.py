@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxkv.cache.bytes import nbytes
 from jaxkv.checkpoints.model import Model
 from jaxkv.generate.compress import compressed
-from jaxkv.generate.session import ROUND, Session, Settings
+from jaxkv.generate.room import ROUND
+from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import State, row_keys
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.decoder import geometry

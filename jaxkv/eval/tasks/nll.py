@@ -23,8 +23,9 @@ from jaxkv.core.typing import Lengths, Params, Token, Tokens
 from jaxkv.eval.runner.result import cache_bytes
 from jaxkv.generate.loop import Program, Signature, compile_program
 from jaxkv.generate.recompute import Remembered
+from jaxkv.generate.room import over_devices
 from jaxkv.generate.running import advance, begun, forward, prepared, running
-from jaxkv.generate.session import Session, Settings, over_devices
+from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import geometry
@@ -253,7 +254,7 @@ def _begun(
     """An empty cache of one row, and the model as caches of the policy lie."""
     dtype = kv_dtype or str(model.params["embed"].dtype)
     grows = running(policy, geometry(model.config, 1, max_length)).grows
-    model, length, rows = over_devices(model, Settings(policy=policy), 1, max_length, not grows)
+    model, length, rows = over_devices(model, policy, None, 1, max_length, not grows)
     if rows > 1:
         raise InputError(f"one stream is read, and --mesh has data={rows}; give model= alone")
     return model, begun(model.config, policy, geometry(model.config, 1, length, dtype))

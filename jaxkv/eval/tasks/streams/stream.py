@@ -17,8 +17,9 @@ from jaxkv.eval.questions.answers import mean
 from jaxkv.eval.runner.journal import key_of
 from jaxkv.eval.runner.result import Result, cache_bytes
 from jaxkv.eval.runner.task import Common
+from jaxkv.generate.room import ROUND
 from jaxkv.generate.running import running
-from jaxkv.generate.session import ROUND, Session, Settings
+from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.base import Policy
 from jaxkv.models.decoder import geometry
 from jaxkv.policies.registry import describe
