@@ -66,8 +66,8 @@ TRIED = [
 TRIED += [(name, "rows", (1, 8)) for name in ("adakv", "headkv", "tova") if not ALL]
 TRIED += [("duo", "slots", (1, 8))] * (not ALL)
 # Its linear algebra on a CPU splits a batch over the threads that the devices themselves wait in:
-# jaxlib 0.10.2 comes to a stop.
-TRIED = [case for case in TRIED if case[0] != "compactor" or case[1] == "heads"]
+# jaxlib 0.10.2 comes to a stop. By heads over model it is refused before.
+TRIED = [case for case in TRIED if case[0] != "compactor" or case[1:] in (("heads", (2, 4)),)]
 
 
 @pytest.fixture(scope="module")
