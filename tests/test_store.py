@@ -229,3 +229,10 @@ def test_it_generates_and_is_saved(form, tmp_path) -> None:
     for mine, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(cache), strict=True):
         assert mine.dtype == theirs.dtype
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_bytes_of_every_type_of_array() -> None:
+    """As a device holds them: also of int4, of a PRNG key (two 32-bit words), of shapes alone."""
+    arrays = (jnp.zeros((3, 4), jnp.int4), jax.random.key(0), jnp.zeros(5, jnp.bfloat16))
+    for tree in (arrays, jax.eval_shape(lambda: arrays)):
+        assert nbytes(tree) == 6 + 8 + 10

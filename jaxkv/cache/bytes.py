@@ -24,8 +24,11 @@ def nbytes(cache: Any) -> int:
     return sum(-(-math.prod(x.shape) * _bits(x.dtype) // 8) for x in jax.tree.leaves(cache))
 
 
-def _bits(dtype: np.dtype) -> int:
-    """Of an element on a device: NumPy has no type of less than a byte, and says so of int4."""
+def _bits(dtype: Any) -> int:
+    """Of an element on a device: NumPy has no type of less than a byte, and says so of int4.
+
+    A PRNG key's type is JAX's own, and knows its size.
+    """
     return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize
 
 
