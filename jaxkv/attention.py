@@ -15,10 +15,10 @@ from jax import Array, lax
 
 from jaxkv.cache.store import Packed, Store, as_slots
 from jaxkv.core.scoring import bent
-from jaxkv.core.typing import NewKeys, Positions, Queries, Rotation, SlotPositions
+from jaxkv.core.typing import NewKeys, Positions, Queries, Rotation, SinkLogits, SlotPositions
 from pallas_kernels import decode_attention, pool_attention, prefill_attention
 from pallas_kernels.pool.spans import Span
-from pallas_kernels.softmax import Partial
+from pallas_kernels.softmax import Partial, with_sink
 
 
 def attend_one(
@@ -48,16 +48,19 @@ def attend_one(
 
 def attend_one_mass(
     q: Queries, k: Store, v: Store, q_pos: Positions, k_pos: SlotPositions,
-    rope: Rotation | None,
+    rope: Rotation | None, sink_logits: SinkLogits | None = None,
 ) -> tuple[Queries, Array]:  # fmt: skip
     """As `attend_one`, with the attention of each slot: out [B, 1, N, H], mass [B, N, S].
 
-    The mass has no derivative: it tells what to keep.
+    The mass has no derivative: it tells what to keep. For `sink_logits` see `Chunk`.
     """
-    out, _, mass = decode_attention(
+    out, lse, mass = decode_attention(
         q[:, 0], as_slots(k), as_slots(v), q_pos[:, 0], k_pos,
         scale=1 / math.sqrt(q.shape[-1]), with_mass=True, **bent(rope),
     )  # fmt: skip
+    if sink_logits is not None:
+        out, total = with_sink(out, lse, sink_logits[None])
+        mass = mass * jnp.exp(lse - total)[..., None]
     return out[:, None], lax.stop_gradient(mass)
 
 

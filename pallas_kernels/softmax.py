@@ -29,6 +29,21 @@ def merge(*parts: Partial) -> Partial:
     return jnp.asarray(out).astype(parts[0][0].dtype), lse
 
 
+def with_sink(out: Array, lse: Array, logit: Array) -> Partial:
+    """As `merge`, with a key that nobody sees: its value is 0 and its score is the same for all.
+
+    Args:
+      out: [..., H].
+      lse: float32 [...].
+      logit: that score, of as many axes as `lse`; broadcasts to it.
+
+    Returns:
+      out and lse, as `merge` does; lse is never -inf.
+    """
+    total = jnp.logaddexp(lse, logit.astype(jnp.float32))
+    return (out.astype(jnp.float32) * jnp.exp(lse - total)[..., None]).astype(out.dtype), total
+
+
 def merge_along(out: Array, lse: Array, axis: int) -> Partial:
     """As `merge`, of parts that are one array: a reduction, whatever their number.
 

@@ -42,16 +42,20 @@ class DenseModel:
             q, k = self.norm(q, layer["q_norm"]), self.norm(k, layer["k_norm"])
         return q, k, v
 
-    def weights(self, q: np.ndarray, k: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Attention [K, G, T, T] of what `qkv` gives."""
+    def weights(
+        self, q: np.ndarray, k: np.ndarray, mask: np.ndarray, sink: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Attention [K, G, T, T] of what `qkv` gives; a `sink` logit of each head [N] has some."""
         scores = np.einsum("tkgh,skh->kgts", self.rotate(q), self.rotate(k)) / math.sqrt(self.dim)
         weights = np.exp(np.where(mask, scores, -np.inf))
-        return weights / weights.sum(-1, keepdims=True)
+        more = 0 if sink is None else np.exp(sink).reshape(*weights.shape[:2], 1, 1)
+        return weights / (weights.sum(-1, keepdims=True) + more)
 
     def attend(self, x: np.ndarray, layer: dict, mask: np.ndarray) -> np.ndarray:
         """[T, K, G, H]."""
         q, k, v = self.qkv(x, layer)
-        return np.einsum("kgts,skh->tkgh", self.weights(q, k, mask), v)
+        weights = self.weights(q, k, mask, layer.get("sink_logits"))
+        return np.einsum("kgts,skh->tkgh", weights, v)
 
     def rest(self, x: np.ndarray, attended: np.ndarray, layer: dict) -> np.ndarray:
         """The layer's output, of what its heads gave."""
@@ -59,6 +63,13 @@ class DenseModel:
         y = self.norm(x, layer["mlp_norm"])
         gate, up = np.split(y @ layer["w_gate_up"], 2, axis=-1)
         return x + (gate / (1 + np.exp(-gate)) * up) @ layer["w_down"]
+
+    def last(self, ids: list[int]) -> np.ndarray:
+        """The states [T, D] after all layers, of a text that is read causally."""
+        x, causal = self.params["embed"][np.asarray(ids)], np.tri(len(ids), dtype=bool)
+        for layer in self.params["layers"]:
+            x = self.rest(x, self.attend(x, layer, causal), layer)
+        return x
 
     def layers(self, ids: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """q and k of each layer, not rotated, of a text that is read causally."""

@@ -58,6 +58,17 @@ MUTATIONS = [
         (("jaxkv/core/shards.py", "top = lax.pmax(lse, MODEL)", "top = lse"),),
     ),
     Mutation(
+        "decoded tokens leave the sink logits out",
+        "tests/test_sink_logits.py::test_it_is_one_more_term_of_what_is_kept[snapkv]",
+        (
+            (
+                "jaxkv/layers/selected.py",
+                "out, _ = chunk.with_sink(*seen)",
+                "out, _ = seen",
+            ),
+        ),
+    ),
+    Mutation(
         "slots are dealt out in one run, so that a short context lies on one device",
         "tests/test_mesh_models.py::test_tokens_are_dealt_out",
         (("jaxkv/core/shards.py", "return min(BLOCK, size & -size)", "return size"),),

@@ -111,7 +111,7 @@ FAMILIES: dict[str, ModelConfig] = {
         BASE, vocab_size=61, intermediate_size=50, num_heads=6, num_kv_heads=3
     ),
     "biases": dataclasses.replace(
-        BASE, qkv_bias=True, out_bias=True, mlp_bias=True, tie_embeddings=False
+        BASE, qkv_bias=True, out_bias=True, mlp_bias=True, tie_embeddings=False, sink_logits=True
     ),
     "alibi": dataclasses.replace(
         BASE, rope=None, alibi=tuple(2.0**-i for i in range(8)), gated=False, layer_norm=True

@@ -76,10 +76,10 @@ def dense(model: jaxkv.Model, ids) -> list[tuple[np.ndarray, ...]]:
     return found
 
 
-def softmax(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    scores = np.where(seen, scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+def softmax(scores: np.ndarray, seen: np.ndarray, sink: np.ndarray | None) -> np.ndarray:
+    weights = np.exp(np.where(seen, scores, -np.inf))
+    more = 0 if sink is None else np.exp(sink).reshape(*scores.shape[:2], 1, 1)
+    return weights / (weights.sum(axis=-1, keepdims=True) + more)
 
 
 def oracle(model: jaxkv.Model, prompt: list[int], how: Replay) -> np.ndarray:
@@ -99,9 +99,10 @@ def oracle(model: jaxkv.Model, prompt: list[int], how: Replay) -> np.ndarray:
             asked = np.array(again)
             seen = np.array(columns)[None] <= asked[:, None]
             scores = np.einsum("tkgh,skh->kgts", q[asked], k[columns])
-            weights = softmax(scores, seen)[..., : part.count]
+            layer = model.params["layers"][index]
+            weights = softmax(scores, seen, layer.get("sink_logits"))[..., : part.count]
             if how.outputs:
-                wo = np.asarray(model.params["layers"][index]["wo"], np.float64)
+                wo = np.asarray(layer["wo"], np.float64)
                 wo = wo.reshape(config.num_kv_heads, config.group_size, config.head_dim, -1)
                 moved = np.linalg.norm(np.einsum("skh,kghd->kgsd", v[list(mine)], wo), axis=-1)
                 states = np.linalg.norm(y[asked], axis=-1)
@@ -112,9 +113,15 @@ def oracle(model: jaxkv.Model, prompt: list[int], how: Replay) -> np.ndarray:
     return best
 
 
-@pytest.mark.parametrize("how", [Replay(PART), Replay(PART, outputs=True), Replay(4096)])
-def test_scores_are_the_formula(how, model) -> None:
+@pytest.mark.parametrize(
+    ("how", "sink"),
+    [(Replay(PART), False), (Replay(PART, outputs=True), True), (Replay(4096), False)],
+)
+def test_scores_are_the_formula(how, sink, model) -> None:
     """Of ragged rows, of which one has no more parts when the other still has."""
+    if sink:
+        config = dataclasses.replace(model.config, sink_logits=True)
+        model = dataclasses.replace(model, config=config, params=toys.params(config))
     prompts = prompts_of(model)
     cache = read(model, prompts)
     before = [np.array(x) for x in jax.tree.leaves(cache)]

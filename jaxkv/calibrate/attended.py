@@ -115,7 +115,9 @@ def to_the_told(chunk: Chunk, spans: Array) -> Array:
 
     def one(step: Array, total: Array) -> Array:
         mine = lax.dynamic_slice_in_dim(q, step, 1, axis=1)
-        _, mass = attend_one_mass(mine, keys, keys, step[None, None], where, chunk.rope)
+        _, mass = attend_one_mass(
+            mine, keys, keys, step[None, None], where, chunk.rope, chunk.sink_logits
+        )
         row = (step >= spans[2, 0]).astype(jnp.int32)
         return total.at[row].add(jnp.sum(jnp.where(told, mass[0], 0.0), axis=-1))
 

@@ -215,7 +215,8 @@ def _everything(size: int, prompt: Chunk) -> Queries:
     @functools.partial(jax.checkpoint, prevent_cse=False)  # within a scan there is none
     def one(q: Queries, at: Positions) -> Queries:
         # A window that nothing leaves: without one, the op's loop has no derivative.
-        return attend_slots(q, keys, values, at, held, prompt.rope, window=total)[0]
+        seen = attend_slots(q, keys, values, at, held, prompt.rope, window=total)
+        return prompt.with_sink(*seen)[0]
 
     _, outs = jax.lax.scan(
         lambda _, part: (None, one(*part)), None, (_split(q, size), _split(at, size))
@@ -234,10 +235,13 @@ def _streaming(ring: RingLayer, size: int, prompt: Chunk) -> Queries:
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(cache: LayerCache, chunk: Chunk) -> tuple[LayerCache, Queries]:
+        # Of all chunks they are the same.
+        chunk = dataclasses.replace(chunk, sink_logits=prompt.sink_logits)
         return ring.take(cache, chunk)
 
     q, k, v = (_split(x, size) for x in (prompt.q, prompt.k, prompt.v))
-    _, outs = jax.lax.scan(one, ring.init(), Chunk(q, k, v, valid, prompt.rope, decoding=False))
+    chunks = Chunk(q, k, v, valid, prompt.rope, decoding=False)
+    _, outs = jax.lax.scan(one, ring.init(), chunks)
     return _joined(outs, prompt)
 
 

@@ -88,7 +88,7 @@ class ProbeLayer:
             return cache, out
         q = rotate(chunk.rope, chunk.q, at)
         # `FullLayer` keeps the weights [B, N, S] to itself.
-        _, weights = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
+        _, weights = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope, chunk.sink_logits)
         return self._note(cache, weights, at[:, 0] >= 0), out
 
     def facts(self) -> Facts:

@@ -16,7 +16,7 @@ from jaxkv.core.typing import Hidden, Lengths, NewKeys, Params, Queries, Tokens
 from jaxkv.generate.loop import Signature, kept_program
 from jaxkv.layers.base import Cache, Chunk
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import embed, init_cache, run_block
+from jaxkv.models.decoder import embed, init_cache, run_block, sink_logits_of
 from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
 
@@ -83,10 +83,14 @@ def read_states(
     for index, (layer, kept) in enumerate(zip(planned.layers, cache.layers, strict=True)):
         rope = config.scoring(index)
 
+        logits = sink_logits_of(params["layers"][index], config)
+
         def attend(
-            q: Queries, k: NewKeys, v: NewKeys, y: Hidden, layer=layer, kept=kept, rope=rope
-        ) -> tuple[Any, Queries]:
-            kept, out = layer.take(kept, Chunk(q, k, v, lengths, rope, False))
+            q: Queries, k: NewKeys, v: NewKeys, y: Hidden,
+            layer=layer, kept=kept, rope=rope, logits=logits,
+        ) -> tuple[Any, Queries]:  # fmt: skip
+            chunk = Chunk(q, k, v, lengths, rope, False, sink_logits=logits)
+            kept, out = layer.take(kept, chunk)
             return (kept, y), out
 
         x, (kept, y) = run_block(params["layers"][index], config, x, attend)

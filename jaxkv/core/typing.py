@@ -26,6 +26,7 @@ Token = Int[Array, "B 1"]
 Hidden = Float[Array, "B T D"]
 Residual = Float[Array, "B _ D"]  # T tokens, or 1 where only the last of each row goes on
 OutputWeight = Float[Array, "N H D"]
+SinkLogits = Float[Array, "N"]
 Logits = Float[Array, "B T V"]
 
 Params = Any  # the tree of `models.config.parameter_shapes`, with arrays

@@ -24,7 +24,7 @@ from jaxkv.layers.base import Cache, Chunk, LayerCache, LayerPolicy
 from jaxkv.layers.draft import Read
 from jaxkv.layers.replayed import Part, Replay, replay
 from jaxkv.models.config import ModelConfig
-from jaxkv.models.decoder import constants_of, embed, run_block
+from jaxkv.models.decoder import constants_of, embed, run_block, sink_logits_of
 from jaxkv.models.mesh import Meshed, put
 from jaxkv.models.plan import plan
 from jaxkv.policies.full import Full
@@ -152,7 +152,7 @@ def _scored(
     own, mine = config.shards.own_rows((lengths, part))
 
     def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[Array, Queries]:
-        chunk = Chunk(q, k, v, own, rope, False, y, constants)
+        chunk = Chunk(q, k, v, own, rope, False, y, constants, sink_logits_of(weights, config))
         return replay(kept, scores, chunk, mine, outputs)
 
     x, found = run_block(weights, config, x, attend)
@@ -169,7 +169,8 @@ def _through(
 
     def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[None, Queries]:
         del y
-        return None, layer.take(kept, Chunk(q, k, v, own, rope, False))[1]
+        chunk = Chunk(q, k, v, own, rope, False, sink_logits=sink_logits_of(weights, config))
+        return None, layer.take(kept, chunk)[1]
 
     return run_block(weights, config, x, attend)[0]
 

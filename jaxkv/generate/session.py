@@ -330,7 +330,7 @@ class Session:
         return {"mesh": mesh, "layout": config.layout, "device_bytes": each}
 
     def stats(self, new_tokens: int) -> dict[str, Any]:
-        """The report of DESIGN: what was run, how long it took, what is held."""
+        """The report: what was run, how long it took, what is held."""
         policy, cache = self.settings.policy, self.state.cache
         timing = dataclasses.asdict(self.timing)
         spent = self.timing.decode_s

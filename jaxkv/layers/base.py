@@ -25,7 +25,8 @@ from jaxkv.cache.exported import exportable
 from jaxkv.cache.geometry import Geometry
 from jaxkv.cache.slab import Slab, new_positions
 from jaxkv.core.scoring import of_heads
-from jaxkv.core.typing import Hidden, Lengths, NewKeys, Positions, Queries, Rotation
+from jaxkv.core.typing import Hidden, Lengths, NewKeys, Positions, Queries, Rotation, SinkLogits
+from pallas_kernels.softmax import Partial, with_sink
 
 _Shape = jax.ShapeDtypeStruct
 LayerCache = Any  # a pytree of arrays with a static shape
@@ -106,6 +107,8 @@ class Chunk:
       decoding: whether these are decoded tokens, and T is 1. A prompt of one token is a prompt.
       hidden: [B, T, D], the states that q, k and v were projected from, for layers that need them.
       constants: of the layer, for those that need them and take a whole prompt at once.
+      sink_logits: [N], scores that every query of a head gives to no key, in models that have them
+        (zero in softmax-off-by-one; arXiv 2309.17453, section 3.3). Not StreamingLLM's sink tokens.
     """
 
     q: Queries
@@ -116,6 +119,7 @@ class Chunk:
     decoding: bool = flax.struct.field(pytree_node=False)
     hidden: Hidden | None = None
     constants: Constants | None = None
+    sink_logits: SinkLogits | None = None
 
     @property
     def count(self) -> int:
@@ -130,8 +134,18 @@ class Chunk:
         """q and k at positions [B, T]."""
         return rotate(self.rope, self.q, at), rotate(self.rope, self.k, at)
 
+    def with_sink(self, out: Queries, lse: Array) -> Partial:
+        """Attention over all that the tokens see, [B, T, N, H] and [B, T, N]: with the sink too.
+
+        It is one more part of the union, whose value is 0.
+        """
+        if self.sink_logits is None:
+            return out, lse
+        return with_sink(out, lse, self.sink_logits[None, None])
+
     def heads(self, queries: Sequence[int], keys: Sequence[int]) -> Chunk:
         """The chunk of some heads: those of q, and the KV heads that they read."""
+        sinks = self.sink_logits
         return dataclasses.replace(
             self,
             q=take_heads(self.q, queries),
@@ -139,6 +153,7 @@ class Chunk:
             v=take_heads(self.v, keys),
             rope=of_heads(self.rope, queries),
             constants=None if self.constants is None else self.constants.heads(queries, keys),
+            sink_logits=None if sinks is None else take_heads(sinks, queries, axis=0),
         )
 
 

@@ -71,7 +71,7 @@ class H2OLayer(WholePrompt):
         q, k = chunk.rotated(at)
         free = jnp.argmin(cache.slab.pos, axis=-1).astype(jnp.int32)
         slab = append_per_head(cache.slab, k, chunk.v, at, free)
-        out, mass = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
+        out, mass = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope, chunk.sink_logits)
         slots = jnp.arange(slab.slots, dtype=jnp.int32)[None, None]
         came = (slots == free[..., None]) & (at >= 0)[..., None]
         score = jnp.where(came, 0.0, cache.score) + self._of_kv_heads(mass)
@@ -144,7 +144,7 @@ class TOVALayer(WholePrompt, FromFull):
         q, k = chunk.rotated(at)
         free = jnp.argmin(cache.pos[:, 0], axis=-1, keepdims=True).astype(jnp.int32)
         slab = append(cache, k, chunk.v, at, free)
-        out, mass = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope)
+        out, mass = attend_one_mass(q, slab.k, slab.v, at, slab.pos, chunk.rope, chunk.sink_logits)
         held = slab.pos[:, 0] >= 0
         mean = jnp.where(held, jnp.mean(mass, axis=1), jnp.inf)
         over = (jnp.sum(held, axis=-1, dtype=jnp.int32) > self.budget) & (at[:, 0] >= 0)

@@ -63,6 +63,7 @@ class FullLayer(FromFull):
             out, lse = attend_slots(q, *keys, num_slots=used)
         if self.block:
             out, lse = self.shards.merged(out, lse)
+        out, lse = chunk.with_sink(out, lse)
         return cache, poison(out, at, self.geometry.max_length), lse
 
     def _written(self, cache: Slab, k: NewKeys, v: NewKeys, at: Positions) -> tuple[Slab, Array]:

@@ -95,10 +95,11 @@ class PooledLayer(WholePrompt, FromFull):
         q, k = chunk.rotated(at)
         ring = append(cache.ring, k, chunk.v, at, at % (self.recent + 1))
         pool, heads = cache.pool, self.geometry.num_kv_heads
-        out, _ = merge(
+        seen = merge(
             attend_one(q, ring.k, ring.v, at, ring.pos, rope),
             attend_pool(q, pool.k, pool.v, at, pool.pos, pool.owner, heads, rope),
         )
+        out, _ = chunk.with_sink(*seen)
         return Pooled(pool, ring), out
 
     def open(self, cache: Pooled, count: int) -> Draft:

@@ -86,7 +86,9 @@ class RecycledLayer:
         index = jnp.maximum(lengths - 1, 0)[:, None, None, None]
         last = jnp.take_along_axis(chunk.q, index, axis=1)
         at = jnp.where(lengths > 0, full.seen - 1, -1)[:, None]
-        _, mass = attend_one_mass(rotate(rope, last, at), full.k, full.v, at, full.pos, rope)
+        _, mass = attend_one_mass(
+            rotate(rope, last, at), full.k, full.v, at, full.pos, rope, chunk.sink_logits
+        )
         none = jnp.zeros_like(full.seen)
         part = _copies(full, *self._best(full, mass))
         fed = dataclasses.replace(
@@ -111,11 +113,11 @@ class RecycledLayer:
 
         # No cache passes through a branch: what the branches give is small.
         def at_all() -> tuple[Queries, Array, Array]:
-            out, mass = attend_one_mass(q, full.k, full.v, at, full.pos, rope)
+            out, mass = attend_one_mass(q, full.k, full.v, at, full.pos, rope, chunk.sink_logits)
             return out, *self._best(full, mass)
 
         def at_some() -> tuple[Queries, Array, Array]:
-            out, _ = attend_one(q, part.k, part.v, at, part.pos, rope)
+            out, _ = chunk.with_sink(*attend_one(q, part.k, part.v, at, part.pos, rope))
             none = jnp.zeros((*part.pos.shape[:2], self.k), jnp.int32)
             return out, none, none.astype(bool)
 
@@ -224,15 +226,15 @@ class StreamingPlusLayer:
     def _step(self, cache: Refreshed, chunk: Chunk) -> tuple[Refreshed, Queries]:
         at, rope = chunk.positions(cache.full), chunk.rope
         active = (at[:, 0] >= 0).astype(jnp.int32)
-        k = rotate(rope, chunk.k, at)
+        q, k = chunk.rotated(at)
         full = append(cache.full, k, chunk.v, at, at)
         part = self.ring.write(cache.part, k, chunk.v, at)
         steps = cache.steps + active
         refresh = jnp.any((active > 0) & (steps % cache.stride == 0))
         out = lax.cond(
             refresh,
-            lambda: attend_one(rotate(rope, chunk.q, at), full.k, full.v, at, full.pos, rope)[0],
-            lambda: self.ring.read(part, chunk.q, rope, at),
+            lambda: chunk.with_sink(*attend_one(q, full.k, full.v, at, full.pos, rope))[0],
+            lambda: self.ring.read(part, chunk, at),
         )
         full_steps = cache.full_steps + active * refresh.astype(jnp.int32)
         after = Refreshed(full, part, steps, full_steps, cache.stride)

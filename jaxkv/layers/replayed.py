@@ -82,10 +82,11 @@ def replay(
     q, k = chunk.rotated(at)
     rope = chunk.rope
     used = jnp.max(kept.seen)
-    out, _ = merge(
+    seen = merge(
         attend_slots(q, kept.k, kept.v, at, kept.pos, rope, num_slots=used),
         attend_chunk(q, k, chunk.v, at, at, rope, window=None),
     )
+    out, _ = chunk.with_sink(*seen)
     size = min(part.size, kept.slots)
     # A slice that would reach beyond the end begins earlier.
     first = jnp.minimum(part.begin, kept.slots - size)
@@ -173,6 +174,7 @@ def _most(
     bending = bent(chunk.rope)
     slopes = bending["slopes"]
     steep = None if slopes is None else slopes.reshape(1, heads, -1, 1, 1)
+    sink = None if chunk.sink_logits is None else chunk.sink_logits.reshape(1, heads, -1, 1, 1)
 
     def block(index: Array, most: Array) -> Array:
         def some(x: Array) -> Array:
@@ -185,6 +187,8 @@ def _most(
         seen = (pos >= 0)[:, None] & (pos[:, None] <= here[:, :, None])
         scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
         total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+        if sink is not None:
+            total = jnp.logaddexp(total, sink.astype(jnp.float32))
         total = jnp.where(jnp.isneginf(total), 0, total)
         shares = jnp.exp(scores[..., :size] - total)
         if weigh is not None:

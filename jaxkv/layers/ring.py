@@ -64,7 +64,7 @@ class RingLayer(FromFull):
             return self._prefill(cache, chunk)
         at = chunk.positions(cache)
         cache = self.write(cache, rotate(chunk.rope, chunk.k, at), chunk.v, at)
-        return cache, self.read(cache, chunk.q, chunk.rope, at)
+        return cache, self.read(cache, chunk, at)
 
     def _prefill(self, cache: Slab, chunk: Chunk) -> tuple[Slab, Queries]:
         """Attends over the ring as it was, the chunk, and the sinks; then the chunk goes in.
@@ -90,7 +90,7 @@ class RingLayer(FromFull):
         if self.sinks:
             first, sink_at = slice_slots(after, 0, self.sinks), self._at_sinks(at)
             parts.append(attend_slots(sink_q, first.k, first.v, sink_at, first.pos, rope))
-        out, _ = merge(*parts)
+        out, _ = chunk.with_sink(*merge(*parts))
         return after, out
 
     def write(self, cache: Slab, k: NewKeys, v: NewKeys, at: Positions) -> Slab:
@@ -102,14 +102,14 @@ class RingLayer(FromFull):
             slots = jnp.where(stays, slots, self.sinks + self.ring)
         return append(cache, k, v, at, slots)
 
-    def read(self, cache: Slab, q: Queries, rope: Rotation | None, at: Positions) -> Queries:
+    def read(self, cache: Slab, chunk: Chunk, at: Positions) -> Queries:
         """What the query of the token that was just written sees: [B, 1, N, H]."""
-        window_q, sink_q = self._rotate_query(rope, q, at)
-        out, _ = attend_one(
-            window_q, cache.k, cache.v, at, cache.pos, rope,
+        window_q, sink_q = self._rotate_query(chunk.rope, chunk.q, at)
+        seen = attend_one(
+            window_q, cache.k, cache.v, at, cache.pos, chunk.rope,
             window=self.window, sinks=self.sinks, q_sink=sink_q if self.in_cache else None,
         )  # fmt: skip
-        return out
+        return chunk.with_sink(*seen)[0]
 
     def from_full(
         self, empty: Slab, kept: Slab | Read, rope: Rotation | None, constants: Constants | None

@@ -60,7 +60,8 @@ class PrefixRing:
         at = chunk.positions(cache)
         q, k = chunk.rotated(at)
         cache = append(cache, k, chunk.v, at, self.slots(at))
-        out, _ = attend_one(q, cache.k, cache.v, at, cache.pos, chunk.rope)
+        seen = attend_one(q, cache.k, cache.v, at, cache.pos, chunk.rope)
+        out, _ = chunk.with_sink(*seen)
         return cache, out
 
     def keep(self, fed: Array, slab: Slab, scores: Array, recent: Slab, before: Slab) -> Slab:

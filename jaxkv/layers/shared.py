@@ -93,10 +93,11 @@ class SharedLayer(WholePrompt, FromFull):
         at, rope = chunk.positions(cache.ring), chunk.rope
         q, k = chunk.rotated(at)
         ring = append(cache.ring, k, chunk.v, at, at % (self.recent + 1))
-        out, _ = merge(
+        seen = merge(
             attend_one(q, ring.k, ring.v, at, ring.pos, rope),
             self._attend_pool(cache, q, at, rope),
         )
+        out, _ = chunk.with_sink(*seen)
         return dataclasses.replace(cache, ring=ring), out
 
     def open(self, cache: Shared, count: int) -> SharedDraft:

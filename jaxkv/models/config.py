@@ -35,6 +35,8 @@ class ModelConfig:
       norm_eps: epsilon of every norm.
       tie_embeddings: the output head is the embedding, transposed.
       qkv_bias, out_bias, mlp_bias: whether those projections add a bias.
+      sink_logits: whether every query head has a learned score for a key that is not there, whose
+        value is 0 (arXiv 2508.10925; zero in softmax-off-by-one, arXiv 2309.17453, section 3.3).
       qk_norm: whether every head's query and key go through an RMSNorm before they are rotated.
       windows: of each layer, the past tokens it sees, and 0 where it sees all; empty if all do.
       local_rope: the rotary embedding of layers with a window; None if it is that of the others.
@@ -69,6 +71,7 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    sink_logits: bool = False
     qk_norm: bool = False
     windows: tuple[int, ...] = ()
     local_rope: Rope | None = None
@@ -185,6 +188,8 @@ def parameter_shapes(config: ModelConfig) -> dict:
         layer |= {"bo": (d,)}
     if config.qk_norm:
         layer |= {"q_norm": (h,), "k_norm": (h,)}
+    if config.sink_logits:
+        layer |= {"sink_logits": (n,)}
     if config.mlp_bias:
         layer |= {f"b_{up[0]}": (up[1],), "b_down": (d,)}
     tree = {

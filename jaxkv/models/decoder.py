@@ -237,7 +237,8 @@ def run_layer(
 
     def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[LayerCache, Queries]:
         del y
-        return policy.take(cache, Chunk(q, k, v, mine, rope, decoding))
+        chunk = Chunk(q, k, v, mine, rope, decoding, sink_logits=sink_logits_of(layer, config))
+        return policy.take(cache, chunk)
 
     mine = config.shards.own_rows(lengths)
     return run_block(layer, config, x, attend, lengths if only_last else None)
@@ -272,7 +273,8 @@ def _whole_prompt(
 
         def attend(q: Queries, k: NewKeys, v: NewKeys, y: Hidden) -> tuple[Any, Queries]:
             hidden = y if "hidden" in policy.needs else None
-            chunk = Chunk(q, k, v, valid, rope, decoding=False, hidden=hidden)
+            sink_logits = sink_logits_of(layer, config)
+            chunk = Chunk(q, k, v, valid, rope, False, hidden, sink_logits=sink_logits)
             return policy.feed(draft, start, padded, chunk)
 
         mine = jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
@@ -306,6 +308,12 @@ def constants_of(layer: Params, config: ModelConfig) -> Constants:
     if surrogate is not None and shards.by_heads:
         surrogate = surrogate | {name: shards.mine(surrogate[name], -1) for name in ("w", "b")}
     return Constants(wo.reshape(shape), surrogate)
+
+
+def sink_logits_of(layer: Params, config: ModelConfig) -> Array | None:
+    """A layer's sink logits, of the heads that this device has; None in models without."""
+    logits, shards = layer.get("sink_logits"), config.shards
+    return shards.mine(logits, 0) if logits is not None and shards.by_heads else logits
 
 
 def run_block(

@@ -91,7 +91,7 @@ class MapLayer:
         batch, count, _, dim = v.shape
         at = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None], (batch, count))
         q, k = chunk.rotated(at)
-        out, _ = attend_chunk(q, k, v, at, at, rope, window=self.window)
+        out, _ = chunk.with_sink(*attend_chunk(q, k, v, at, at, rope, window=self.window))
         wide_q, wide_k = q.astype(jnp.float32), k.astype(jnp.float32)
 
         def looked_at(begin: Array) -> Array:
@@ -100,8 +100,8 @@ class MapLayer:
             tokens = begin + jnp.arange(dim, dtype=jnp.int32)
             one_hot = (at[0][:, None] == tokens[None]).astype(jnp.float32)
             values = jnp.broadcast_to(one_hot[None, :, None], k.shape)
-            got, _ = attend_chunk(wide_q, wide_k, values, at, at, rope, window=self.window)
-            return jnp.sum(got, axis=0)  # [T, N, H]
+            got = attend_chunk(wide_q, wide_k, values, at, at, rope, window=self.window)
+            return jnp.sum(chunk.with_sink(*got)[0], axis=0)  # [T, N, H]
 
         found = lax.map(looked_at, jnp.arange(0, count, dim, dtype=jnp.int32))
         found = jnp.moveaxis(found, (2, 1), (0, 1))  # [N, T, pieces, H]
