@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.bench.measure import copy_bandwidth, median_seconds
+from jaxkv.cli.style import GREY, dress, look, name_lines, plain_log, token_log
 from jaxkv.core.progress import Progress
 from pallas_kernels.decode.api import IMPLEMENTATIONS as DECODE
 from pallas_kernels.dispatch import order
@@ -112,11 +113,19 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         mine = [row for row in rows if row["op"] == name]
         for key in dict.fromkeys(row["implementation"] for row in mine):
             line = [row for row in mine if row["implementation"] == key]
-            axis.plot([r["context"] for r in line], [r["us"] for r in line], "o-", label=key)
+            colour, marker = look(key)
+            axis.plot(
+                [r["context"] for r in line], [r["us"] for r in line], color=colour,
+                marker=marker, label=key,
+            )  # fmt: skip
         least = {row["context"]: row["us"] * row["of_copy_bandwidth"] for row in mine}
-        axis.plot(list(least), list(least.values()), "k:", label="bytes / copy bandwidth")
-        axis.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="µs", title=name)
-        axis.legend(fontsize=7)
+        axis.plot(list(least), list(least.values()), color=GREY, linestyle=":", label="copying")
+        plain_log(axis, "y")
+        token_log(axis, list(least))
+        dress(axis)
+        axis.set(xlabel="context (tokens)", ylabel="µs", title=f"time of {name}")
+    for axis in figure.axes:
+        name_lines(axis)
 
 
 def arguments(queries: int, shapes: Shapes, slots: int) -> tuple[Any, ...]:

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from jaxkv.cli.style import GREY, POINTS, dress, line_of, name_lines
 
 Row = Mapping[str, Any]
 
@@ -21,33 +24,31 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
     """A panel for each measure that the rows have, a line for each policy and one for the peer."""
     lines = _lines(rows)
     panels = [name for name, of in _PANELS.items() if any(of(row) is not None for row in rows)]
-    figure.set_size_inches(3.4 * len(panels) + 0.4, 3.2 + 0.22 * len(lines))
-    for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for label, mine in lines.items():
+    figure.set_size_inches(3.6 * len(panels) + 1.2, 3.6)
+    figure.suptitle("time (medians) and memory over the length of the context", fontsize=10)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, name in zip(axes, panels, strict=True):
+        for style, mine in lines:
             points = [(row["context"], _PANELS[name](row)) for row in mine]
             points = sorted((at, value) for at, value in points if value is not None)
-            style = "k--s" if label == PEER else "-o"
-            # A line without points keeps the colours of the others the same in all panels.
-            axis.plot(*(zip(*points, strict=True) if points else ([], [])), style, label=label)
+            axis.plot(*(zip(*points, strict=True) if points else ([], [])), **style)
         axis.set(xlabel="context (tokens)", ylabel=name, xlim=(0, None), ylim=(0, None))
-        axis.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=8)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        dress(axis)
+    last = {line.get_label(): line for axis in axes for line in axis.lines if len(line.get_xdata())}
+    for axis in axes:  # each line is named once
+        name_lines(axis, [line for line in axis.lines if line in last.values()])
 
 
-def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by policy, and then those of the peer, once for each context."""
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
-        lines.setdefault(_label(row["policy"], rows), []).append(row)
+def _lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], list[Row]]]:
+    """How each policy's line looks, and its rows; then the peer's, once for each context."""
+    policies = {json.dumps(row["policy"]): row["policy"] for row in rows}
+    lines = [
+        (style, [row for row in rows if row["policy"] == policy])
+        for style, policy in zip(line_of(list(policies.values())), policies.values(), strict=True)
+    ]
     theirs = {row["context"]: row[PEER] for row in rows if PEER in row}
     if theirs:
-        lines[PEER] = [{"context": context, **row} for context, row in theirs.items()]
+        style = dict(POINTS, color=GREY, marker="s", linestyle="--", label=PEER)
+        lines.append((style, [{"context": context, **row} for context, row in theirs.items()]))
     return lines
-
-
-def _label(policy: Row, rows: Sequence[Row]) -> str:
-    """Its name, and where others have the same name, the settings in which they differ."""
-    alike = [row["policy"] for row in rows if row["policy"]["name"] == policy["name"]]
-    varied = [name for name in policy if any(other[name] != policy[name] for other in alike)]
-    return " ".join([policy["name"], *(f"{name}={policy[name]}" for name in varied)])

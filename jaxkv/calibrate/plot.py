@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxkv.cli.figures import save_picture
+from jaxkv.cli.style import MAP
 
 
 def draw_heads(figure: Any, values: np.ndarray, title: str, label: str) -> None:
@@ -27,7 +28,7 @@ def draw_heads(figure: Any, values: np.ndarray, title: str, label: str) -> None:
     axis = figure.subplots()
     top = float(values.max())
     image = axis.imshow(
-        values, vmin=0.0, vmax=1.0 if top <= 1.0 else top, cmap="viridis", aspect="auto",
+        values, vmin=0.0, vmax=1.0 if top <= 1.0 else top, cmap=MAP, aspect="auto",
         interpolation="nearest",
     )  # fmt: skip
     axis.set(xlabel="head", ylabel="layer", title=title)
