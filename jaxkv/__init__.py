@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from jaxkv.checkpoints.sources import load as load
     from jaxkv.core.errors import InputError as InputError
     from jaxkv.core.rope import Rope as Rope
+    from jaxkv.eval.api import evaluate as evaluate
+    from jaxkv.eval.results import Results as Results
     from jaxkv.generate.api import Generation as Generation
     from jaxkv.generate.api import generate as generate
     from jaxkv.generate.compress import compress as compress
@@ -73,6 +75,8 @@ __all__ = [
     "load", "Model", "ModelConfig", "Rope", "named_config", "export_hf", "mesh",
     # Text.
     "generate", "Generation",
+    # What a small cache costs.
+    "evaluate", "Results",
     # Caches.
     "init_cache", "forward", "prefill", "step", "compress", "nbytes", "save_cache", "load_cache",
     # Policies.
@@ -98,6 +102,8 @@ _PLACES = {
     "checkpoints.sources": "load",
     "core.errors": "InputError",
     "core.rope": "Rope",
+    "eval.api": "evaluate",
+    "eval.results": "Results",
     "generate.api": "Generation generate",
     "generate.compress": "compress",
     "generate.saved": "load_cache save_cache",

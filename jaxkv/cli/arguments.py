@@ -65,9 +65,33 @@ def parse(parser: Any, arguments: Sequence[str]) -> tuple[argparse.Namespace, di
     if paths:
         settings, more = _read_config(Path(paths[-1]))
         fields = _of_one_policy(settings, plain, more) | fields
-        words = _words(parser, settings, plain)
+        words = _words(parser, settings, plain, "{} in --config")
+    return _parsed(parser, words + plain), fields
+
+
+def parse_settings(parser: Any, settings: Mapping[str, Any]) -> argparse.Namespace:
+    """Options of a parser by their names, each checked as its word on a command line is.
+
+    Args:
+      parser: from `make_parser`.
+      settings: names with underscores, and their values; a list is several. None is the default.
+
+    Raises:
+      InputError: in one line, what cannot be used. It names flags as they are typed.
+    """
+    known = {action.dest for action in parser._actions} - {"help"}
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise InputError(f"{name!r:.80} is unknown; {hint}there are {', '.join(sorted(known))}")
+    named = {name.replace("_", "-"): value for name, value in settings.items()}
+    return _parsed(parser, _words(parser, named, (), "--{}"))
+
+
+def _parsed(parser: Any, words: Sequence[str]) -> argparse.Namespace:
     try:
-        return parser.parse_args(words + plain), fields
+        return parser.parse_args(list(words))
     except InputError:
         raise
     except (argparse.ArgumentError, ValueError, TypeError, RecursionError) as error:
@@ -197,10 +221,11 @@ def _of_one_policy(
     return {} if named and named[-1] != settings.get("policy", named[-1]) else fields
 
 
-def _words(parser: Any, settings: Mapping[str, Any], plain: Sequence[str]) -> list[str]:
-    """A file's settings as the words of a command line, less those that `plain` overrules.
+def _words(parser: Any, settings: Mapping[str, Any], plain: Sequence[str], where: str) -> list[str]:
+    """Settings as the words of a command line, less those that `plain` overrules.
 
-    So a value is checked, and a mistake reported, the same way wherever it stands.
+    So a value is checked, and a mistake reported, the same way wherever it stands; `where` says
+    where that is, with {} for the setting's name.
     """
     actions = {
         flag.removeprefix("--"): action
@@ -224,19 +249,19 @@ def _words(parser: Any, settings: Mapping[str, Any], plain: Sequence[str]) -> li
             )
         overruled = name in given or any(name in group and given & group for group in rivals)
         if value is not None and not overruled:
-            words += _said(name, actions[name], value)
+            words += _said(name, actions[name], value, where)
     return words
 
 
-def _said(name: str, action: argparse.Action, value: Any) -> list[str]:
+def _said(name: str, action: argparse.Action, value: Any, where: str) -> list[str]:
     """One setting as words; a list is repeated, or joined by commas if it may not be repeated."""
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise InputError(f"{name} in --config is {value!r:.80}; it must be true or false")
+            raise InputError(f"{where.format(name)} is {value!r:.80}; it must be true or false")
         return [f"--{name}"] if value else []
-    values = value if isinstance(value, list) else [value]
-    if any(isinstance(part, Mapping | list) for part in values):
-        raise InputError(f"{name} in --config is {value!r:.80}; it must be one value or a list")
+    values = value if isinstance(value, list | tuple | range) else [value]
+    if any(isinstance(part, Mapping | list | tuple) for part in values):
+        raise InputError(f"{where.format(name)} is {value!r:.80}; it must be one value or a list")
     texts = [str(part).lower() if isinstance(part, bool) else str(part) for part in values]
     # argparse has no public name for what `action="append"` makes.
     if isinstance(action, argparse._AppendAction) or getattr(action, "_append", False):

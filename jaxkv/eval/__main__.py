@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,21 +40,30 @@ def _run(task: Task, common: Common, own: Any) -> None:
     from jaxkv.core.hosts import is_first
     from jaxkv.core.progress import bars
     from jaxkv.core.settings import flags_named
-    from jaxkv.eval.runner.report import evaluate
+    from jaxkv.eval.api import run
+    from jaxkv.eval.pictures.plot import draw_kind
     from jaxkv.eval.runner.result import print_table
 
     with raises(), flags_named(["cache-layout"]), bars() as progress:
-        model = common.devices.load(common.model, common.dtype, progress, common.weights)
-        results = evaluate(task, model, common, own, progress)
+        results = run(task, common, own, progress)
     if not is_first():
         return
-    objects = [result.as_json() for result in results]
     if common.json:
-        print(json.dumps(objects if len(objects) > 1 else objects[0]))
+        print(results.to_json())
     else:
-        print_table(results)
-    if common.plot is not None:
-        save_picture(common.plot, lambda figure: task.draw(figure, results))
+        print_table(results.found)
+    if common.plot is None:
+        return
+    kind = common.plot_kind
+
+    def draw(figure: Any) -> None:
+        if kind is None:
+            task.draw(figure, results.found)
+        else:
+            with flags_named(["kind"], "--plot-"):
+                draw_kind(figure, kind, results.found)
+
+    save_picture(common.plot, draw)
 
 
 if __name__ == "__main__":

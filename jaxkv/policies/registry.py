@@ -242,6 +242,17 @@ def with_budget(policy: Policy, budget: int) -> Policy:
         return dataclasses.replace(policy, **change)
 
 
+def budget_of(policy: Mapping[str, Any]) -> int | float | None:
+    """The size of a described policy as `with_budget` takes it, or None if it has none."""
+    try:
+        sizes = [f for f in dataclasses.fields(class_of(policy["name"])) if "swept" in f.metadata]
+    except InputError:  # of a report that another program made
+        return None
+    if not sizes or policy.get(sizes[0].name) is None:
+        return None
+    return policy[sizes[0].name] + policy.get(sizes[0].metadata["less"], 0)
+
+
 def make_policies(text: str, shared: Mapping[str, Any]) -> tuple[Policy, ...]:
     """Policies from a list such as "full,streaming:sinks=1:window=1023".
 

@@ -16,6 +16,7 @@ from jax import Array, lax
 from jaxkv.attention import attend_chunk
 from jaxkv.checkpoints.model import Model
 from jaxkv.cli.arguments import check_positive, read_text
+from jaxkv.cli.style import BLUE, MAP, RED
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
 from jaxkv.core.typing import Params, Queries, Tokens
@@ -230,7 +231,7 @@ def draw(figure: Any, results: Sequence[Result]) -> None:
         for query, row in enumerate(one["rows"]):
             values[query, : query + 1] = row
         image = axis.imshow(
-            np.maximum(values, 1e-9), norm=LogNorm(1e-3, 1.0), cmap="viridis",
+            np.maximum(values, 1e-9), norm=LogNorm(1e-3, 1.0), cmap=MAP,
             interpolation="nearest",
         )  # fmt: skip
         head = "" if one["head"] is None else f", head {one['head']}"
@@ -242,7 +243,7 @@ def draw(figure: Any, results: Sequence[Result]) -> None:
     top.suptitle(f"attention over {result.n} pieces of {count} tokens{mean}", fontsize=10)
     top.supxlabel("token looked at", fontsize=8)
     top.supylabel("query", fontsize=8)
-    top.colorbar(image, ax=axes, label="probability", extend="min")
+    top.colorbar(image, ax=axes, label="probability", extend="min", format="%g")
     _draw_shares(bottom.subplots(), result)
 
 
@@ -252,12 +253,12 @@ def _draw_shares(axis: Any, result: Result) -> None:
 
     heads = np.array(result.details["first_token"])
     layers = np.arange(len(heads))
-    axis.bar(layers, heads.mean(axis=1), color="#4c72b0", label="mean over heads")
+    axis.bar(layers, heads.mean(axis=1), color=BLUE, label="mean over heads")
     axis.plot(
         np.repeat(layers, heads.shape[1]), heads.reshape(-1), "k.", markersize=2, label="a head"
     )
     uniform = result.details["uniform_share"]
-    axis.axhline(uniform, color="#c44e52", linestyle="--", label="if all tokens were alike")
+    axis.axhline(uniform, color=RED, linestyle="--", label="if all tokens were alike")
     # There is room for the legend above 100.
     axis.set(xlabel="layer", ylabel="on token 0 (%)", ylim=(0, 122), yticks=range(0, 101, 20))
     axis.set_xlim(-0.6, len(layers) - 0.4)
@@ -266,7 +267,8 @@ def _draw_shares(axis: Any, result: Result) -> None:
         f"attention on token 0 by queries from position {FIRST} on: {result.score:.1f} %",
         fontsize=9,
     )
-    axis.legend(fontsize=7, ncols=3, loc="upper left")
+    axis.legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def add_arguments(add: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxkv.checkpoints.model import Model
 from jaxkv.cli.arguments import check_positive
+from jaxkv.cli.style import MAP
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
 from jaxkv.eval.runner.result import Result
@@ -140,7 +141,7 @@ def _draw_map(axis: Any, values: Sequence[Sequence[float]], scale: Any, label: s
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     image = axis.imshow(
-        np.array(values), norm=scale, cmap="viridis", aspect="auto", interpolation="nearest"
+        np.array(values), norm=scale, cmap=MAP, aspect="auto", interpolation="nearest"
     )
     for marks, count in ((axis.xaxis, len(values[0])), (axis.yaxis, len(values))):
         marks.set_major_locator(MaxNLocator(min(count, 10), integer=True))
@@ -172,4 +173,5 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    kinds=("kept", "bars"),
 )

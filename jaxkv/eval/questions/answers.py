@@ -13,7 +13,7 @@ from jaxkv.cache.bytes import bytes_read, kept_tokens
 from jaxkv.checkpoints.model import Model
 from jaxkv.cli.arguments import check_positive
 from jaxkv.core.progress import Progress
-from jaxkv.eval.pictures.plot import bars, heat_maps, kept_maps, trade_off
+from jaxkv.eval.pictures.plot import draw_kind, usual
 from jaxkv.eval.questions.contexts import Contexts
 from jaxkv.eval.questions.metrics import Metric, contained
 from jaxkv.eval.runner.journal import key_of
@@ -25,6 +25,9 @@ from jaxkv.generate.room import ROUND
 from jaxkv.generate.session import Session, Settings
 from jaxkv.layers.base import Policy
 from jaxkv.policies.registry import describe
+
+KINDS = ("tradeoff", "kept", "bars")  # of pictures that every task of questions gives
+KINDS_BY_DEPTH = (*KINDS, "heat")
 
 QUERY_AWARE = """Without --query-aware the context alone is read first, so that whatever the policy evicts, it evicts
 without knowing the question; then follow the question and the start of the answer. With it, all of
@@ -262,6 +265,8 @@ def answer_rows(
         key = key_of(*common.loaded, mine, how, longest, asked)
         done = common.journal.get(key)
         if done is None:
+            if not batches:
+                progress(0, 0)
             if shared:
                 done = _answer_shared(shared, mine, asked, len(batch) - 1)
             else:
@@ -326,24 +331,8 @@ def _answer_batch(session: Session, parts: list[list[list[int]]], longest: int) 
 
 
 def draw(figure: Any, results: Sequence[Result]) -> None:
-    """Scores, and below them what was kept.
-
-    Scores are maps of length by depth where there are both, else bars; several settings of one
-    policy are curves of score over bytes. What was kept is shown of policies whose heads differ.
-    """
-    names = [result.policy["name"] for result in results]
-    kept = [r for r in results if len({n for of in r.details["kept_tokens"] for n in of}) > 1]
-    above, *below = figure.subfigures(2 if kept else 1, 1, squeeze=False)[:, 0]
-    if len(names) > len(set(names)):
-        width, height = trade_off(above, results)
-    elif all("cells" in result.details for result in results):
-        width, height = heat_maps(above, results)
-    else:
-        width, height = bars(above, results)
-    if kept:
-        more = kept_maps(below[0], kept)
-        width, height = max(width, more[0]), height + more[1]
-    figure.set_size_inches(width, height)
+    """Scores: of several settings of a policy over bytes, else maps of length by depth, or bars."""
+    draw_kind(figure, usual(results), results)
 
 
 def add_manner(add: Callable[..., Any]) -> None:

@@ -17,6 +17,7 @@ from jaxkv.core.files import check_target, whole_file
 from jaxkv.core.progress import Progress
 from jaxkv.core.reading import parse_json
 from jaxkv.eval.questions.answers import (
+    KINDS_BY_DEPTH,
     QUERY_AWARE,
     Manner,
     Row,
@@ -187,4 +188,5 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    kinds=KINDS_BY_DEPTH,
 )

@@ -1,15 +1,15 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of `python -m jaxkv.eval`."""
+"""What is evaluated, and how: from words of a command line, or from keywords of a program."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxkv.cli.arguments import check_positive, make_parser, parse
+from jaxkv.cli.arguments import check_positive, make_parser, parse, parse_settings
 from jaxkv.cli.devices import add_devices, check_used, devices_of
 from jaxkv.cli.figures import check_picture
 from jaxkv.cli.flags import (
@@ -69,54 +69,120 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
     name = arguments[0]
     if name.startswith("-"):
         raise InputError(f"the task comes first, before {name}; choose one of {', '.join(TASKS)}")
-    if name not in TASKS:
-        raise InputError(f"task {name!r} is unknown; choose one of {', '.join(TASKS)}")
-    task = TASKS[name]
+    task = task_named(name)
     given, fields = parse(_parser(task), arguments[1:])
-    command = f"python -m {COMMAND} {shlex.join(arguments)}"
-    return task, _common(given, fields, command), task.check(given)
-
-
-def _common(given: argparse.Namespace, fields: Mapping[str, Any], command: str) -> Common:
-    check_positive(given, "prefill_chunk", "max_length")
     check_dtype("--weights", given.weights, WEIGHTS)
-    check_dtype("--kv-dtype", given.kv_dtype, KV_DTYPES)
     check_used(given)
     if given.hosts is not None and (given.out is not None or given.plot is not None):
         raise InputError("--hosts has several processes, and --out and --plot write from one")
-    if given.seed < 0:
-        raise InputError(f"--seed is {given.seed}; it must be at least 0")
-    if given.plot is not None:
-        check_picture("--plot", given.plot)
-    if given.out is not None:
-        check_report(given.out, given.overwrite)
-    return Common(
+    _check_plot(task, given)
+    common = _common(
+        given,
+        make_policies(given.policy, fields),
+        f"python -m {COMMAND} {shlex.join(arguments)}",
         model=given.model,
         dtype=given.dtype,
         weights=given.weights,
+        json=given.json,
+        plot=given.plot,
+        plot_kind=given.plot_kind,
+        devices=devices_of(given),
+    )
+    return task, common, task.check(given)
+
+
+def keyword_options(
+    task: str,
+    policies: tuple[Policy, ...],
+    settings: Mapping[str, Any],
+    command: str,
+    model: tuple[str, str, str | None],
+) -> tuple[Task, Common, Any]:
+    """As `parse_options`, of what a program gives.
+
+    Args:
+      task: its name.
+      policies: before they are sized.
+      settings: flags of the task and of `_add_settings`, by their names with underscores.
+      command: what was called, for reports.
+      model: its name, dtype and weights.
+
+    Raises:
+      InputError: in one line, what is wrong and what is allowed. It names flags.
+    """
+    found = task_named(task)
+    parser = make_parser(COMMAND, "")
+    found.add_arguments(parser.add_argument)
+    _add_settings(parser.add_argument)
+    given = parse_settings(parser, settings)
+    name, dtype, weights = model
+    common = _common(
+        given, policies, command, model=name, dtype=dtype, weights=weights, json=False,
+        plot=None, plot_kind=None,
+    )  # fmt: skip
+    return found, common, found.check(given)
+
+
+def task_named(name: str) -> Task:
+    """A task.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    if name not in TASKS:
+        raise InputError(f"task {name!r} is unknown; choose one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _common(
+    given: argparse.Namespace, policies: tuple[Policy, ...], command: str, **more: Any
+) -> Common:
+    """The flags of `_add_settings`, checked, with what else every task is told."""
+    check_positive(given, "prefill_chunk", "max_length")
+    check_dtype("--kv-dtype", given.kv_dtype, KV_DTYPES)
+    if given.seed < 0:
+        raise InputError(f"--seed is {given.seed}; it must be at least 0")
+    if given.out is not None:
+        check_report(given.out, given.overwrite)
+    return Common(
+        policies=_sized(policies, given.budgets),
         kv_dtype=given.kv_dtype,
-        policies=_policies(given, fields),
         prefill_chunk=given.prefill_chunk,
         max_length=given.max_length,
         seed=given.seed,
-        json=given.json,
-        plot=given.plot,
         out=given.out,
         overwrite=given.overwrite,
         command=command,
-        devices=devices_of(given),
+        **more,
     )
 
 
-def _policies(given: argparse.Namespace, fields: Mapping[str, Any]) -> tuple[Policy, ...]:
-    policies = make_policies(given.policy, fields)
-    if given.budgets is None:
+def _sized(policies: tuple[Policy, ...], budgets: str | int | None) -> tuple[Policy, ...]:
+    """Every policy with each of the sizes; one without a size once."""
+    if budgets is None:
         return policies
-    words = str(given.budgets).split(",")
+    words = str(budgets).split(",")
     if not all(word.strip().isdigit() and int(word) for word in words):
-        raise InputError(f"--budgets is {given.budgets!r}; it must be tokens such as 64,128,256")
+        raise InputError(f"--budgets is {budgets!r}; it must be tokens such as 64,128,256")
     sized = [with_budget(policy, int(word)) for policy in policies for word in words]
     return tuple(dict.fromkeys(sized))
+
+
+def _check_plot(task: Task, given: argparse.Namespace) -> None:
+    """Before the work: a picture that cannot be drawn should not cost an hour first."""
+    if given.plot is not None:
+        check_picture("--plot", given.plot)
+    kind = given.plot_kind
+    if kind is None:
+        return
+    if given.plot is None:
+        raise InputError(f"--plot-kind is {kind!r}, and there is no picture; give --plot FILE")
+    if not task.kinds:
+        raise InputError(f"--plot-kind is not for {task.name}, which has one picture")
+    if kind not in task.kinds:
+        raise InputError(
+            f"--plot-kind is {kind!r}; of {task.name} it must be one of {', '.join(task.kinds)}"
+        )
 
 
 def _overview() -> Any:
@@ -131,7 +197,7 @@ def _parser(task: Task) -> Any:
     add = parser.add_argument
     task.add_arguments(add)
     add_model(add)
-    add_kv_dtype(add)
+    _add_settings(add)
     add_policy(
         add,
         "streaming",
@@ -139,6 +205,22 @@ def _parser(task: Task) -> Any:
         "full,streaming:sinks=1:window=1023 (default: streaming)",
         "every listed policy that has it",
     )
+    add_devices(add)
+    add("--json", action="store_true", help="JSON on stdout and nothing else")
+    add_plot(add, "the results")
+    add(
+        "--plot-kind",
+        type=str | None,
+        metavar="KIND",
+        help=f"what --plot draws: {' or '.join(task.kinds) or 'nothing else here'} (default: what "
+        "says most)",
+    )
+    return parser
+
+
+def _add_settings(add: Callable[..., Any]) -> None:
+    """The flags of all tasks that are no matter of how the command is used."""
+    add_kv_dtype(add)
     add(
         "--budgets",
         type=str | int | None,
@@ -150,9 +232,7 @@ def _parser(task: Task) -> Any:
     add_max_length(
         add, "for ppl the context that the model was trained for, else what the rows need"
     )
-    add_devices(add)
     add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
-    add("--json", action="store_true", help="JSON on stdout and nothing else")
     add(
         "--out",
         type=str | None,
@@ -162,5 +242,3 @@ def _parser(task: Task) -> Any:
         "same command goes on where it was; policies that FILE.jsonl has are not run again",
     )
     add("--overwrite", action="store_true", help="start a report anew that --out already has")
-    add_plot(add, "the results")
-    return parser

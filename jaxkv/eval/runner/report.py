@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def evaluate(
 
     What is finished before the report is kept beside it, in a hidden file that ends in ".work".
     """
+    # A name alone does not say what was trained since.
+    common = dataclasses.replace(common, fingerprint=model.fingerprint)
     if common.out is None:
         return list(_each(task, model, common, own, progress))
     out = Path(common.out)
@@ -64,10 +66,15 @@ def _kept(
         results = _sweep(out, task, model, common, own, progress)
     else:
         results = list(_each(task, model, common, own, progress))
-        report = {"model": common.model, **where(), "command": common.command}
-        write_json(out, {**report, "rows": [result.as_json() for result in results]})
+        write_report(out, common.model, common.command, results)
     common.journal.end()
     return results
+
+
+def write_report(path: Path, model: str, command: str, results: Sequence[Result]) -> None:
+    """A whole report: what was evaluated, where, with what, by which words, and what it gave."""
+    report = {"model": model, **where(), "command": command}
+    write_json(path, {**report, "rows": [result.as_json() for result in results]})
 
 
 def _sweep(

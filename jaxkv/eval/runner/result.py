@@ -15,6 +15,8 @@ from jaxkv.generate.running import running
 from jaxkv.layers.base import Cache, Policy
 from jaxkv.policies.registry import describe, label
 
+TEXTS = ("policy", "query")  # columns of a table that are no numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -43,13 +45,19 @@ class Result:
         """The policy in one line."""
         return label(self.policy)
 
+    @property
+    def query(self) -> str | None:
+        """Whether what was kept was chosen with the question known; None where none is asked."""
+        known = {True: "aware", False: "agnostic"}
+        return known.get(self.details.get("query_aware", None))
+
     def as_json(self) -> dict[str, Any]:
         """Plain data. A number that is not finite has no spelling in JSON: it becomes null."""
         return {
             "task": self.task,
-            "score": _finite(self.score),
+            "score": finite(self.score),
             "n": self.n,
-            "by": {name: _finite(value) for name, value in self.by.items()},
+            "by": {name: finite(value) for name, value in self.by.items()},
             "policy": dict(self.policy),
             "cache": dict(self.cache),
             **self.details,
@@ -79,46 +87,60 @@ def cache_bytes(policy: Policy, cache: Cache | Remembered, peak_bytes: int) -> d
     }
 
 
-def print_table(results: Sequence[Result]) -> None:
-    """One line a policy, on stdout.
+def table(results: Sequence[Result], groups: bool = True) -> list[dict[str, Any]]:
+    """A row a policy: what it is, its scores, and millions of bytes, by the names of columns.
 
     Where questions are asked, each says whether what was kept was chosen with the question known
     ("aware") or not ("agnostic").
+
+    Args:
+      results: at least one.
+      groups: with the scores of groups.
     """
+    names = list(dict.fromkeys(name for result in results for name in result.by)) if groups else []
+    asked = any("query_aware" in result.details for result in results)
+    return [
+        {
+            "policy": result.label,
+            **({"query": result.query} if asked else {}),
+            "score": finite(result.score),
+            "n": result.n,
+            **{name: finite(result.by.get(name)) for name in names},
+            **{
+                f"{name} MB": result.cache[f"{key}_bytes"] / 1e6
+                for name, key in (("cache", "physical"), ("nominal", "nominal"), ("peak", "peak"))
+            },
+        }
+        for result in results
+    ]
+
+
+def print_table(results: Sequence[Result]) -> None:
+    """One line a policy, on stdout."""
     import rich.box
     from rich.console import Console
     from rich.table import Table
 
-    groups = list(dict.fromkeys(name for result in results for name in result.by))
-    table = Table(title=results[0].task, box=rich.box.SIMPLE_HEAD)
-    table.add_column("policy", overflow="fold")
-    asked = any("query_aware" in result.details for result in results)
-    if asked:
-        table.add_column("query", overflow="fold")
-    for name in ("score", "n", *groups, "cache MB", "nominal MB", "peak MB"):
-        table.add_column(name, justify="right", overflow="fold")
-    for result in results:
-        cache = result.cache
-        sizes = [cache[f"{name}_bytes"] / 1e6 for name in ("physical", "nominal", "peak")]
-        aware = result.details.get("query_aware")
-        table.add_row(
-            result.label,
-            *([{True: "aware", False: "agnostic", None: "-"}[aware]] if asked else []),
-            _cell(result.score),
-            str(result.n),
-            *(_cell(result.by.get(name)) for name in groups),
-            *(f"{size:.2f}" for size in sizes),
-        )
+    rows = table(results)
+    shown = Table(title=results[0].task, box=rich.box.SIMPLE_HEAD)
+    for name in rows[0]:
+        shown.add_column(name, justify="left" if name in TEXTS else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(cell, row.values()))
     console = Console()
     if not console.is_terminal:
         # A log or a pipe has no width of its own; nothing is to be folded there.
-        console = Console(width=60 + 14 * (len(groups) + 5))
-    console.print(table)
+        console = Console(width=60 + 14 * len(rows[0]))
+    console.print(shown)
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if abs(value) < 1e5 else f"{value:.3g}"
+def cell(value: str | int | float | None) -> str:
+    """A value of a table as text."""
+    if value is None or isinstance(value, str | int):
+        return "-" if value is None else str(value)
+    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.3g}"
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """A number, or None where it has no spelling in JSON."""
     return value if value is not None and math.isfinite(value) else None

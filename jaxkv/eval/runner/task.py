@@ -32,10 +32,12 @@ class Common:
       seed: of whatever is drawn.
       json: whether the report is JSON.
       plot: where to draw to, or None.
+      plot_kind: what is drawn, of the task's `kinds`; None is its usual picture.
       out: a file for the report, or None.
       overwrite: whether a finished report in `out` is replaced.
       command: what was typed.
       devices: where the model and the caches lie.
+      fingerprint: of the loaded model; None before it is loaded.
       journal: finished pieces of work, for those that `evaluate` can skip.
     """
 
@@ -49,16 +51,19 @@ class Common:
     seed: int
     json: bool
     plot: str | None
+    plot_kind: str | None
     out: str | None
     overwrite: bool
     command: str
     devices: Devices = Devices()
+    fingerprint: str | None = None
     journal: Journal = Journal(None)
 
     @property
     def loaded(self) -> tuple[str, ...]:
         """What tells the loaded model from others."""
-        return (self.model, self.dtype, *([self.weights] if self.weights else []))
+        told = (self.model, self.dtype, self.weights, self.fingerprint)
+        return tuple(part for part in told if part)
 
     @property
     def settings(self) -> list[Any]:
@@ -78,6 +83,7 @@ class Task:
       check: turns parsed flags into the task's own options; raises InputError.
       evaluate: the work: one result for each policy, in order, each as soon as it is there.
       draw: puts the results on a `matplotlib.figure.Figure`, from what their JSON has.
+      kinds: further pictures that rows can give, of `pictures.plot.KINDS`.
       compared: whether a row of the report depends on the other policies of the list.
     """
 
@@ -88,4 +94,5 @@ class Task:
     check: Callable[[argparse.Namespace], Any]
     evaluate: Callable[[Model, Common, Any, Progress], Iterable[Result]]
     draw: Callable[[Any, Sequence[Result]], None]
+    kinds: tuple[str, ...] = ()
     compared: bool = False

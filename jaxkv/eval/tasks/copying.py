@@ -15,7 +15,7 @@ from jaxkv.checkpoints.model import Model
 from jaxkv.cli.arguments import check_positive
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
-from jaxkv.eval.questions.answers import Manner, Row, draw, evaluate_rows
+from jaxkv.eval.questions.answers import KINDS, Manner, Row, draw, evaluate_rows
 from jaxkv.eval.runner.result import Result
 from jaxkv.eval.runner.task import Common, Task
 from jaxkv.eval.tasks.passkey import WORDS
@@ -91,4 +91,5 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    kinds=KINDS,
 )

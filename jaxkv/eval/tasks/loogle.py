@@ -14,7 +14,7 @@ from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
 from jaxkv.eval.questions import documents
-from jaxkv.eval.questions.answers import QUERY_AWARE, Row, draw
+from jaxkv.eval.questions.answers import KINDS, QUERY_AWARE, Row, draw
 from jaxkv.eval.questions.metrics import token_f1
 from jaxkv.eval.runner.result import Result
 from jaxkv.eval.runner.task import Common, Task
@@ -119,4 +119,5 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    kinds=KINDS,
 )

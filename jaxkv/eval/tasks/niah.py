@@ -19,6 +19,7 @@ from jaxkv.cli.arguments import check_positive
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
 from jaxkv.eval.questions.answers import (
+    KINDS_BY_DEPTH,
     QUERY_AWARE,
     Manner,
     Row,
@@ -283,4 +284,5 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    kinds=KINDS_BY_DEPTH,
 )

@@ -16,6 +16,7 @@ from jaxkv.checkpoints.model import Model
 from jaxkv.cli.arguments import check_positive, read_text
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
+from jaxkv.eval.pictures.plot import draw_kind
 from jaxkv.eval.questions.haystacks import builtin_text
 from jaxkv.eval.runner.journal import key_of
 from jaxkv.eval.runner.result import Result, policy_label
@@ -120,6 +121,7 @@ def evaluate(model: Model, common: Common, options: Options, progress: Progress)
         )  # fmt: skip
         scores = _from_plain(common.journal.get(key))
         if scores is None:
+            draw(0, 0)
             scores = _score(model, common, policy, stream, sampled, options.prompt, limit, draw)
             common.journal.put(key, _plain(scores))
         every.append(scores)
@@ -246,24 +248,7 @@ def _results(
 
 def draw(figure: Any, results: Sequence[Result]) -> None:
     """Running perplexity over the position, one line a policy."""
-    figure.set_size_inches(7.0, 4.5)
-    axis = figure.subplots()
-    # What was sampled at a few positions has another mean than a whole stream.
-    whole = [result for result in results if result.by["all"] is not None]
-    lowest, highest = math.inf, 0.0
-    for result in whole or results:
-        curve = result.details["curve"]
-        marker = "." if result.n < 1000 else ""
-        axis.plot(curve["positions"], curve["perplexity"], marker=marker, label=result.label)
-        # The first tokens of a text are guesses, and would flatten all that follows.
-        begin = min(5, len(curve["perplexity"]) - 1)
-        highest = max(highest, *curve["perplexity"][begin:], curve["perplexity"][-1])
-        lowest = min(lowest, *curve["perplexity"])
-    axis.set_yscale("log")
-    axis.set_ylim(lowest / 1.2, highest * 1.2)
-    axis.set(xlabel="position (tokens)", ylabel="perplexity up to here", title="ppl")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8)
+    draw_kind(figure, "curve", results)
 
 
 def add_arguments(add: Callable[..., Any]) -> None:
@@ -319,5 +304,6 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    kinds=("curve", "tradeoff"),
     compared=True,
 )

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
+from jaxkv.eval.pictures.plot import draw_kind
 from jaxkv.eval.questions.answers import mean
 from jaxkv.eval.runner.journal import key_of
 from jaxkv.eval.runner.result import Result, cache_bytes
@@ -25,6 +26,7 @@ from jaxkv.models.decoder import geometry
 from jaxkv.policies.registry import describe
 
 PARTS = 10  # of a stream, that the report tells apart
+KINDS = ("curve", "tradeoff", "bars")  # of pictures
 POINTS = 20  # of a curve, at most,
 QUESTIONS = 4  # and how many each is about, at least
 
@@ -205,22 +207,6 @@ def curve(asked: Sequence[Asked]) -> dict[str, list[float]]:
     }
 
 
-def draw_curves(axis: Any, results: Sequence[Result]) -> None:
-    """Score over the position in the stream, one line a policy."""
-    for result in results:
-        found = result.details["curve"]
-        axis.plot(found["tokens"], found["score"], marker=".", label=result.label)
-    axis.set(
-        xlabel="position in the stream (tokens)",
-        ylabel="right answers (%)",
-        ylim=(-3, 103),
-        title=results[0].task,
-    )
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-
-
 def draw(figure: Any, results: Sequence[Result]) -> None:
     """Score over the position in the stream."""
-    figure.set_size_inches(7.0, 4.5)
-    draw_curves(figure.subplots(), results)
+    draw_kind(figure, "curve", results)

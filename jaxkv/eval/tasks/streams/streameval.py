@@ -15,18 +15,20 @@ import numpy as np
 
 from jaxkv.checkpoints.model import Model
 from jaxkv.cli.arguments import check_positive
+from jaxkv.cli.style import dress, line_of, name_lines
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
+from jaxkv.eval.pictures.plot import draw_kind, draw_on
 from jaxkv.eval.runner.result import Result, policy_label
 from jaxkv.eval.runner.task import Common, Task
 from jaxkv.eval.tasks.ruler.text import word_pairs
 from jaxkv.eval.tasks.streams.stream import (
+    KINDS,
     WHERE_IT_ENDS,
     Asked,
     Found,
     begin,
     check_policies,
-    draw_curves,
     found_by,
     has_room,
     make_result,
@@ -223,6 +225,7 @@ def evaluate_policy(
             progress(what, done, turns)
 
         def work(rows: Sequence[Sequence[Turn]] = rows, advance: Any = advance) -> Found:
+            advance(0, 0)
             session = begin(
                 model, common, policy, len(rows), longest, total, options.max_new_tokens, STOP
             )
@@ -243,16 +246,19 @@ def draw(figure: Any, results: Sequence[Result]) -> None:
     """Right answers over the position in the stream, and over the distance if there are several."""
     names = dict.fromkeys(name for result in results for name in result.by)
     distances = [name for name in names if name.endswith(BACK)]
-    axes = figure.subplots(1, 2 if distances else 1, squeeze=False)[0]
-    figure.set_size_inches(7.0 * len(axes), 4.5)
-    draw_curves(axes[0], results)
-    if distances:
-        lines = [int(name.removesuffix(BACK)) for name in distances]
-        for result in results:
-            values = np.array([result.by.get(name) for name in distances], float)
-            axes[1].plot(lines, values, marker="o", label=result.label)
-        axes[1].set(xlabel="distance of the answer (lines)", ylim=(-3, 103))
-        axes[1].grid(alpha=0.3)
+    if not distances:
+        draw_kind(figure, "curve", results)
+        return
+    figure.set_size_inches(14.0, 4.5)
+    over_stream, over_distance = figure.subplots(1, 2)
+    draw_on([over_stream], "curve", results)
+    lines = [int(name.removesuffix(BACK)) for name in distances]
+    for result, look in zip(results, line_of([r.policy for r in results]), strict=True):
+        values = np.array([result.by.get(name) for name in distances], float)
+        over_distance.plot(lines, values, **look)
+    dress(over_distance)
+    over_distance.set(xlabel="distance of the answer (lines)", ylim=(-4, 104))
+    name_lines(over_distance)
 
 
 def add_arguments(add: Callable[..., Any]) -> None:
@@ -349,4 +355,5 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    kinds=KINDS,
 )

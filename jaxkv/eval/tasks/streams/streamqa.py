@@ -20,6 +20,7 @@ from jaxkv.eval.questions.answers import mean, shared_prefix
 from jaxkv.eval.runner.result import Result, policy_label
 from jaxkv.eval.runner.task import Common, Task
 from jaxkv.eval.tasks.streams.stream import (
+    KINDS,
     WHERE_IT_ENDS,
     Asked,
     Found,
@@ -236,6 +237,7 @@ def evaluate_policy(
         return begin(model, common, policy, size, opening + max(sizes), total)
 
     def work() -> Found:
+        advance(0, 0)
         if options.one_shot:
             return ask_each(model, begun, questions, size, advance)
         session = begun()
@@ -299,4 +301,5 @@ TASK = Task(
     check=check,
     evaluate=evaluate,
     draw=draw,
+    kinds=KINDS,
 )
