@@ -17,7 +17,7 @@ import pytest
 import toys
 from matplotlib.figure import Figure
 
-from jaxkv.bench import plot
+from jaxkv.bench import kernels, plot
 from jaxkv.bench.__main__ import main as bench
 from jaxkv.calibrate.plot import draw_heads
 from jaxkv.checkpoints import hf, toy
@@ -35,6 +35,7 @@ from jaxkv.eval.pictures.attention_maps import (
     probabilities,
 )
 from jaxkv.eval.runner.result import Result
+from jaxkv.eval.tasks.streams import streameval
 from jaxkv.layers.base import Chunk
 from jaxkv.policies.head_scores import GATES, SCORES, save_pattern
 from jaxkv.policies.shares import save_shares
@@ -440,6 +441,43 @@ class TestBench:
         out, err = capsys.readouterr()
         assert ended.value.code == 2 and out == ""
         assert said in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_kernels_are_lines_of_time():
+    rows = [
+        {"op": op, "implementation": name, "context": slots, "us": slots / speed,
+         "of_copy_bandwidth": 0.5}
+        for op in ("decode", "prefill")
+        for name, speed in (("xla", 100.0), ("mosaic_gpu", 400.0))
+        for slots in (1024, 4096)
+    ]  # fmt: skip
+    refused = {"op": "decode", "implementation": "pallas", "context": 1024, "refused": "no"}
+    decode, prefill = drawn(kernels.draw, [*rows, refused])
+    assert [axis.get_title() for axis in (decode, prefill)] == ["time of decode", "time of prefill"]
+    labels = [line.get_label() for line in decode.lines]
+    assert labels == ["xla", "mosaic_gpu", "bytes / copy bandwidth"]
+    assert list(decode.lines[1].get_ydata()) == [1024 / 400, 4096 / 400]
+    assert [text.get_text() for text in decode.get_xticklabels()] == ["1k", "4k"]
+    assert [line.get_color() for line in decode.lines] == [x.get_color() for x in prefill.lines]
+
+
+def test_streams_of_several_distances_have_two_panels():
+    found = [
+        Result(
+            "streameval", 50.0, 9, {"20 back": 75.0, "40 back": low, "lines 0-9": 1.0},
+            {"name": "window", "window": window}, {},
+            {"curve": {"tokens": [100, 200], "score": [50.0, 25.0]}},
+        )
+        for window, low in ((8, 25.0), (16, None))
+    ]  # fmt: skip
+    over_stream, over_distance = drawn(streameval.draw, found)
+    assert list(over_stream.lines[1].get_xdata()) == [100, 200]
+    one, other = over_distance.lines
+    assert (list(one.get_xdata()), list(one.get_ydata())) == ([20, 40], [75.0, 25.0])
+    assert other.get_label() == "window window=16" and np.isnan(other.get_ydata()[1])
+    found = [dataclasses.replace(result, by={"lines 0-9": 1.0}) for result in found]
+    (axis,) = drawn(streameval.draw, found)
+    assert axis.get_xlabel() == "position (tokens)"
 
 
 def test_a_calibration_draws_its_heads():

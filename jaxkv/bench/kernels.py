@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxkv.bench.measure import copy_bandwidth, median_seconds
-from jaxkv.cli.style import GREY, dress, look, name_lines, plain_log, token_log
+from jaxkv.cli.style import GREY, dress, look, name_once, plain_log, token_log
 from jaxkv.core.progress import Progress
 from pallas_kernels.decode.api import IMPLEMENTATIONS as DECODE
 from pallas_kernels.dispatch import order
@@ -108,7 +108,7 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Time over the length, a panel for each op."""
     rows = [row for row in rows if "us" in row]
     names = list(dict.fromkeys(row["op"] for row in rows))
-    figure.set_size_inches(4.2 * max(1, len(names)), 3.6)
+    figure.set_size_inches(3.4 * max(1, len(names)) + 2.0, 3.6)
     for name, axis in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         mine = [row for row in rows if row["op"] == name]
         for key in dict.fromkeys(row["implementation"] for row in mine):
@@ -119,13 +119,15 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
                 marker=marker, label=key,
             )  # fmt: skip
         least = {row["context"]: row["us"] * row["of_copy_bandwidth"] for row in mine}
-        axis.plot(list(least), list(least.values()), color=GREY, linestyle=":", label="copying")
+        axis.plot(
+            list(least), list(least.values()), color=GREY, linestyle=":",
+            label="bytes / copy bandwidth",
+        )  # fmt: skip
+        axis.set(xlabel="context (tokens)", ylabel="µs", title=f"time of {name}")
         plain_log(axis, "y")
         token_log(axis, list(least))
         dress(axis)
-        axis.set(xlabel="context (tokens)", ylabel="µs", title=f"time of {name}")
-    for axis in figure.axes:
-        name_lines(axis)
+    name_once(figure.axes)
 
 
 def arguments(queries: int, shapes: Shapes, slots: int) -> tuple[Any, ...]:

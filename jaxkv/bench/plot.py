@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxkv.cli.style import GREY, POINTS, dress, line_of, name_lines
+from jaxkv.cli.style import GREY, POINTS, dress, line_of, name_once
 
 Row = Mapping[str, Any]
 
@@ -35,9 +35,7 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
         axis.set(xlabel="context (tokens)", ylabel=name, xlim=(0, None), ylim=(0, None))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         dress(axis)
-    last = {line.get_label(): line for axis in axes for line in axis.lines if len(line.get_xdata())}
-    for axis in axes:  # each line is named once
-        name_lines(axis, [line for line in axis.lines if line in last.values()])
+    name_once(list(axes))
 
 
 def _lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], list[Row]]]:

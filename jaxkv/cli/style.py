@@ -149,9 +149,7 @@ def name_lines(axis: Any, lines: Sequence[Any] | None = None) -> None:
       axis: of matplotlib.
       lines: those to be named; None is all that have a label.
     """
-    told = [
-        line for line in axis.lines if line.get_label()[:1] != "_" and len(_corners(axis, line))
-    ]
+    told = _told(axis)
     lines = told if lines is None else lines
     if len(lines) > MOST_NAMED:
         axis.legend(
@@ -162,6 +160,19 @@ def name_lines(axis: Any, lines: Sequence[Any] | None = None) -> None:
     names = [_name(axis, line) for line in lines]
     for _ in range(2 if names else 0):  # names beside the axis make it narrower
         _put(axis, lines, names, told)
+
+
+def name_once(axes: Sequence[Any]) -> None:
+    """Names the lines of panels that have lines in common, each in the last that shows it."""
+    last = {line.get_label(): line for axis in axes for line in _told(axis)}
+    for axis in axes:
+        name_lines(axis, [line for line in _told(axis) if last[line.get_label()] is line])
+
+
+def _told(axis: Any) -> list[Any]:
+    """Lines that have a label and are to be seen."""
+    lines = [line for line in axis.lines if line.get_label()[:1] != "_"]
+    return [line for line in lines if len(_corners(axis, line))]
 
 
 def _name(axis: Any, line: Any) -> Any:

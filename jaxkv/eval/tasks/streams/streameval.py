@@ -256,8 +256,11 @@ def draw(figure: Any, results: Sequence[Result]) -> None:
     for result, look in zip(results, line_of([r.policy for r in results]), strict=True):
         values = np.array([result.by.get(name) for name in distances], float)
         over_distance.plot(lines, values, **look)
+    over_distance.set(
+        xlabel="distance of the answer (lines)", ylim=(-4, 112), xticks=lines,
+        yticks=range(0, 101, 20), title="by the distance of the answer",
+    )  # fmt: skip
     dress(over_distance)
-    over_distance.set(xlabel="distance of the answer (lines)", ylim=(-4, 104))
     name_lines(over_distance)
 
 
