@@ -11,9 +11,9 @@ A policy says what is kept, a cache is a pytree of static shape, a step is one c
     out = jaxkv.generate(model, "A long text ...", policy=policy, max_new_tokens=64)
     print(out.texts[0], out.stats["cache"]["physical_bytes"])
 
-By hand, or in programs of your own: `init_cache`, `forward`, and `prefill` and `step` of one layer.
-A policy of your own is a `ScoredPolicy` with a `score`, or anything with `at`, and `check_policy`
-tries it.
+What a small cache costs in quality says `evaluate`. By hand, or in programs of your own:
+`init_cache`, `forward`, and `prefill` and `step` of one layer. A policy of your own is a
+`ScoredPolicy` with a `score`, or anything with `at`, and `check_policy` tries it.
 """
 
 from __future__ import annotations

@@ -132,6 +132,15 @@ class TestTheCommandsRows:
         (line,) = json_lines(out)
         assert line["command"].startswith("jaxkv.evaluate('tiny-random', 'ppl', policies='window")
 
+    def test_over_a_mesh(self, text, ppl):
+        over = jaxkv.load("tiny-random", mesh=jaxkv.mesh(model=2))
+        found = jaxkv.evaluate(
+            over, "ppl", policies="streaming:sinks=2:window=14", text_file=text, tokens=90,
+            prefill_chunk=32,
+        )  # fmt: skip
+        assert found.found[0].policy == ppl.found[1].policy
+        assert found.found[0].by["all"] == pytest.approx(ppl.found[1].by["all"], rel=1e-3)
+
     def test_weights_of_the_same_name_are_not_taken_for_others(self, model, text, tmp_path):
         settings = {"text_file": text, "tokens": 90, "prefill_chunk": 32}
         settings["out"] = tmp_path / "points.jsonl"

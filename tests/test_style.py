@@ -83,14 +83,20 @@ def test_tokens_are_short(count, said) -> None:
 
 def test_logarithmic_axes_have_plain_numbers() -> None:
     figure = Figure(layout="constrained")
-    one, other = figure.subplots(1, 2)
+    one, other, near, far = figure.subplots(2, 2).flat
     one.plot([0.5, 60], [1, 2])
     style.plain_log(one, "x")
+    far.plot([1, 1e9], [1, 2])
+    style.plain_log(far, "x")
+    near.plot([18, 55], [1, 2])
+    style.plain_log(near, "x")
     other.plot([512, 4096], [1, 2])
     style.token_log(other, [512, 1024, 4096])
     figure.draw_without_rendering()
     shown = [text.get_text() for text in one.get_xticklabels()]
     assert {"0.5", "1", "10", "50"} <= set(shown) and not any("$" in text for text in shown)
+    assert {"20", "25", "30", "40", "50"} <= {text.get_text() for text in near.get_xticklabels()}
+    assert len(far.get_xticklabels()) < 14
     assert [text.get_text() for text in other.get_xticklabels()] == ["512", "1k", "4k"]
 
 

@@ -115,7 +115,9 @@ def plain_log(axis: Any, which: str) -> None:
     getattr(axis, f"set_{which}scale")("log")
     ticks = getattr(axis, f"{which}axis")
     low, high = getattr(axis, f"get_{which}lim")()
-    subs = (1.0, 2.0, 5.0) if high > 8 * low else (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+    few, some = (1.0,), (1.0, 2.0, 5.0)
+    many = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+    subs = few if high > 1000 * low else some if high > 8 * low else many
     ticks.set_major_locator(LogLocator(subs=subs))
     ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
     ticks.set_minor_formatter(NullFormatter())
