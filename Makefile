@@ -38,7 +38,7 @@ aot:  ## kernels and models compiled for TPUs and GPUs that are not here; needs 
 aot-brief:  ## of those, one program of each kernel on each chip
 	$(PYTEST) -rs -m 'aot and brief' $(ARGS) tests/aot
 
-notebooks:  ## the code of every notebook, on eight devices that a CPU plays
+notebooks:  ## every notebook, top to bottom
 	$(PYTHON) tests/notebooks.py
 
 mutations:  ## plants faults one by one; the test of each must turn red

@@ -34,8 +34,8 @@ def evaluate(
 ) -> Results:
     """Measures what a small cache costs in quality, as `python -m jaxkv.eval` does.
 
-    Between policies all compiled programs of the process are let go of, or a long list of them
-    would fill the memory.
+    After each policy all compiled programs of the process are let go of, your own too, or a long
+    list of policies would fill the memory.
 
     Args:
       model: a loaded model, or a name that `jaxkv.load` takes.
