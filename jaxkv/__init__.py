@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from jaxkv.layers.base import Policy as Policy
     from jaxkv.layers.prompt import Prompt as Prompt
     from jaxkv.models.config import ModelConfig as ModelConfig
+    from jaxkv.models.config import parameter_shapes as parameter_shapes
     from jaxkv.models.decoder import forward as forward
     from jaxkv.models.decoder import init_cache as init_cache
     from jaxkv.models.mesh import mesh as mesh
@@ -72,7 +73,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     # Models in and out.
-    "load", "Model", "ModelConfig", "Rope", "named_config", "export_hf", "mesh",
+    "load", "Model", "ModelConfig", "parameter_shapes", "Rope", "named_config", "export_hf",
+    "mesh",
     # Text.
     "generate", "Generation",
     # What a small cache costs.
@@ -110,7 +112,7 @@ _PLACES = {
     "layers.api": "prefill step",
     "layers.base": "Chunk Geometry LayerPolicy Policy",
     "layers.prompt": "Prompt",
-    "models.config": "ModelConfig",
+    "models.config": "ModelConfig parameter_shapes",
     "models.decoder": "forward init_cache",
     "models.mesh": "mesh",
     "policies.adakv": "AdaKV",

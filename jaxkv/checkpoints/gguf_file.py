@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from jaxkv.checkpoints.table import Blocks
@@ -100,7 +100,7 @@ class GGUFFile:
             else:  # the first half in the low four bits, the second in the high ones, 8 more each
                 values[here] = np.concatenate([whole & 15, whole >> 4], 1).view(np.int8) - 8
         *outer, inputs = info.shape
-        stored = ml_dtypes.int4 if form == "int4" else np.int8
+        stored = jnp.int4 if form == "int4" else np.int8
         return values.reshape(info.shape).astype(stored), scale.reshape(*outer, inputs // width)
 
     def _pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:

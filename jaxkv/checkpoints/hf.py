@@ -21,6 +21,7 @@ from jaxkv.core.progress import Progress, no_progress
 from jaxkv.core.reading import check_regular, read_json
 from jaxkv.models.mesh import meshed
 from jaxkv.text import hf
+from jaxkv.text.tokenizer import Tokenizer
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -30,15 +31,15 @@ _READABLE = {"F64", "F32", "F16", "BF16"}
 
 def load(
     folder: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress,
-    weights: str | None = None, mesh: Mesh | None = None,
+    weights: str | None = None, mesh: Mesh | None = None, tokenizer: Tokenizer | None = None,
 ) -> Model:  # fmt: skip
     """Loads a model from a folder as `save_pretrained` writes it.
 
     Args:
-      folder: holds config.json, safetensors files, and a tokenizer.
+      folder: holds config.json, safetensors files, and perhaps a tokenizer.
       dtype: "float32" or "bfloat16", of the parameters in memory.
       progress: called after every tensor.
-      weights, mesh: see `sources.load`.
+      weights, mesh, tokenizer: see `sources.load`.
     """
     check_dtype(dtype)
     folder = Path(folder)
@@ -51,7 +52,7 @@ def load(
     tensors.rename(_as_published(named, tensors.shapes, config.tie_embeddings))
     if config.tie_embeddings:
         ignored += (tensors.check_copy(named["lm_head"], named["embed"]),)
-    tokenizer = hf.load(folder)
+    tokenizer = tokenizer or hf.load(folder)
     params = assemble(config, family.hf_rules, ignored, tensors, dtype, progress, weights)
     return Model(config, params, tokenizer, str(folder), fingerprint(tensors.files))
 

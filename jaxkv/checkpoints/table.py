@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from jaxkv.core.errors import InputError
@@ -32,7 +32,7 @@ Blocks = tuple[np.ndarray, np.ndarray]
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "bfloat16": np.dtype(jnp.bfloat16),
 }
 
 

@@ -34,7 +34,10 @@ _TEMPLATE = (
 )
 
 
-def load(dtype: str = "float32", weights: str | None = None, mesh: Mesh | None = None) -> Model:
+def load(
+    dtype: str = "float32", weights: str | None = None, mesh: Mesh | None = None,
+    text: Tokenizer | None = None,
+) -> Model:  # fmt: skip
     """The toy, with parameters of the asked dtype and form; see `sources.load`."""
     target = check_dtype(dtype)
     config = ModelConfig(
@@ -60,7 +63,7 @@ def load(dtype: str = "float32", weights: str | None = None, mesh: Mesh | None =
         )
         for path, values in _weights(config).items()
     }
-    return Model(config, tree(config, arrays), tokenizer(), NAME, f"{NAME}-{_SEED}")
+    return Model(config, tree(config, arrays), text or tokenizer(), NAME, f"{NAME}-{_SEED}")
 
 
 def _weights(config: ModelConfig) -> dict[str, np.ndarray]:

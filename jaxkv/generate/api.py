@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxkv.checkpoints.model import Model
-from jaxkv.core.errors import InputError
-from jaxkv.generate.prompts import message_ids, prompt_ids
+from jaxkv.generate.prompts import Conversation, Prompts, batch_ids
 from jaxkv.generate.sampling import make_sampler
 from jaxkv.generate.session import Session, Settings
 from jaxkv.generate.state import State
@@ -25,7 +24,7 @@ class Generation:
     """What came out.
 
     Attributes:
-      texts: one a prompt.
+      texts: one a prompt; empty where the model has no tokenizer.
       token_ids: the ids behind each text, its end-of-sequence token included.
       finish_reasons: "stop" or "length" for each.
       prompt_tokens: how many tokens each prompt has.
@@ -51,9 +50,9 @@ class Generation:
 
 def generate(
     model: Model,
-    prompts: str | Sequence[str] = (),
+    prompts: Prompts = (),
     *,
-    messages: Sequence[Mapping[str, Any]] | None = None,
+    messages: Conversation | Sequence[Conversation] | None = None,
     system: str | None = None,
     policy: Policy | None = None,
     max_new_tokens: int = 128,
@@ -75,9 +74,11 @@ def generate(
     A row's result is what it would be alone; when sampling, row i draws with `seed + i`.
 
     Args:
-      model: from `jaxkv.load`.
-      prompts: one text, or several.
-      messages: in place of prompts, a conversation: mappings with `role` and `content`.
+      model: from `jaxkv.load` or `jaxkv.Model.from_params`.
+      prompts: a text, or the token ids of one prompt, or several of either: ids are whole numbers
+        in lists or arrays, [T] or [B, T], and nothing is put before or after them.
+      messages: in place of prompts, a conversation in the model's chat template, mappings with
+        `role` and `content`; or several conversations.
       system: a message before each prompt, of how to answer.
       policy: what the cache keeps; None keeps everything.
       max_new_tokens: for each prompt, its end-of-sequence token included.
@@ -97,14 +98,9 @@ def generate(
       on_text: called with (row, new text) as it is made.
 
     Raises:
-      InputError: a prompt is empty, or longer than a full cache may hold; a setting is out of
-        range.
+      InputError: a prompt is empty, or longer than a full cache may hold; an id is none of the
+        model's; a message has no role or no content; a setting is out of range.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if messages is not None and (prompts or system is not None or chat is False):
-        raise InputError("messages are a whole conversation; give no prompt, system or chat=False")
-    if not prompts and messages is None:
-        raise InputError("there is no prompt; give at least one")
     settings = Settings(
         policy=Full() if policy is None else policy,
         sampler=make_sampler(temperature, top_k, top_p),
@@ -116,11 +112,10 @@ def generate(
         kv_dtype=kv_dtype,
         cache_layout=cache_layout,
     )
-    if messages is not None:
-        ids = [message_ids(model, messages, answer_prefix)]
-    else:
-        how: dict[str, Any] = {"chat": chat, "answer_prefix": answer_prefix, "system": system}
-        ids = [prompt_ids(model, text, **how) for text in prompts]
+    if settings.stop:
+        model.tokenizer.require()
+    how: dict[str, Any] = {"chat": chat, "answer_prefix": answer_prefix, "system": system}
+    ids = batch_ids(model, prompts, messages, **how)
     session = Session.begin(model, settings, len(ids), max(map(len, ids)))
     session.feed(ids)
     return answer(session, [len(row) for row in ids], on_text)

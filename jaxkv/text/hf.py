@@ -14,7 +14,7 @@ from jaxkv.core.reading import read_bytes, read_json, read_text
 from jaxkv.text import spm
 from jaxkv.text.engine import MOST_ENGINE, check_added, engine_of, refusing
 from jaxkv.text.template import MOST_TEMPLATE
-from jaxkv.text.tokenizer import Tokenizer, make, put_before
+from jaxkv.text.tokenizer import Tokenizer, make, put_before, without_engine
 
 if TYPE_CHECKING:
     import tokenizers
@@ -24,7 +24,10 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 def load(folder: Path) -> Tokenizer:
-    """Reads tokenizer.json or tokenizer.model, and the small files that go with it."""
+    """Reads tokenizer.json or tokenizer.model, if one is there, and what goes with it."""
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        reason = f"{folder} holds neither tokenizer.json nor tokenizer.model"
+        return without_engine(reason, _configured_eos_ids(folder))
     config = _json(folder / "tokenizer_config.json")
     backend = _backend(folder, config)
     special = {}
@@ -44,10 +47,8 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     path = folder / "tokenizer.json"
     if path.exists():
         backend = engine_of(read_text(path, str(path), MOST_ENGINE), str(path))
-    elif (folder / "tokenizer.model").is_file():
-        backend = spm.backend(folder / "tokenizer.model")
     else:
-        raise InputError(f"{folder} holds neither tokenizer.json nor tokenizer.model")
+        backend = spm.backend(folder / "tokenizer.model")
     added = _added(folder, config)
     known = backend.get_added_tokens_decoder()
     for number in sorted(added):
@@ -108,12 +109,17 @@ def _bos_ids(
     return put_before(backend)
 
 
-def _eos_ids(folder: Path, backend: tokenizers.Tokenizer, special: Mapping[str, str]) -> list[int]:
+def _eos_ids(
+    folder: Path, backend: tokenizers.Tokenizer, special: Mapping[str, str]
+) -> list[int | None]:
+    return [*_configured_eos_ids(folder), backend.token_to_id(special.get("eos_token", ""))]
+
+
+def _configured_eos_ids(folder: Path) -> list[int]:
     found: list[Any] = []
     for name in ("generation_config.json", "config.json"):
         value = _json(folder / name).get("eos_token_id")
         found += value if isinstance(value, list) else [value]
-    found.append(backend.token_to_id(special.get("eos_token", "")))
     return [i for i in found if isinstance(i, int) and not isinstance(i, bool)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxkv.core.errors import InputError
+from jaxkv.core.optional import require
 from jaxkv.core.reading import read_bytes
 from jaxkv.text.engine import MOST_ENGINE, refusing
 from jaxkv.text.pieces import Pieces, sentence_pieces
@@ -35,6 +36,7 @@ def load(path: Path) -> Tokenizer:
 
 def backend(path: Path) -> tokenizers.Tokenizer:
     """The engine that splits text as the `sentencepiece` library does."""
+    require("sentencepiece", "sentencepiece", str(path))
     from sentencepiece import sentencepiece_model_pb2 as messages
     from tokenizers import Regex, normalizers
 

@@ -14,7 +14,7 @@ class Row:
 
     Attributes:
       ids: all ids of the answer.
-      text: its text so far, without the stop string.
+      text: its text so far, without the stop string; empty where there is no tokenizer.
       stopped: a stop string was met.
       ended: that, or the end-of-sequence token.
     """
@@ -25,7 +25,9 @@ class Row:
         self.stopped = False
         self.ended = False
         self._eos = frozenset(tokenizer.eos_ids)
-        self._stream = tokenizer.stream()
+        if stop:
+            tokenizer.require()
+        self._stream = None if tokenizer.missing else tokenizer.stream()
         self._stop = stop
         self._held = ""  # might be the start of a stop string
 
@@ -34,11 +36,12 @@ class Row:
         ids = list(ids)
         self.ids += ids
         self.ended = self.ended or any(i in self._eos for i in ids)
-        return self._release(self._stream.feed(ids), last=False)
+        return self._release(self._stream.feed(ids) if self._stream else "", last=False)
 
     def finish(self) -> str:
         """What was still held back."""
-        return "" if self.stopped else self._release(self._stream.finish(), last=True)
+        text = self._stream.finish() if self._stream else ""
+        return "" if self.stopped else self._release(text, last=True)
 
     def _release(self, new: str, last: bool) -> str:
         text = self._held + new

@@ -13,7 +13,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from jaxkv.core.errors import InputError
 from jaxkv.text.engine import refusing
@@ -33,6 +33,20 @@ _START_OF_TURN = (
 _SPEAKING = ("bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
+class NoEngine:
+    """Stands where a model came without an engine: whoever needs text is told so in one line."""
+
+    def __init__(self, reason: str):
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):  # Python asks for such by itself
+            raise AttributeError(name)
+        raise InputError(
+            f"{self._reason}; give token ids, or another model's tokenizer (tokenizer, --tokenizer)"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
     """Attributes:
@@ -48,6 +62,19 @@ class Tokenizer:
     eos_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is none, and ids are all that goes in and comes out."""
+        return isinstance(self.backend, NoEngine)
+
+    def require(self) -> None:
+        """Before the work, where text is needed.
+
+        Raises:
+          InputError: there is no tokenizer.
+        """
+        _ = self.backend.encode
 
     @property
     def vocab_size(self) -> int:
@@ -94,6 +121,7 @@ class Tokenizer:
           add_generation_prompt: whether the assistant's turn is opened at the end.
           continue_text: how its answer starts.
         """
+        self.require()
         if self.chat_template is None:
             raise InputError("the model has no chat template: give a raw prompt")
         variables = {
@@ -107,6 +135,9 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes the files of a Hugging Face tokenizer; `hf.load` reads them back."""
+        _write_json(folder / "generation_config.json", {"eos_token_id": list(self.eos_ids)})
+        if self.missing:
+            return
         config = {
             "add_bos_token": bool(self.bos_ids),
             "jaxkv_bos_ids": list(self.bos_ids),
@@ -116,7 +147,6 @@ class Tokenizer:
         # Not by the engine's own `save`, which reports a full disk as a plain Exception.
         (folder / "tokenizer.json").write_text(self._with_bos().to_str(), encoding="utf-8")
         _write_json(folder / "tokenizer_config.json", config)
-        _write_json(folder / "generation_config.json", {"eos_token_id": list(self.eos_ids)})
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(
                 self.chat_template, encoding="utf-8", newline=""
@@ -164,6 +194,17 @@ class Tokenizer:
         copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
         copy.encode_special_tokens = True
         return copy
+
+
+def without_engine(reason: str, eos_ids: Iterable[int] = ()) -> Tokenizer:
+    """What a model has in the place of a tokenizer.
+
+    Args:
+      reason: why there is none, for errors.
+      eos_ids: ids that end an answer.
+    """
+    engine: Any = NoEngine(reason)
+    return Tokenizer(engine, eos_ids=tuple(dict.fromkeys(eos_ids)))
 
 
 def put_before(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
