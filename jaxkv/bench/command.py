@@ -93,7 +93,10 @@ def _run(options: argparse.Namespace, policies: tuple[Policy, ...]) -> dict[str,
         if options.task == "kernels":
             return {"task": options.task, **where(), **_kernels(options, progress)}
         devices = devices_of(options)
-        model = devices.load(options.model, options.dtype, progress, options.weights)
+        model = devices.load(
+            options.model, options.dtype, progress, options.weights, options.revision,
+            options.tokenizer,
+        )  # fmt: skip
         result: dict[str, Any] = {"task": options.task, "model": options.model, **where()}
         if options.task == "stream":
             rows = [
@@ -315,15 +318,23 @@ def _check(options: argparse.Namespace) -> None:
 
 def _parser() -> Any:
     parser = make_parser(COMMAND, _DESCRIPTION)
-    add = parser.add_argument
-    add("task", metavar="TASK", type=str, help="decode, prefill, stream or kernels")
-    add_model(add)
+    parser.add_argument("task", metavar="TASK", type=str, help="decode, prefill, stream or kernels")
+    add_model(parser.add_argument_group("model").add_argument)
+    add = parser.add_argument_group("policy").add_argument
     add_policy(
         add,
         "full",
         f"one or more, with commas: {', '.join(POLICIES)} or module:Class (default: full)",
         "every listed policy that has it",
     )
+    add(
+        "--kv-dtype",
+        type=str | None,
+        metavar="TYPES",
+        help="of keys and values, with commas: float32, bfloat16, int8, int4 (default: that of the "
+        "weights)",
+    )
+    add = parser.add_argument_group("decode, prefill and stream").add_argument
     add(
         "--contexts",
         default="1000",
@@ -332,34 +343,29 @@ def _parser() -> Any:
         help="tokens of prompt, with commas (default: 1000)",
     )
     add("--tokens", type=int, default=49, metavar="N", help="decoded in each run (default: 49)")
-    add(
-        "--kv-dtype",
-        type=str | None,
-        metavar="TYPES",
-        help="of keys and values, with commas: float32, bfloat16, int8, int4 (default: that of the "
-        "weights)",
-    )
     add("--fed", action="store_true", help="stream: all but the timed end goes in as a prompt")
     add("--runs", type=int, default=5, metavar="N", help="of each case (default: 5)")
     add_prefill_chunk(add, "by its length, at most 512")
     add("--beside", type=str | None, metavar="PEER", help="transformers: time its generate too")
     add("--min-speedup", type=float | None, metavar="X", help="fail (status 1) below this")
     add("--min-roofline", type=float | None, metavar="X", help="fail (status 1) below this")
+    add = parser.add_argument_group("kernels").add_argument
     add(
         "--heads",
         type=str,
         default="9,3,64",
         metavar="N,K,H",
-        help="kernels: query heads, KV heads, dimensions (default: 9,3,64, the default model's)",
+        help="query heads, KV heads, dimensions (default: 9,3,64, the default model's)",
     )
-    add("--int8", action="store_true", help="kernels: keys and values as int8, with scales")
+    add("--int8", action="store_true", help="keys and values as int8, with scales")
     add(
         "--tune",
         action="store_true",
-        help="kernels: find the fastest block sizes and keep them for this kind of device",
+        help="find the fastest block sizes and keep them for this kind of device",
     )
-    add("--ops", type=str | None, metavar="NAMES", help="kernels: which (default: all)")
-    add_mesh(add)
+    add("--ops", type=str | None, metavar="NAMES", help="which (default: all)")
+    add_mesh(parser.add_argument_group("devices").add_argument)
+    add = parser.add_argument_group("output").add_argument
     add_plot(add, "time, and memory of caches, over the context")
     add("--out", type=str | None, metavar="FILE", help="also write the JSON there")
     add("--json", action="store_true", help="JSON on stdout instead of a table")

@@ -30,7 +30,8 @@ class Peer:
             import transformers
         except ImportError as error:
             raise InputError(
-                f"--beside transformers needs torch ({error}); pip install torch==2.13.0"
+                f"--beside transformers needs torch ({error}): pip install torch==2.13.0 "
+                "'jaxkv[transformers]'"
             ) from None
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._torch = torch

@@ -71,9 +71,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[Calibration, Common, Any]:
     if not arguments:
         raise InputError(f"there is nothing to calibrate; {allowed}")
     name = arguments[0]
-    if name in ("-h", "--help"):
-        _overview().print_help()
-        raise SystemExit(0)
+    if name in ("-h", "--help", "--version"):
+        _overview().parse_args([name])
     if name.startswith("-"):
         raise InputError(f"the kind comes first, before {name}; {allowed}")
     if name not in KINDS:
@@ -90,7 +89,10 @@ def _run(calibration: Calibration, common: Common, own: Any) -> str:
 
     with raises(), bars() as progress:
         with model_named(common.model):
-            model = load(common.model, common.dtype, progress, common.weights)
+            model = load(
+                common.model, common.dtype, progress, common.weights,
+                revision=common.revision, tokenizer=common.tokenizer,
+            )  # fmt: skip
         return calibration.run(model, common, own, progress)
 
 
@@ -111,6 +113,8 @@ def _common(given: argparse.Namespace, command: str) -> Common:
         plot=given.plot,
         seed=given.seed,
         command=command,
+        revision=given.revision,
+        tokenizer=given.tokenizer,
     )
 
 
@@ -125,11 +129,12 @@ def _overview() -> Any:
 
 def _parser(calibration: Calibration) -> Any:
     parser = make_parser(f"{COMMAND} {calibration.name}", calibration.description)
-    add = parser.add_argument
-    add_model(add)
-    add("--out", type=str | None, metavar="FILE", help="the file to write; it must be given")
+    add_model(parser.add_argument_group("model").add_argument)
+    add = parser.add_argument_group(calibration.name).add_argument
     calibration.add_arguments(add)
     add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
-    add_plot(add, "layers by heads")
     add_config(add)
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=str | None, metavar="FILE", help="the file to write; it must be given")
+    add_plot(add, "layers by heads")
     return parser

@@ -193,4 +193,6 @@ def checkpoints_of(model: Model, common: Common, options: Options) -> Checkpoint
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {common.out!r} needs the folder {folder}, which is a file")
     identity = {"weights": model.fingerprint, "--dtype": common.dtype, "--seed": common.seed}
+    if common.tokenizer is not None:
+        identity["--tokenizer"] = common.tokenizer
     return Checkpoints(folder, {**identity, **options.settings()})

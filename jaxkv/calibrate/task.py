@@ -25,6 +25,8 @@ class Common:
       plot: where to draw what was found, layers by heads, or None.
       seed: of whatever is drawn.
       command: the command line, kept in the file.
+      revision: of the model on the hub; None is its main branch.
+      tokenizer: the model that it is of; None is the model's own.
     """
 
     model: str
@@ -34,6 +36,8 @@ class Common:
     plot: str | None
     seed: int
     command: str
+    revision: str | None = None
+    tokenizer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

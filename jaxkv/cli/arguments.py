@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxkv import __version__
 from jaxkv.core import reading
 from jaxkv.core.errors import InputError, one_line
 from jaxkv.core.settings import scalar
@@ -34,13 +35,16 @@ def make_parser(command: str, description: str) -> Any:
     """A parser whose help keeps its line breaks and whose errors are exceptions."""
     from jsonargparse import ArgumentParser
 
-    return ArgumentParser(
+    parser = ArgumentParser(
         prog=f"python -m {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
     )
+    told = f"jaxkv {__version__}"
+    parser.add_argument("--version", action="version", version=told, help="print the version")
+    return parser
 
 
 def parse(parser: Any, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -106,7 +110,7 @@ def model_named(name: str) -> Iterator[None]:
     except InputError as error:
         if str(error).startswith("--"):
             raise
-        known = str(error).startswith(("model ", "dtype "))
+        known = str(error).startswith(("model ", "dtype ", "revision ", "tokenizer "))
         raise InputError(f"{'--' if known else f'--model {name}: '}{error}") from None
 
 
@@ -231,7 +235,8 @@ def _words(parser: Any, settings: Mapping[str, Any], plain: Sequence[str], where
         flag.removeprefix("--"): action
         for action in parser._actions
         for flag in action.option_strings
-        if flag.startswith("--") and flag not in ("--help", "--config", f"{PREFIX}FIELD")
+        if flag.startswith("--")
+        and flag not in ("--help", "--version", "--config", f"{PREFIX}FIELD")
     }
     given = {word.partition("=")[0].removeprefix("--") for word in plain if word.startswith("--")}
     rivals = [

@@ -59,18 +59,22 @@ class Devices:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"--hosts: the processes do not find each other: {reason}") from None
 
-    def load(self, name: str, dtype: str, progress: Any, weights: str | None) -> Model:
+    def load(
+        self, name: str, dtype: str, progress: Any, weights: str | None,
+        revision: str | None = None, tokenizer: str | None = None,
+    ) -> Model:  # fmt: skip
         """A model there; see `sources.load`."""
         from jaxkv.checkpoints.sources import load
         from jaxkv.models.mesh import Meshed, mesh
 
+        origin: dict[str, Any] = {"revision": revision, "tokenizer": tokenizer}
         if not self.many:
-            return load(name, dtype, progress, weights)
+            return load(name, dtype, progress, weights, **origin)
         try:
             over = mesh(data=self.data, model=self.model)
         except InputError as error:
             raise InputError(f"--mesh: {error}{_hint(self.data * self.model)}") from None
-        model = load(name, dtype, progress, weights, over)
+        model = load(name, dtype, progress, weights, over, **origin)
         assert isinstance(model.config, Meshed)
         return dataclasses.replace(model, config=model.config.with_layout(self.layout))
 

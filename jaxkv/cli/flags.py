@@ -17,7 +17,7 @@ KV_DTYPES = (*DTYPES, *WEIGHTS)
 
 
 def add_model(add: Add) -> None:
-    """--model, --dtype and --weights."""
+    """--model, --revision, --tokenizer, --dtype and --weights."""
     add(
         "--model",
         type=str,
@@ -25,6 +25,7 @@ def add_model(add: Add) -> None:
         metavar="NAME",
         help="alias (smollm2-135m-instruct, tiny-random), hub id, folder, .gguf or our checkpoint",
     )
+    add_origin(add)
     add(
         "--dtype",
         type=str,
@@ -33,6 +34,22 @@ def add_model(add: Add) -> None:
         help="float32 or bfloat16, of the weights (default: float32)",
     )
     add_weights(add)
+
+
+def add_origin(add: Add) -> None:
+    """--revision and --tokenizer."""
+    add(
+        "--revision",
+        type=str,
+        metavar="NAME",
+        help="branch, tag or commit of a hub id (default: its main branch)",
+    )
+    add(
+        "--tokenizer",
+        type=str,
+        metavar="NAME",
+        help="of another model, named as this one is (default: its own)",
+    )
 
 
 def add_weights(add: Add) -> None:

@@ -9,9 +9,11 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from jaxkv.cli.arguments import make_parser
 from jaxkv.cli.edge import as_process, one_line_errors
-from jaxkv.cli.flags import add_weights
+from jaxkv.cli.flags import add_origin, add_weights
 from jaxkv.cli.interrupts import raises
 from jaxkv.core.errors import InputError
 
@@ -36,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors(_COMMAND, "interrupted, nothing was written"):
         options = _options(arguments)
         o = options
-        report = convert(o.src, o.dst, o.dtype, o.overwrite, o.format, o.weights)
+        report = convert(
+            o.src, o.dst, o.dtype, o.overwrite, o.format, o.weights, o.revision, o.tokenizer
+        )
         if options.json:
             print(json.dumps(report))
         else:
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def convert(
     src: str, dst: str, dtype: str = "float32", overwrite: bool = False, format: str = "jaxkv",
-    weights: str | None = None,
+    weights: str | None = None, revision: str | None = None, tokenizer: str | None = None,
 ) -> dict:  # fmt: skip
     """Loads `src` and writes it to `dst`.
 
@@ -59,6 +63,7 @@ def convert(
       overwrite: whether an earlier checkpoint of ours at `dst` may be replaced.
       format: "jaxkv", or "hf" for a folder that transformers loads.
       weights: see `jaxkv.load`; not for "hf".
+      revision, tokenizer: see `jaxkv.load`.
 
     Returns:
       What was done, in plain values.
@@ -74,7 +79,7 @@ def convert(
 
     start = time.perf_counter()
     with raises(), bars() as progress:
-        model = load(src, dtype, progress, weights)
+        model = load(src, dtype, progress, weights, revision=revision, tokenizer=tokenizer)
         progress("writing", 0, 1)
         if format == "hf":
             export.export_hf(Path(dst).expanduser(), model, progress, overwrite)
@@ -105,15 +110,8 @@ def _check_target(dst: Path, overwrite: bool) -> None:
         raise InputError(f"DST {dst} is not a checkpoint of jaxkv; --overwrite replaces only those")
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog=f"python -m {_COMMAND}",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        exit_on_error=False,
-    )
+def _parser() -> Any:
+    parser = make_parser(_COMMAND, _DESCRIPTION)
     parser.add_argument(
         "src",
         metavar="SRC",
@@ -126,6 +124,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=["float32", "bfloat16"],
         help="of the arrays that are written (default: float32)",
     )
+    add_origin(parser.add_argument)
     add_weights(parser.add_argument)
     parser.add_argument(
         "--format",
@@ -135,8 +134,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
     parser.add_argument("--json", action="store_true", help="report as one JSON object on stdout")
+    return parser
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     try:
-        return parser.parse_args(arguments)  # type: ignore[return-value]
+        return _parser().parse_args(arguments)
     except (argparse.ArgumentError, ValueError, TypeError) as error:
         raise InputError(str(error)) from None
 

@@ -88,6 +88,22 @@ def _one_line(every: float = 0.2) -> Iterator[Progress]:
         show(f"{line}, {time.monotonic() - began:.1f} s")
 
 
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[Callable[[], None]]:
+    """Something that moves on a terminal, until the function that it yields is called.
+
+    Elsewhere, and on terminals that cannot take back what they show, there is nothing.
+    """
+    with contextlib.ExitStack() as shown:
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            console = Console(stderr=True)
+            if not console.is_dumb_terminal:
+                shown.enter_context(console.status(what))
+        yield shown.close
+
+
 def _lines(every: float = 30.0) -> Progress:
     """A line where work begins, and one now and then with how long the rest may take."""
     begun: dict[str, float] = {}

@@ -43,9 +43,10 @@ def _run(options: Options, began: float) -> None:
     from jaxkv.core.settings import flags_named
     from jaxkv.generate.report import report_of, summary
 
+    o = options
     with raises(), flags_named(["cache-layout"]):
         with bars() as progress, model_named(options.model):
-            model = options.devices.load(options.model, options.dtype, progress, options.weights)
+            model = o.devices.load(o.model, o.dtype, progress, o.weights, o.revision, o.tokenizer)
         load_s = time.perf_counter() - began
         if options.interactive:
             chat(options, model, load_s)

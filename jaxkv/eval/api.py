@@ -75,7 +75,10 @@ def run(
       model: one that is loaded.
     """
     if model is None:
-        model = common.devices.load(common.model, common.dtype, progress, common.weights)
+        model = common.devices.load(
+            common.model, common.dtype, progress, common.weights, common.revision,
+            common.tokenizer,
+        )  # fmt: skip
     found = report.evaluate(task, model, common, own, progress)
     return Results(task.name, common.model, common.command, tuple(found))
 

@@ -252,7 +252,7 @@ def _gigabytes(count: int) -> str:
 
 def _parser() -> Any:
     parser = make_parser(COMMAND, _DESCRIPTION)
-    add = parser.add_argument
+    add = parser.add_argument_group("model").add_argument
     add(
         "--model",
         type=str,
@@ -260,28 +260,6 @@ def _parser() -> Any:
         metavar="NAME",
         help="a published shape, or a folder with config.json (default: llama-3.1-8b)",
     )
-    add_policy(
-        add,
-        "full",
-        f"one or more, with commas: {', '.join(POLICIES)} or module:Class (default: full)",
-        "every listed policy that has it",
-    )
-    add(
-        "--tokens",
-        type=str | int,
-        default="131072",
-        metavar="LENGTHS",
-        help="of the context, with commas (default: 131072)",
-    )
-    add("--batch", type=int, default=1, metavar="N", help="rows at once (default: 1)")
-    add(
-        "--chip",
-        type=str,
-        default="h100",
-        metavar="NAMES",
-        help=f"with commas, of {', '.join(CHIPS)}, with a count as in v5e-8 (default: h100)",
-    )
-    add_mesh(add)
     add(
         "--dtype",
         type=str,
@@ -290,9 +268,35 @@ def _parser() -> Any:
         help="float32 or bfloat16, of the weights (default: bfloat16)",
     )
     add_weights(add)
+    add = parser.add_argument_group("policy").add_argument
+    add_policy(
+        add,
+        "full",
+        f"one or more, with commas: {', '.join(POLICIES)} or module:Class (default: full)",
+        "every listed policy that has it",
+    )
     add_kv_dtype(add)
+    add = parser.add_argument_group("context").add_argument
+    add(
+        "--tokens",
+        type=str | int,
+        default="131072",
+        metavar="LENGTHS",
+        help="of the context, with commas (default: 131072)",
+    )
+    add("--batch", type=int, default=1, metavar="N", help="rows at once (default: 1)")
     add_prefill_chunk(add, "512, or all where a policy chooses after it")
+    add = parser.add_argument_group("devices").add_argument
+    add(
+        "--chip",
+        type=str,
+        default="h100",
+        metavar="NAMES",
+        help=f"with commas, of {', '.join(CHIPS)}, with a count as in v5e-8 (default: h100)",
+    )
+    add_mesh(add)
     add("--compile", action="store_true", help="compile for the chip: what programs take beside it")
+    add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="the report as one JSON object on stdout")
     add("--out", type=str | None, metavar="FILE.json", help="also write the report there")
     add_plot(add, "memory over the context, with the chips' lines,")

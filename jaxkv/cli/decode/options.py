@@ -78,6 +78,8 @@ class Options:
     load_cache: str | None
     json: bool
     devices: Devices = Devices()
+    revision: str | None = None
+    tokenizer: str | None = None
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
@@ -142,6 +144,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         load_cache=given.load_cache,
         json=given.json,
         devices=devices,
+        revision=given.revision,
+        tokenizer=given.tokenizer,
     )
 
 
@@ -181,12 +185,15 @@ def _read(name: str) -> str:
 
 def _parser() -> Any:
     parser = make_parser(COMMAND, _DESCRIPTION)
-    add = parser.add_argument
-    add_model(add)
-    add_kv_dtype(add)
+    add_model(parser.add_argument_group("model").add_argument)
+    add = parser.add_argument_group("policy").add_argument
     add_policy(
         add, None, f"{', '.join(POLICIES)}, or module:Class (default: streaming)", "the policy"
     )
+    add_kv_dtype(add)
+    add_max_length(add, "what the prompt needs")
+    text = parser.add_argument_group("text")
+    add = text.add_argument
     add(
         "--prompt",
         action="append",
@@ -201,7 +208,7 @@ def _parser() -> Any:
         metavar="FILE",
         help="a prompt from a file; - is stdin",
     )
-    form = parser.add_mutually_exclusive_group()
+    form = text.add_mutually_exclusive_group()
     form.add_argument(
         "--chat", action="store_true", help="use the model's chat template (default if it has one)"
     )
@@ -223,8 +230,10 @@ def _parser() -> Any:
     add(
         "--interactive",
         action="store_true",
-        help="an endless chat in constant memory; Ctrl-C stops the answer, Ctrl-D ends",
+        help="an endless chat in constant memory; Ctrl-C stops the answer, Ctrl-D ends, /help "
+        "tells the rest",
     )
+    add = parser.add_argument_group("sampling").add_argument
     add("--max-new-tokens", type=int, default=256, metavar="N", help="per answer (default: 256)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
     add("--top-k", type=int | None, metavar="K", help="draw from the K likeliest tokens")
@@ -243,8 +252,10 @@ def _parser() -> Any:
     add(
         "--stop", action="append", type=str, metavar="TEXT", help="ends the answer; may be repeated"
     )
+    add = parser.add_argument_group("devices").add_argument
     add_prefill_chunk(add, "by its length, at most 512")
-    add_max_length(add, "what the prompt needs")
+    add_devices(add)
+    add = parser.add_argument_group("output").add_argument
     add("--save-cache", type=str, metavar="DIR", help="keep the cache after the answer")
     add(
         "--load-cache",
@@ -252,6 +263,5 @@ def _parser() -> Any:
         metavar="DIR",
         help="go on from a kept cache; with no prompt, with the text where it stopped",
     )
-    add_devices(add)
     add("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser

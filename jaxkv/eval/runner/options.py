@@ -61,12 +61,11 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
     Raises:
       InputError: in one line, what is wrong and what is allowed.
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        if arguments:
-            _overview().print_help()
-            raise SystemExit(0)
+    if not arguments:
         raise InputError(f"there is no task; choose one of {', '.join(TASKS)}")
     name = arguments[0]
+    if name in ("-h", "--help", "--version"):
+        _overview().parse_args([name])
     if name.startswith("-"):
         raise InputError(f"the task comes first, before {name}; choose one of {', '.join(TASKS)}")
     task = task_named(name)
@@ -87,6 +86,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[Task, Common, Any]:
         plot=given.plot,
         plot_kind=given.plot_kind,
         devices=devices_of(given),
+        revision=given.revision,
+        tokenizer=given.tokenizer,
     )
     return task, common, task.check(given)
 
@@ -113,12 +114,12 @@ def keyword_options(
     found = task_named(task)
     parser = make_parser(COMMAND, "")
     found.add_arguments(parser.add_argument)
-    _add_settings(parser.add_argument)
+    _add_settings(*[parser.add_argument] * 4)
     given = parse_settings(parser, settings)
     name, dtype, weights = model
     common = _common(
         given, policies, command, model=name, dtype=dtype, weights=weights, json=False,
-        plot=None, plot_kind=None,
+        plot=None, plot_kind=None, revision=None, tokenizer=None,
     )  # fmt: skip
     return found, common, found.check(given)
 
@@ -194,21 +195,24 @@ def _overview() -> Any:
 
 def _parser(task: Task) -> Any:
     parser = make_parser(f"{COMMAND} {task.name}", task.description)
-    add = parser.add_argument
-    task.add_arguments(add)
-    add_model(add)
-    _add_settings(add)
+    own = parser.add_argument_group("task").add_argument
+    task.add_arguments(own)
+    add_model(parser.add_argument_group("model").add_argument)
+    policy = parser.add_argument_group("policy").add_argument
     add_policy(
-        add,
+        policy,
         "streaming",
         f"one or several of {', '.join(POLICIES)} or module:Class, separated by commas, such as "
         "full,streaming:sinks=1:window=1023 (default: streaming)",
         "every listed policy that has it",
     )
-    add_devices(add)
-    add("--json", action="store_true", help="JSON on stdout and nothing else")
-    add_plot(add, "the results")
-    add(
+    devices = parser.add_argument_group("devices").add_argument
+    output = parser.add_argument_group("output").add_argument
+    _add_settings(own, policy, devices, output)
+    add_devices(devices)
+    output("--json", action="store_true", help="JSON on stdout and nothing else")
+    add_plot(output, "the results")
+    output(
         "--plot-kind",
         type=str | None,
         metavar="KIND",
@@ -218,22 +222,27 @@ def _parser(task: Task) -> Any:
     return parser
 
 
-def _add_settings(add: Callable[..., Any]) -> None:
-    """The flags of all tasks that are no matter of how the command is used."""
-    add_kv_dtype(add)
-    add(
+def _add_settings(
+    own: Callable[..., Any],
+    policy: Callable[..., Any],
+    devices: Callable[..., Any],
+    output: Callable[..., Any],
+) -> None:
+    """The flags of all tasks that are no matter of how the command is used, to their groups."""
+    own("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    policy(
         "--budgets",
         type=str | int | None,
         metavar="N,N",
         help="a sweep: every listed policy once with each of these sizes, in tokens that a head "
         "keeps on average (recycled: reads); policies that have no size run once",
     )
-    add_prefill_chunk(add, "by the task and the length")
+    add_kv_dtype(policy)
     add_max_length(
-        add, "for ppl the context that the model was trained for, else what the rows need"
+        policy, "for ppl the context that the model was trained for, else what the rows need"
     )
-    add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
-    add(
+    add_prefill_chunk(devices, "by the task and the length")
+    output(
         "--out",
         type=str | None,
         metavar="FILE",
@@ -241,4 +250,4 @@ def _add_settings(add: Callable[..., Any]) -> None:
         "as a whole, FILE.jsonl one line a policy as each is finished. After an interruption the "
         "same command goes on where it was; policies that FILE.jsonl has are not run again",
     )
-    add("--overwrite", action="store_true", help="start a report anew that --out already has")
+    output("--overwrite", action="store_true", help="start a report anew that --out already has")

@@ -39,6 +39,8 @@ class Common:
       devices: where the model and the caches lie.
       fingerprint: of the loaded model; None before it is loaded.
       journal: finished pieces of work, for those that `evaluate` can skip.
+      revision: of the model on the hub; None is its main branch.
+      tokenizer: the model that it is of; None is the model's own.
     """
 
     model: str
@@ -58,11 +60,15 @@ class Common:
     devices: Devices = Devices()
     fingerprint: str | None = None
     journal: Journal = Journal(None)
+    revision: str | None = None
+    tokenizer: str | None = None
 
     @property
     def loaded(self) -> tuple[str, ...]:
         """What tells the loaded model from others."""
-        told = (self.model, self.dtype, self.weights, self.fingerprint)
+        named = {"revision": self.revision, "tokenizer": self.tokenizer}
+        more = [f"{name}={value}" for name, value in named.items() if value is not None]
+        told = (self.model, self.dtype, self.weights, *more, self.fingerprint)
         return tuple(part for part in told if part)
 
     @property
