@@ -130,3 +130,9 @@ def completed(line: str) -> set[str]:
 def test_shells_complete_commands_and_flags(line: str, offered: set[str]) -> None:
     pytest.importorskip("argcomplete")
     assert completed(line) == offered
+
+
+def test_another_version_or_tokenizer_is_another_result() -> None:
+    """What an earlier run of the same evaluation has finished is not taken for this one's."""
+    words = [[], ["--revision", "v1"], ["--revision", "v2"], ["--tokenizer", "v1"]]
+    assert len({eval_options(["ppl", *more])[1].loaded for more in words}) == 4
