@@ -9,7 +9,7 @@ test:  ## every test that needs nothing but '.[dev]': the README's test command
 	$(PYTEST) -rs $(ARGS)
 
 test-fast:  ## the same but for what takes more than some seconds
-	$(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS)
+	$(PYTEST) -rs -m 'not slow and not parity and not aot and not integrations' $(ARGS)
 
 test-versions:  ## what another version of jax or Python may break
 	JAXKV_BRIEF=1 $(PYTEST) -rs -m 'not slow and not parity and not aot' $(ARGS) $(VERSIONS)
@@ -32,6 +32,10 @@ types:  ## pyright
 parity:  ## transformers on torch and lm_eval; needs torch==2.13.0 accelerate '.[lm-eval]'
 	$(PYTEST) -rs -m parity $(ARGS) tests/parity
 
+integrations:  ## tunix and gemma with our caches; needs `make packages`
+	$(PYTHON) tests/integrations/packages.py
+	$(PYTEST) -rs -m integrations $(ARGS) tests/integrations
+
 aot:  ## kernels and models compiled for TPUs and GPUs that are not here; needs `make compilers`
 	$(PYTEST) -rs -m aot $(ARGS) tests/aot
 
@@ -44,6 +48,9 @@ notebooks:  ## every notebook, top to bottom
 mutations:  ## plants faults one by one; the test of each must turn red
 	$(PYTHON) tests/mutations.py
 
+packages:  ## installs tunix and gemma as pinned, with what their models and samplers import
+	$(PYTHON) -m pip install --quiet --no-deps -r tests/integrations/requirements.txt
+
 compilers:  ## installs the compilers for TPUs and NVIDIA GPUs, without their drivers
 	$(PYTHON) -m pip install --quiet '.[tpu]'
 	$(PYTHON) -m pip install --quiet --no-deps nvidia-cuda-nvcc nvidia-nvvm \
@@ -53,9 +60,10 @@ ci:  ## everything, in fresh environments
 	.ci/run
 
 # The laws of each kind of layer, generation, the kernels and the command lines, and what reads files
-# by libraries. What each policy keeps is the same arithmetic in every version.
+# by libraries, and flax nnx. What each policy keeps is the same arithmetic in every version.
 VERSIONS = tests/test_laws.py tests/test_generate.py tests/test_global.py tests/kernels \
   tests/test_decode_command.py tests/test_convert_command.py tests/test_orbax.py \
-  tests/test_tokenizer.py tests/test_chat.py
+  tests/test_tokenizer.py tests/test_chat.py tests/integrations/test_nnx.py
 
-.PHONY: help test test-fast test-versions laws-packed meshes lint types parity aot aot-brief notebooks mutations compilers ci
+.PHONY: help test test-fast test-versions laws-packed meshes lint types parity integrations packages \
+  aot aot-brief notebooks mutations compilers ci

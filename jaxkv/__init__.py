@@ -12,8 +12,9 @@ A policy says what is kept, a cache is a pytree of static shape, a step is one c
     print(out.texts[0], out.stats["cache"]["physical_bytes"])
 
 What a small cache costs in quality says `evaluate`. By hand, or in programs of your own:
-`init_cache`, `forward`, and `prefill` and `step` of one layer. A policy of your own is a
-`ScoredPolicy` with a `score`, or anything with `at`, and `check_policy` tries it.
+`init_cache` and `forward`. In models of others: `layer_cache`, the cache of one layer, whose
+`attend` stands where their attention was. A policy of your own is a `ScoredPolicy` with a `score`,
+or anything with `at`, and `check_policy` tries it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxkv.alone import layer_cache as layer_cache
+    from jaxkv.cache.arrays import from_arrays as from_arrays
+    from jaxkv.cache.arrays import to_arrays as to_arrays
     from jaxkv.cache.bytes import nbytes as nbytes
     from jaxkv.cache.slab import Slab as Slab
     from jaxkv.cache.store import Packed as Packed
@@ -80,7 +84,10 @@ __all__ = [
     # What a small cache costs.
     "evaluate", "Results",
     # Caches.
-    "init_cache", "forward", "prefill", "step", "compress", "nbytes", "save_cache", "load_cache",
+    "init_cache", "forward", "compress", "nbytes", "save_cache", "load_cache", "to_arrays",
+    "from_arrays",
+    # One layer of a model that is written elsewhere.
+    "layer_cache", "prefill", "step",
     # Policies.
     "Full", "Window", "StreamingLLM", "SlidingRecompute", "DuoAttention", "HeadKV", "SnapKV",
     "PyramidKV", "AdaKV", "RecycledAttention", "H2O", "TOVA", "make_policy",
@@ -94,6 +101,8 @@ __all__ = [
 # Where each name is. It is imported when it is first used, so that a command can say what is wrong
 # with its flags, or end by Ctrl-C, before jax is there.
 _PLACES = {
+    "alone": "layer_cache",
+    "cache.arrays": "from_arrays to_arrays",
     "cache.bytes": "nbytes",
     "cache.slab": "Slab",
     "cache.store": "Packed",

@@ -304,6 +304,21 @@ MUTATIONS = [
         "tests/test_gradients.py::test_a_loop_of_any_length_has_that_of_its_turns[1]",
         (("pallas_kernels/loops.py", "index < count", "index <= count"),),
     ),
+    Mutation(
+        "a layer by itself forgets the scale of its products",
+        "tests/test_alone.py::test_a_prompt_and_steps_are_dense_attention[None-scaled]",
+        (("jaxkv/alone.py", "* jnp.float32(factor)", "* jnp.float32(1)"),),
+    ),
+    Mutation(
+        "arrays of another shape are taken for a cache's",
+        "tests/test_alone.py::test_arrays_of_another_cache_are_refused_in_one_line",
+        (("jaxkv/cache/arrays.py", "if _told(found) != _told(shape):", "if False:"),),
+    ),
+    Mutation(
+        "attention of nnx takes padding for tokens",
+        "tests/integrations/test_nnx.py::test_padding_on_the_right_does_not_matter",
+        (("jaxkv/integrations/nnx.py", "lengths=lengths, hidden", "hidden"),),
+    ),
 ]  # fmt: skip
 
 

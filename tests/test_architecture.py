@@ -34,7 +34,7 @@ FLOORS = {
             "jaxkv.layers",
             "jaxkv.policies",
             "jaxkv.models jaxkv.text",
-            "jaxkv.check jaxkv.checkpoints",
+            "jaxkv.alone jaxkv.check jaxkv.checkpoints",
             "jaxkv.generate",
             "jaxkv.cli",
             "jaxkv.calibrate jaxkv.convert jaxkv.decode jaxkv.eval jaxkv.plan jaxkv.train",
@@ -116,6 +116,7 @@ def test_policies_do_not_look_into_keys_and_values() -> None:
 
 # Where programs are made. A jit elsewhere is a program that nobody counts, times or lets go of.
 COMPILES = {
+    "jaxkv.alone": {"begun"},
     "jaxkv.generate.replay": {"_scored", "_through"},
     "jaxkv.generate.loop": {"lowered"},
     # Layers of one kind are traced once: within a program these are calls, not programs.

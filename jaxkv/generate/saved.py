@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxkv.cache.arrays import from_arrays, to_arrays
 from jaxkv.cache.packed import FORMS
 from jaxkv.core.checksums import check_sums, sums_of
 from jaxkv.core.errors import InputError, one_line
@@ -56,7 +57,7 @@ def save_cache(
     from safetensors.numpy import save_file
 
     check_target(path)
-    arrays = {f"cache{name}": np.asarray(x) for name, x in _named(cache)}
+    arrays = {f"cache.{name}": np.asarray(x) for name, x in to_arrays(cache).items()}
     arrays |= {f"extra.{name}": np.asarray(x) for name, x in (extras or {}).items()}
     note = {
         "format": _FORMAT,
@@ -181,16 +182,11 @@ def _geometry(values: Any) -> Geometry:
     return Geometry(**{**values, "windows": tuple(values["windows"])})
 
 
-def _named(cache: Any) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(cache)
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
-
-
 def _restore(where: str, shapes: Cache | Remembered, arrays: Mapping[str, np.ndarray]) -> Any:
-    leaves = []
-    for name, shape in _named(shapes):
-        found = arrays.get(f"cache{name}")
-        if found is None or (found.shape, found.dtype) != (shape.shape, shape.dtype):
-            raise InputError(f"{where} is damaged: cache{name} is missing or has another shape")
-        leaves.append(jnp.asarray(found))
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    mine = {
+        name.removeprefix("cache."): x for name, x in arrays.items() if name.startswith("cache.")
+    }
+    try:
+        return from_arrays(mine, shapes)
+    except InputError as error:
+        raise InputError(f"{where} is damaged: {error}") from None

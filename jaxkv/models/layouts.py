@@ -10,7 +10,7 @@ that are shared out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -125,17 +125,33 @@ def cache_specs(config: Meshed, planner: Planner, geometry: Geometry) -> Any:
     """How each array of a cache lies, in the cache's tree; its layout is settled."""
     whole = _made(planner, geometry)
     apart = [_made(planner, part_of(geometry, x)) for x in _apart(config, config.lies.layout)]
+    sizes = config.mesh.shape
+    return specs_of(whole, {DATA: (apart[0], sizes[DATA]), MODEL: (apart[1], sizes[MODEL])})
 
-    def of(x: Any, by_data: Any, by_model: Any) -> PartitionSpec:
-        axes = []
-        for size, rows, share in zip(x.shape, by_data.shape, by_model.shape, strict=True):
-            names = [name for name, y in ((DATA, rows), (MODEL, share)) if y != size]
-            for name, y in ((DATA, rows), (MODEL, share)):
-                assert y in (size, size // config.mesh.shape[name]), (x.shape, y)
-            axes.append(tuple(names) if len(names) > 1 else names[0] if names else None)
-        return PartitionSpec(*axes)
 
-    return jax.tree.map(of, whole, *apart)
+def specs_of(whole: Any, parts: Mapping[str, tuple[Any, int]]) -> Any:
+    """How arrays lie, from what a device has of them.
+
+    Args:
+      whole: a tree of shapes.
+      parts: of axes of a mesh, the same tree as a device has it where that axis alone shares it
+        out, and the size of the axis.
+
+    Returns:
+      The tree, with specs.
+    """
+
+    def of(x: Any, *shares: Any) -> PartitionSpec:
+        found = []
+        for axis, size in enumerate(x.shape):
+            names = []
+            for (name, (_, devices)), share in zip(parts.items(), shares, strict=True):
+                assert share.shape[axis] in (size, size // devices), (x.shape, share.shape)
+                names += [name] * (share.shape[axis] != size)
+            found.append(tuple(names) if len(names) > 1 else names[0] if names else None)
+        return PartitionSpec(*found)
+
+    return jax.tree.map(of, whole, *(part for part, _ in parts.values()))
 
 
 def abstract(config: Meshed, planner: Planner, geometry: Geometry) -> Any:
