@@ -147,7 +147,8 @@ class KeptLayer:
     def __repr__(self) -> str:
         g = self.geometry
         size = f"{nbytes(self.kept):,} bytes, {g.dtype}"
-        return f"<KeptLayer: {type(self.policy).__name__}, {g.batch_size} rows, {size}>"
+        rows = f"{g.batch_size} row{'s' * (g.batch_size > 1)}"
+        return f"<KeptLayer: {type(self.policy).__name__}, {rows}, {size}>"
 
 
 def layer_cache(

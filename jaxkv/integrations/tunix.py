@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ from jaxkv.layers.base import Geometry, Policy
 from jaxkv.models.plan import plan
 
 _KEPT, _USED = "kept", "end_index"
+_FAMILIES = ("Llama3", "Qwen2", "Qwen3", "Gemma3")
 
 
 def with_policy(model: nnx.Module, policy: Policy, *, kv_dtype: str | None = None) -> Any:
@@ -61,98 +63,67 @@ def with_policy(model: nnx.Module, policy: Policy, *, kv_dtype: str | None = Non
             "the model sees images, whose tokens see each other both ways; use one without a "
             "vision_config"
         )
-    same = nnx.merge(*nnx.split(model))
-    for index, layer in enumerate(same.layers):
-        _become(layer.attn, _FAMILIES[name])
-        layer.attn.kept_by = (policy, index)
-    _become(same, _Model)
+    same: Any = nnx.merge(*nnx.split(model))
+    _become(same, _model_class)
     same.policy, same.kv_dtype = policy, kv_dtype
-    same.make_cache(1, 64, jnp.float32, abstract=True)  # says what is wrong with the policy
+    for index, layer in enumerate(same.layers):
+        _become(layer.attn, _attention_class)
+        layer.attn.kept_by = (policy, index)
+    jax.eval_shape(lambda: same.init_cache(1, 64, jnp.float32))  # what is wrong, it says now
     return same
 
 
-def _become(node: nnx.Module, kind: type) -> None:
+def _become(node: nnx.Module, subclass: Callable[[type], type]) -> None:
     """Makes a module one of a subclass of its class, with the same attributes and parameters."""
-    object.__setattr__(node, "__class__", _subclass(kind, type(node)))
+    object.__setattr__(node, "__class__", subclass(type(node)))
 
 
 @functools.cache
-def _subclass(kind: type, cls: type) -> type:
-    """One for each pair: a module's class is part of what programs are made for."""
-    return type(cls)(cls.__name__, (kind, cls), {"__module__": cls.__module__})
+def _model_class(cls: type) -> type:
+    """A model's class with another cache: one for each, as programs are made for it."""
+    return type(cls)(
+        cls.__name__, (cls,), {"init_cache": _init_cache, "__module__": cls.__module__}
+    )
 
 
-class _Model:
-    """What a model has besides."""
+@functools.cache
+def _attention_class(cls: Any) -> type:
+    """An attention's class that takes both kinds of caches."""
+    theirs = cls.block
+    signature = inspect.signature(theirs)
 
-    policy: Policy
-    kv_dtype: str | None
-
-    def init_cache(self, batch_size: int, cache_size: int, dtype: Any) -> dict[str, Any]:
-        """An empty cache, as the sampler asks for it."""
-        return self.make_cache(batch_size, cache_size, dtype)
-
-    def make_cache(
-        self, batch_size: int, cache_size: int, dtype: Any, abstract: bool = False
-    ) -> dict[str, Any]:
-        """An empty cache, or its shapes."""
-        attentions = [layer.attn for layer in self.layers]  # pyright: ignore[reportAttributeAccessIssue]
-        first = attentions[0]
-        geometry = Geometry(
-            num_layers=len(attentions),
-            num_heads=_heads(first)[0],
-            num_kv_heads=_heads(first)[1],
-            head_dim=first.head_dim,
-            batch_size=batch_size,
-            max_length=cache_size,
-            dtype=self.kv_dtype or jnp.dtype(dtype).name,
-            windows=tuple(_window(x) for x in attentions),
-        )
-
-        def make() -> dict[str, Any]:
-            used = jnp.zeros((batch_size,), jnp.int32)
-            return {
-                f"layer_{index}": {
-                    _KEPT: begun(lambda g, at=index: plan(self.policy, g).layers[at], geometry),
-                    _USED: used + 0,  # no buffer twice: the sampler donates them all
-                }
-                for index in range(len(attentions))
-            }
-
-        return jax.eval_shape(make) if abstract else make()
-
-
-class _WithPositions:
-    """Attention of Llama3, Qwen3 and Gemma3."""
-
-    def block(
-        self, x: Array, segment_pos: Array, cache: Any, attn_mask: Array | None, *rest: Any,
-        **named: Any,
-    ) -> tuple[Any, Array]:  # fmt: skip
-        """As theirs, with a cache of ours."""
+    def block(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, Array]:
+        """As theirs, whose arguments differ from family to family."""
+        given = signature.bind(self, *args, **kwargs).arguments
+        cache = given["cache"]
         if cache is None or _KEPT not in cache:
-            return super().block(x, segment_pos, cache, attn_mask, *rest, **named)  # pyright: ignore[reportAttributeAccessIssue]
-        return _attend(self, cache, attn_mask, x)
+            return theirs(self, *args, **kwargs)
+        return _attend(self, cache, given["attn_mask"], given["x"])
+
+    return type(cls)(cls.__name__, (cls,), {"block": block, "__module__": cls.__module__})
 
 
-class _WithTables:
-    """Attention of Qwen2, which gets sines and cosines in place of positions."""
-
-    def block(
-        self, x: Array, cache: Any, attn_mask: Array | None, *rest: Any, **named: Any
-    ) -> tuple[Any, Array]:
-        """As theirs, with a cache of ours."""
-        if cache is None or _KEPT not in cache:
-            return super().block(x, cache, attn_mask, *rest, **named)  # pyright: ignore[reportAttributeAccessIssue]
-        return _attend(self, cache, attn_mask, x)
-
-
-_FAMILIES = {
-    "Llama3": _WithPositions,
-    "Qwen2": _WithTables,
-    "Qwen3": _WithPositions,
-    "Gemma3": _WithPositions,
-}
+def _init_cache(self: Any, batch_size: int, cache_size: int, dtype: Any) -> dict[str, Any]:
+    """An empty cache, as the sampler asks a model for it."""
+    attentions = [layer.attn for layer in self.layers]
+    heads, kv_heads = _heads(attentions[0])
+    geometry = Geometry(
+        num_layers=len(attentions),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=attentions[0].head_dim,
+        batch_size=batch_size,
+        max_length=cache_size,
+        dtype=self.kv_dtype or jnp.dtype(dtype).name,
+        windows=tuple(_window(x) for x in attentions),
+    )
+    return {
+        f"layer_{index}": {
+            _KEPT: begun(lambda g, at=index: plan(self.policy, g).layers[at], geometry),
+            _USED: jnp.zeros((batch_size,), jnp.int32),
+        }
+        for index in range(len(attentions))
+    }
 
 
 def _attend(

@@ -8,10 +8,12 @@ has what their models and samplers import.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
@@ -43,6 +45,18 @@ def hollow(name: str) -> None:
     package = types.ModuleType(name)
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules[name] = package
+
+
+@contextlib.contextmanager
+def tensorflow_by_name() -> Iterator[None]:
+    """A module in its place while kauldron is imported, which names its tensors in types."""
+    there = importlib.util.find_spec("tensorflow") is not None
+    if not there:
+        sys.modules["tensorflow"] = module = types.ModuleType("tensorflow")
+        vars(module)["Tensor"] = type("Tensor", (), {})
+    yield
+    if not there:
+        del sys.modules["tensorflow"]  # others look whether it is there
 
 
 def main() -> None:
