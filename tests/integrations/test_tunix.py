@@ -34,8 +34,8 @@ WIDTHS = {
 LLAMA = {**WIDTHS, "num_layers": 3, "vocab_size": VOCABULARY, "norm_eps": 1e-5}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("Llama3", {**LLAMA, "rope_theta": 500_000}),
-    "qwen2": ("Qwen2", {**LLAMA, "rope_theta": 500_000, "use_tied_embedding": True}),
-    "qwen3": ("Qwen3", {**LLAMA, "rope_theta": 500_000, "use_tied_embedding": True}),
+    "qwen2": ("Qwen2", {**LLAMA, "rope_theta": 500_000, "use_tied_embedding": False}),
+    "qwen3": ("Qwen3", {**LLAMA, "rope_theta": 500_000, "use_tied_embedding": False}),
     "gemma3": (
         "Gemma3",
         {
@@ -66,13 +66,13 @@ def model_of(family: str) -> Any:
     model = getattr(module, name)(module.ModelConfig(**sizes, **dtypes), rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
 
-    def drawn(x: Any) -> jax.Array:
+    def drawn(path: Any, x: Any) -> jax.Array:
+        one = x.ndim == 1 and "gemma" not in family and "bias" not in str(path)
         spread = rng.normal(size=x.shape) * (0.12 if x.ndim > 1 else 0.05)
-        return jnp.asarray(
-            spread + (1.0 if x.ndim == 1 and "gemma" not in family else 0), jnp.float32
-        )
+        return jnp.asarray(spread + one, jnp.float32)
 
-    nnx.update(model, jax.tree.map(drawn, nnx.state(model, nnx.Param)))
+    state = nnx.state(model, nnx.Param)
+    nnx.update(model, jax.tree_util.tree_map_with_path(drawn, state))
     return model
 
 
