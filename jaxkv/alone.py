@@ -27,7 +27,15 @@ from jaxkv.cache.packed import FORMS
 from jaxkv.core.errors import InputError
 from jaxkv.core.scoring import Scoring
 from jaxkv.core.shards import DATA, MODEL, Shards
-from jaxkv.core.typing import Hidden, Lengths, NewKeys, OutputWeight, Queries, Rotation
+from jaxkv.core.typing import (
+    Hidden,
+    Lengths,
+    NewKeys,
+    OutputWeight,
+    Queries,
+    Rotation,
+    SinkLogits,
+)
 from jaxkv.layers.api import prefill, step
 from jaxkv.layers.base import FromFull, Geometry, LayerCache, LayerPolicy, Policy, WholePrompt
 from jaxkv.layers.ring import of_window
@@ -82,6 +90,7 @@ class KeptLayer:
         lengths: Lengths | None = None,
         hidden: Hidden | None = None,
         wo: OutputWeight | None = None,
+        sink_logits: SinkLogits | None = None,
     ) -> tuple[KeptLayer, Queries]:
         """Takes new tokens into the cache and attends.
 
@@ -101,6 +110,7 @@ class KeptLayer:
           hidden: [B, T, D], the states that q, k and v were projected from, for policies that look
             at those of a prompt.
           wo: [N, H, D], the layer's output projection, likewise.
+          sink_logits: [N], of models whose heads have a learned score that goes to no key.
 
         Returns:
           The layer after the tokens, and out [B, T, N, H], undefined where padded; NaN in rows that
@@ -117,9 +127,9 @@ class KeptLayer:
 
         def run(
             kept: LayerCache, q: Array, k: Array, v: Array,
-            lengths: Array | None, hidden: Array | None, wo: Array | None,
+            lengths: Array | None, hidden: Array | None, wo: Array | None, sinks: Array | None,
         ) -> tuple[LayerCache, Array]:  # fmt: skip
-            how: dict[str, Any] = {"rope": rope, "lengths": lengths}
+            how: dict[str, Any] = {"rope": rope, "lengths": lengths, "sink_logits": sinks}
             if q.shape[1] == 1:
                 return step(self.policy, kept, q, k, v, **how)
             return prefill(self.policy, kept, q, k, v, **how, hidden=hidden, wo=wo)
@@ -127,11 +137,12 @@ class KeptLayer:
         if over is not None:
             specs = jax.tree.unflatten(jax.tree.structure(self.kept), over.specs)
             tokens, rows = PartitionSpec(over.rows, None, over.heads), PartitionSpec(over.rows)
+            heads = PartitionSpec(over.heads)
             run = jax.shard_map(
                 run, mesh=over.mesh, check_vma=False, out_specs=(specs, tokens),
-                in_specs=(specs, tokens, tokens, tokens, rows, rows, PartitionSpec(over.heads)),
+                in_specs=(specs, tokens, tokens, tokens, rows, rows, heads, heads),
             )  # fmt: skip
-        kept, out = run(self.kept, q, k, v, lengths, hidden, wo)
+        kept, out = run(self.kept, q, k, v, lengths, hidden, wo, sink_logits)
         return dataclasses.replace(self, kept=kept), out
 
     def _check(self, q: Array, k: Array, v: Array) -> None:

@@ -40,9 +40,10 @@ def chunk(count: int, seed: int = 0, batch: int = 2, heads: int = 4, kv_heads: i
 
 
 def dense(
-    q: Any, k: Any, v: Any, scale: float, cap: float | None = None, window: int | None = None
-) -> np.ndarray:
-    """Causal attention over whole texts, in float64."""
+    q: Any, k: Any, v: Any, scale: float, cap: float | None = None, window: int | None = None,
+    sinks: Any = None,
+) -> np.ndarray:  # fmt: skip
+    """Causal attention over whole texts, in float64; `sinks` are logits [N] that go to no key."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = np.einsum("btnh,bsnh->bnts", q, k) * scale
@@ -51,15 +52,17 @@ def dense(
     seen = at[None] <= at[:, None]
     seen &= at[None] >= at[:, None] - (len(at) if window is None else window)
     scores = np.where(seen, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+    weights = np.exp(scores)
+    more = 0 if sinks is None else np.exp(np.asarray(sinks, np.float64))[None, :, None, None]
+    return np.einsum("bnts,bsnh->btnh", weights / (weights.sum(-1, keepdims=True) + more), v)
 
 
-HOW: dict[str, dict[str, float]] = {
+HOW: dict[str, dict[str, Any]] = {
     "plain": {},
     "scaled": {"scale": 0.7},
     "capped": {"soft_cap": 2.0},
     "both": {"scale": 1.5, "soft_cap": 3},
+    "sinks": {"sink_logits": jnp.asarray([0.5, 2.0, -1.0, 0.0])},
 }
 
 
@@ -68,7 +71,8 @@ HOW: dict[str, dict[str, float]] = {
 def test_a_prompt_and_steps_are_dense_attention(name: str, window: int | None) -> None:
     how = HOW[name]
     q, k, v = chunk(24)
-    expected = dense(q, k, v, how.get("scale", 8**-0.5), how.get("soft_cap"), window)
+    scale, cap, sinks = how.get("scale", 8**-0.5), how.get("soft_cap"), how.get("sink_logits")
+    expected = dense(q, k, v, scale, cap, window, sinks)
     policy = jaxkv.Full() if window is None else jaxkv.SnapKV(budget=8, window=2)
     layer, outs = jaxkv.layer_cache(policy, **SHAPE, window=window), []
     for begin, end in ((0, 20), *((t, t + 1) for t in range(20, 24))):
@@ -182,6 +186,7 @@ def test_devices_share_out_heads_and_rows(name: str) -> None:
     """Each keeps its own part, and asks nothing of the others."""
     shape = {**SHAPE, "num_heads": 8, "num_kv_heads": 4, "batch_size": 4}
     over = jaxkv.mesh(data=2, model=4)
+    how: dict[str, Any] = {"rope": ROPE, "sink_logits": jnp.arange(8, dtype=jnp.float32) / 4}
     one, many = layer_of(name, **shape), layer_of(name, **shape, mesh=over)
     arrays = jaxkv.to_arrays(many)
     keys = next(x for place, x in arrays.items() if place.endswith(".k"))
@@ -189,10 +194,10 @@ def test_devices_share_out_heads_and_rows(name: str) -> None:
     for count, seed in ((20, 0), (1, 1), (1, 2)):
         tokens = chunk(count, seed, 4, 8, 4)
         if count == 1:
-            text = take.lower(many, *tokens, rope=ROPE).compile().as_text()
+            text = take.lower(many, *tokens, **how).compile().as_text()
             assert "all-gather" not in text and "all-to-all" not in text
-        one, expected = take(one, *tokens, rope=ROPE)
-        many, out = take(many, *tokens, rope=ROPE)
+        one, expected = take(one, *tokens, **how)
+        many, out = take(many, *tokens, **how)
         np.testing.assert_allclose(out, expected, atol=1e-5)
     for place, x in jaxkv.to_arrays(one).items():
         if place == "kept.query":  # a mean over heads, which is read by what couples them alone

@@ -83,7 +83,7 @@ def parse_settings(parser: Any, settings: Mapping[str, Any]) -> argparse.Namespa
     Raises:
       InputError: in one line, what cannot be used. It names flags as they are typed.
     """
-    known = {action.dest for action in parser._actions} - {"help"}
+    known = {action.dest for action in parser._actions} - {"help", "version"}
     for name in settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
