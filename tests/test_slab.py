@@ -7,6 +7,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,3 +51,31 @@ def test_both_ways_of_writing_agree_with_numpy(rows, places, size, slots, seed):
     for write in (RUNS, SCATTER):
         for got, wanted in zip(write(old, new, jnp.asarray(at, jnp.int32)), expected, strict=True):
             np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("rows", [2, store.UNROLLED + 1])
+def test_both_ways_of_writing_have_a_derivative(rows) -> None:
+    """Of what stays, of what is written over, and of what is new; rows in a loop too."""
+    rng = np.random.default_rng(rows)
+    old, new = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((rows, 2, 12, 4), (rows, 3, 2, 4))
+    )
+    first = rng.integers(0, 9, rows)
+    slots = jnp.asarray(first[:, None] + np.arange(3), jnp.int32)
+    weight = rng.normal(size=old.shape).astype(np.float32)
+
+    def total(old, new, way):
+        return jnp.sum(way((old,), (new,), slots)[0] * weight)
+
+    def chosen(old, new, slots):
+        return (store.write(old[0], new[0], slots, consecutive=True),)
+
+    for way in (store._write_runs, store._scatter, chosen):
+        found = jax.jit(jax.grad(total, argnums=(0, 1)), static_argnums=2)(old, new, way)
+        kept, written = weight.copy(), np.empty(new.shape, np.float32)
+        for row, begin in enumerate(first):
+            kept[row, :, begin : begin + 3] = 0
+            written[row] = weight[row, :, begin : begin + 3].swapaxes(0, 1)
+        np.testing.assert_allclose(found[0], kept, atol=1e-6)
+        np.testing.assert_allclose(found[1], written, atol=1e-6)

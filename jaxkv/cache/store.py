@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxkv.core.typing import Positions, SlotKeys
@@ -218,7 +219,8 @@ def _write_run(old: Array, new: Array, first: Array, count: Array) -> Array:
 
     old = hold(old)
     if old.shape[0] > UNROLLED:
-        return lax.fori_loop(jnp.int32(0), jnp.int32(old.shape[0]), write, old)
+        # Of a static length, or there would be no derivative; of int32 whatever the default is.
+        return lax.fori_loop(np.int32(0), np.int32(old.shape[0]), write, old)
     for row in range(old.shape[0]):
         old = write(row, old)
     return old
