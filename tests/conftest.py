@@ -108,7 +108,7 @@ def programs_of_evaluations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands called in this process leave nothing in the user's cache, and read nothing there."""
-    for module in ("cli.startup", "calibrate.command", "bench.command"):
+    for module in ("cli.startup", "calibrate.command", "bench.command", "train.command"):
         monkeypatch.setattr(f"jaxkv.{module}.prepare", lambda: None)
 
 

@@ -37,7 +37,8 @@ FLOORS = {
             "jaxkv.alone jaxkv.check jaxkv.checkpoints",
             "jaxkv.generate",
             "jaxkv.cli",
-            "jaxkv.calibrate jaxkv.convert jaxkv.decode jaxkv.eval jaxkv.plan jaxkv.train",
+            "jaxkv.train",
+            "jaxkv.calibrate jaxkv.convert jaxkv.decode jaxkv.eval jaxkv.plan",
             "jaxkv jaxkv.__main__ jaxkv.bench jaxkv.integrations",
         ]
     )

@@ -17,7 +17,6 @@ from dense_model import DenseModel
 
 from jaxkv.calibrate import passkeys, trained
 from jaxkv.calibrate.__main__ import main
-from jaxkv.calibrate.checkpoints import Checkpoints
 from jaxkv.calibrate.command import parse_options
 from jaxkv.calibrate.gated import Gated, hidden_states, losses, stack_layers
 from jaxkv.calibrate.haystacks import builtin
@@ -39,6 +38,7 @@ from jaxkv.models.decoder import geometry, run_layers
 from jaxkv.models.plan import plan
 from jaxkv.policies.duo import DuoAttention
 from jaxkv.policies.head_scores import GATES, full_heads, save_pattern, sparsify
+from jaxkv.train.checkpoints import Checkpoints
 
 POLICY = Gated(sinks=2, recent=5, chunk=8)
 TOTAL, VALID = 32, 27

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from jaxkv.calibrate.attended import Prompt, attended, make_prompts
-from jaxkv.calibrate.checkpoints import Checkpoints
 from jaxkv.calibrate.closing import MOST_CLOSED, closed
 from jaxkv.calibrate.haystacks import hay_ids
 from jaxkv.calibrate.onepass import ranked
@@ -26,6 +25,7 @@ from jaxkv.checkpoints.model import Model
 from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
 from jaxkv.text.repeat import parts
+from jaxkv.train.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxkv.calibrate.checkpoints import Checkpoints
 from jaxkv.calibrate.gated import Gated, losses, stack_layers
 from jaxkv.calibrate.needles import default_haystack
 from jaxkv.calibrate.passkeys import Example, Recipe, make_example
@@ -28,6 +27,7 @@ from jaxkv.calibrate.wordings import HELD_OUT
 from jaxkv.checkpoints.model import Model
 from jaxkv.core.progress import Progress
 from jaxkv.policies.head_scores import sparsify
+from jaxkv.train.checkpoints import Checkpoints
 
 _CHUNK = 128  # tokens that attend at a time
 _PADDED = 256  # examples are padded to multiples of this: one compiled program for each

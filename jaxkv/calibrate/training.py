@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxkv.calibrate.checkpoints import Checkpoints
-from jaxkv.core.errors import InputError
 from jaxkv.core.progress import Progress
+from jaxkv.train.checkpoints import Checkpoints
+from jaxkv.train.loop import Rhythm, run
 
 if TYPE_CHECKING:
     import optax
 
-_LINES = 20  # in a log
 _BINS = 10
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -161,46 +159,22 @@ def train(
     Raises:
       InputError: a checkpoint of another run, or a loss that is not finite.
     """
-    begin, state = checkpoints.restore(state)
-    if begin:
-        print(f"going on after step {begin} of {steps}", file=sys.stderr)
-    shapes: set[tuple[int, ...]] = set()
-    reports: list[tuple[float, float]] = []  # since the last line: loss and distill,
-    times: list[float] = []  # and seconds, where nothing was compiled
-    for index in range(begin, steps):
-        args = batch(index)
-        known, since = args[0].shape in shapes, time.perf_counter()
-        if not known:
-            shapes.add(args[0].shape)
-            print(f"compiling for {args[0].shape[-1]} tokens ...", file=sys.stderr, flush=True)
-        state, report = step(state, *args)
-        reports.append((float(report.loss), float(report.distill)))
-        if known:
-            times.append(time.perf_counter() - since)
-        if not math.isfinite(reports[-1][0]):
-            raise InputError(
-                f"the loss is {reports[-1][0]} at step {index + 1}: the model, in this dtype, does "
-                "not give finite numbers"
-            )
-        done = index + 1
-        if done % max(steps // _LINES, 1) == 0 or done == steps:
-            loss, distill = np.mean(reports, axis=0)
-            seconds = f"  {np.mean(times):.1f} s" if times else ""
-            print(
-                f"step {done:>{len(str(steps))}}/{steps}{seconds}  loss {loss:.4f}  distill "
-                f"{distill:.4f}  {histogram(np.asarray(state.gates))}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-            reports, times = [], []
-        progress("training gates", done, steps)
-        if done % every == 0 or done == steps:
-            state = _judged(state, judge, done)
-        if done % every == 0 and done < steps:
-            checkpoints.save(done, state)
+
+    def tell(state: State, means: np.ndarray, seconds: float | None) -> str:
+        took = "" if seconds is None else f"{seconds:.1f} s  "
+        loss, distill = means
+        shown = histogram(np.asarray(state.gates))
+        return f"{took}loss {loss:.4f}  distill {distill:.4f}  {shown}"
+
+    state = run(
+        step, state, batch, functools.partial(_judged, judge), tell,
+        Rhythm(steps, judged=every, kept=every), checkpoints,
+        functools.partial(progress, "training gates"),
+    )  # fmt: skip
     return np.asarray(state.best)
 
 
-def _judged(state: State, judge: Callable[[Array], float], done: int) -> State:
+def _judged(judge: Callable[[Array], float], state: State, done: int) -> State:
     """The state, which knows whether its gates are the best so far."""
     gates = jnp.clip(state.gates, 0.0, 1.0)
     found = judge(gates)

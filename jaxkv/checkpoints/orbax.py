@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -52,8 +53,16 @@ _Result = TypeVar("_Result")
 _ARRAYS, _CONFIG = "params", "config.json"
 
 
-def save(path: str | os.PathLike[str], model: Model) -> None:
+def save(
+    path: str | os.PathLike[str], model: Model,
+    beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Writes a checkpoint, replacing what is at `path`.
+
+    Args:
+      path: the folder.
+      model: the model.
+      beside: what else it tells, by the names of JSON files.
 
     Raises:
       InputError: orbax could not write it; nothing is left behind.
@@ -74,6 +83,8 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
         (part / TOKENIZER).mkdir()
         model.tokenizer.save(part / TOKENIZER)
         _write(part / _CONFIG, config_json.to_json(model.config))
+        for name, value in beside.items():
+            _write(part / name, value)
         note = {"format": _FORMAT, "source": model.name, "fingerprint": model.fingerprint}
         _write(part / MARK, {**note, "files": sums_of(part)})
 
@@ -204,5 +215,5 @@ def _first_line(error: Exception) -> str:
     return lines[0].partition(". See full")[0][:200] if lines else type(error).__name__
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def _write(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -86,6 +86,37 @@ def load(
     return dataclasses.replace(loaded, name=name, fingerprint=mark)
 
 
+def load_tokenizer(
+    model: str | os.PathLike[str], hub: Hub = Hub(), progress: Progress = no_progress  # noqa: B008
+) -> Tokenizer:  # fmt: skip
+    """The tokenizer of a model, of which nothing else is read and the weights need not be there.
+
+    Args:
+      model: as `load` takes it.
+      hub: where from.
+      progress: of what is downloaded.
+
+    Raises:
+      InputError: there is none.
+    """
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(
+            f"tokenizer is a {type(model).__name__}; it must be {_ALLOWED}, or a model's tokenizer"
+        )
+    name = os.fspath(model)
+    if name == toy.NAME or _is_random(name):
+        return toy.tokenizer()
+    try:
+        path = _path(name, progress, hub, weights=False)
+        if path.is_file():
+            return gguf.tokenizer(path)
+        found = hf_text.load(path / orbax.TOKENIZER if (path / orbax.MARK).is_file() else path)
+        found.require()
+        return found
+    except InputError as error:
+        raise InputError(f"tokenizer {name!r} cannot be used: {error}") from None
+
+
 def _load(
     name: str, dtype: str, progress: Progress, weights: str | None, mesh: Mesh | None, hub: Hub,
     tokenizer: str | os.PathLike[str] | Tokenizer | None,
@@ -95,7 +126,9 @@ def _load(
             f"revision is {hub.revision!r}; only a hub id (org/name) has revisions, and the model "
             f"is {name!r}"
         )
-    text = _tokenizer(tokenizer, dataclasses.replace(hub, revision=None), progress)
+    text = tokenizer
+    if text is not None and not isinstance(text, Tokenizer):
+        text = load_tokenizer(text, dataclasses.replace(hub, revision=None), progress)
     if name == toy.NAME:
         return toy.load(dtype, weights, mesh, text)
     if _is_random(name):
@@ -108,30 +141,6 @@ def _load(
         _check_folder(path)
         return hf.load(path, dtype, progress, weights, mesh, text)
     return gguf.load(path, dtype, progress, weights, mesh, text)
-
-
-def _tokenizer(
-    given: str | os.PathLike[str] | Tokenizer | None, hub: Hub, progress: Progress
-) -> Tokenizer | None:
-    """The tokenizer of another model, of which nothing else is read."""
-    if given is None or isinstance(given, Tokenizer):
-        return given
-    if not isinstance(given, str | os.PathLike):
-        raise InputError(
-            f"tokenizer is a {type(given).__name__}; it must be {_ALLOWED}, or a model's tokenizer"
-        )
-    name = os.fspath(given)
-    if name == toy.NAME or _is_random(name):
-        return toy.tokenizer()
-    try:
-        path = _path(name, progress, hub, weights=False)
-        if path.is_file():
-            return gguf.tokenizer(path)
-        found = hf_text.load(path / orbax.TOKENIZER if (path / orbax.MARK).is_file() else path)
-        found.require()
-        return found
-    except InputError as error:
-        raise InputError(f"tokenizer {name!r} cannot be used: {error}") from None
 
 
 def _is_random(name: str) -> bool:

@@ -140,13 +140,10 @@ def devices_of(given: argparse.Namespace) -> Devices:
                 "data=2,model=4"
             )
         sizes[name] = int(size)
-    if given.cache_layout not in (None, "heads", "rows", "slots"):
-        raise InputError(
-            f"--cache-layout is {given.cache_layout!r}; it must be heads, rows or slots"
-        )
-    devices = Devices(
-        **sizes, layout=given.cache_layout, hosts=_hosts(getattr(given, "hosts", None))
-    )
+    layout = getattr(given, "cache_layout", None)
+    if layout not in (None, "heads", "rows", "slots"):
+        raise InputError(f"--cache-layout is {layout!r}; it must be heads, rows or slots")
+    devices = Devices(**sizes, layout=layout, hosts=_hosts(getattr(given, "hosts", None)))
     return devices
 
 

@@ -166,11 +166,13 @@ def run_layers(
     lengths: Lengths | None,
     only_last: bool = False,
     decoding: bool = False,
+    remat: bool = False,
 ) -> tuple[Residual, Cache]:
     """Embedding and layers, without the final norm: [B, T] -> [B, T, D], and the cache.
 
     With `only_last`, of each row's last valid token alone: [B, 1, D]. With `decoding` the tokens
-    are one decoded token a row, else a prompt; see `Chunk`.
+    are one decoded token a row, else a prompt; see `Chunk`. With `remat` a derivative keeps no
+    layer's activations: each layer is computed again on the way back.
     """
     layers, geometry, shards = cache.layers, cache.geometry, config.shards
     planned = plan(policy, part_of(geometry, shards))
@@ -186,11 +188,12 @@ def run_layers(
             mine = InChunks(mine)
         ends = only_last and index == len(layers) - 1
         args = layer, config, mine, rope, x, with_pool(held, cache.pool), lengths, ends
+        whole = isinstance(mine, WholePrompt) and not decoding
+        run, args = (_whole_prompt, args) if whole else (run_layer, (*args, decoding))
+        if remat:
+            run = jax.checkpoint(run, static_argnums=(1, 2, 3, *range(7, len(args))))
         with jax.named_scope(f"layer_{index}"):
-            if isinstance(mine, WholePrompt) and not decoding:
-                x, held = _whole_prompt(*args)
-            else:
-                x, held = run_layer(*args, decoding)
+            x, held = run(*args)
         caches.append(with_pool(held, None))
     over = past_the_end(layers[0], tokens.shape[1])
     if over is not None:

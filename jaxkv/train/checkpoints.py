@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,15 +34,17 @@ class Checkpoints:
     """States of one run, each a folder that is written whole or not at all.
 
     Attributes:
-      folder: holds a folder for the newest state.
+      folder: holds a folder for each state.
       run: what identifies the run, as plain JSON values: a state of another is refused.
+      last: how many of the newest are kept.
     """
 
     folder: Path
     run: Mapping[str, Any]
+    last: int = 1
 
     def save(self, step: int, state: Any) -> None:
-        """Writes the state after `step` steps, then drops the older ones."""
+        """Writes the state after `step` steps, then drops those that are too old."""
         target = self._at(step)
         if target.exists():
             return
@@ -55,7 +57,13 @@ class Checkpoints:
                 "format": _FORMAT, "step": step, "run": dict(self.run), "files": sums_of(part),
             }  # fmt: skip
             (part / _NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        self._drop(keep=target)
+        self._drop(keep=self._states()[-self.last :])
+
+    @property
+    def newest(self) -> int:
+        """The steps before the newest state; 0 if there is none."""
+        states = self._states()
+        return int(states[-1].name.partition("-")[2]) if states else 0
 
     def restore(self, like: _State) -> tuple[int, _State]:
         """The newest state and its step; `like` and 0 if there is none.
@@ -77,15 +85,15 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Deletes them all, and the folder unless it holds something else."""
-        self._drop(keep=None)
+        self._drop(keep=[])
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
-    def _drop(self, keep: Path | None) -> None:
+    def _drop(self, keep: Sequence[Path]) -> None:
         """Deletes the other states, and what kills have left of some."""
         for pattern in ("step-*", ".step-*"):
             for old in self.folder.glob(pattern):
-                if old != keep:
+                if old not in keep:
                     shutil.rmtree(old, ignore_errors=True)
 
     def _check(self, newest: Path) -> int:
