@@ -258,6 +258,26 @@ MUTATIONS = [
         (("jaxkv/calibrate/fitting.py", "    w = w / spread[:, None]\n", ""),),
     ),
     Mutation(
+        "a loop of writes has no static length, and no derivative",
+        "tests/test_slab.py::test_both_ways_of_writing_have_a_derivative[5]",
+        (("jaxkv/cache/store.py", "np.int32(old.shape[0])", "jnp.int32(old.shape[0])"),),
+    ),
+    Mutation(
+        "samples of two sink tokens lie too far apart, and tokens are never predicted",
+        "tests/test_train_step.py::TestSamples::test_every_token_is_predicted_once_in_an_epoch[first2]",
+        (("jaxkv/train/text.py", "- max(len(self.first), 1)", "- min(len(self.first), 1)"),),
+    ),
+    Mutation(
+        "norms and biases decay",
+        "tests/test_train_step.py::TestStep::test_the_optimiser_is_adamw_with_a_warm_up_and_a_cosine",
+        (("jaxkv/train/recipe.py", "x.ndim > 1, params", "x.ndim > 0, params"),),
+    ),
+    Mutation(
+        "a run that goes on begins its samples anew",
+        "tests/test_train.py::TestRuns::test_a_killed_run_ends_with_the_same_bits",
+        (("jaxkv/train/loop.py", "batch(index), index + 1", "batch(index - begin), index + 1"),),
+    ),
+    Mutation(
         "a table of budgets counts the least of a prompt",
         "tests/test_calibrate_budgets.py::TestDealt::test_is_counting_the_best",
         (("jaxkv/calibrate/budgets.py", "np.argsort(-scores", "np.argsort(scores"),),

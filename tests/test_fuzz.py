@@ -40,6 +40,7 @@ from jaxkv.policies.head_scores import full_heads, head_scores
 from jaxkv.policies.streaming import StreamingLLM
 from jaxkv.text import hf as hf_tokenizer
 from jaxkv.text.template import render
+from jaxkv.train.command import parse_options as train_options
 
 EXAMPLES = int(os.environ.get("JAXKV_FUZZ", "100"))
 SECONDS = 10.0
@@ -298,6 +299,13 @@ _WORDS = {
         "--lengths --depths --rows --tokens --text-file --out --plot --json --seed --help --data "
         "--prefill-chunk --max-length --kv-dtype --config --rows-per-cell",
     ),
+    "train": (
+        train_options,
+        "--text --out --model --attention --sink-tokens --tokenizer --vocab-size --family --layers "
+        "--width --heads --kv-heads --context --batch --micro-batch --chunk --steps --lr --warmup "
+        "--validation --dtype --remat --mesh --policy --policy.window --config --plot --seed "
+        "--restart --overwrite --help",
+    ),
     "calibrate": (
         calibrate_options,
         "duo headkv --model --out --plot --seed --steps --lr --policy.nonsense --policy --lengths "
@@ -328,6 +336,7 @@ def test_a_bent_command_line(command: str, tmp_path: Path, monkeypatch) -> None:
             "decode": [["--prompt", "a"], ["--model", "tiny-random", "--prompt", "a"]],
             "eval": [["passkey"], ["ppl"], ["rows"], ["streameval", "--out", "a.json"]],
             "calibrate": [["duo", "--out", "a.json"], ["headkv", "--out", "a.json"], ["duo"]],
+            "train": [["--text", "a.txt", "--out", "a"], ["--out", "a"]],
         }[command]
     )
     lines = st.tuples(begins, lines).map(lambda x: [*x[0], *x[1]]) | lines

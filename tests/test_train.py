@@ -263,6 +263,18 @@ class TestRuns:
             np.testing.assert_array_equal, jaxkv.load(out).params, jaxkv.load(whole).params
         )
 
+    def test_two_devices_give_the_losses_of_one(self, tmp_path, book):
+        for name, more in {
+            "one": (),
+            "two": ("--mesh", "data=2"),
+            "half": ("--micro-batch", "2"),
+        }.items():
+            main(self.words(book, tmp_path / name, *more))
+        one, *others = (told(tmp_path / name) for name in ("one", "two", "half"))
+        for other in others:
+            np.testing.assert_allclose(other["losses"], one["losses"], atol=1e-5)
+            assert other["held_out"] == pytest.approx(one["held_out"], abs=1e-5)
+
     def test_a_state_of_another_run_is_refused(self, tmp_path, book, capsys, monkeypatch):
         out = tmp_path / "m"
 

@@ -191,7 +191,7 @@ def identity(options: Options, model: Model, text: Text) -> dict[str, Any]:
     policy = describe(options.policy)
     return {
         **begins, "--text": text.key, **named, "--policy": policy,
-        "--validate-every": options.rhythm.judged, "--mesh": options.devices.data,
+        "--validate-every": options.rhythm.judged, "--mesh": f"data={options.devices.data}",
     }  # fmt: skip
 
 
