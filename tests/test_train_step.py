@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import toys
 from dense_model import DenseModel
+from tokenizers import Tokenizer as Engine
+from tokenizers import models, pre_tokenizers
 
 import jaxkv
 from jaxkv.checkpoints import toy
 from jaxkv.core.progress import no_progress
 from jaxkv.models.mesh import mesh
 from jaxkv.policies.registry import make_policy
-from jaxkv.text.tokenizer import Tokenizer
+from jaxkv.text.tokenizer import Tokenizer, make
 from jaxkv.train import text as texts
 from jaxkv.train.programs import Programs
 from jaxkv.train.recipe import Recipe, make_optimizer
@@ -85,6 +87,15 @@ class TestText:
             assert tokenizer.decode(tokenizer.encode(some)) == some
         assert len(tokenizer.encode(text)) < 0.6 * len(text)
         assert tokenizer.eos_ids == (0,) and tokenizer.bos_ids == ()
+
+    def test_ids_may_have_gaps(self, tmp_path):
+        """A row is one more than the highest id, however few tokens there are."""
+        engine = Engine(models.WordLevel({"a": 0, "b": 70000}, unk_token="a"))
+        engine.pre_tokenizer = pre_tokenizers.Whitespace()
+        (tmp_path / "a.txt").write_text("a b b")
+        text = tokenised([tmp_path / "a.txt"], make(engine), no_progress)
+        assert text.tokens.tolist() == [0, 70000, 70000] and text.tokens.dtype == np.uint32
+        assert texts.ids_of(text.tokenizer) == 70001 and text.tokenizer.vocab_size == 2
 
 
 class TestSamples:

@@ -83,7 +83,7 @@ class Shape:
         An embedding has rows for two sink tokens in every arm, so that all have one size.
 
         Args:
-          tokens: of the tokenizer, without sink tokens.
+          tokens: ids of the tokenizer, without sink tokens.
           context: tokens of a sample, which is what it is trained for.
           attention: one of `ARMS`.
         """

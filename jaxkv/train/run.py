@@ -38,7 +38,7 @@ from jaxkv.train.loop import Rhythm, run
 from jaxkv.train.programs import Kept, Programs, noted
 from jaxkv.train.recipe import Recipe
 from jaxkv.train.step import State, start
-from jaxkv.train.text import Samples, Text, files_of, split, tokenised
+from jaxkv.train.text import Samples, Text, files_of, ids_of, split, tokenised
 
 _REPORT = "training.json"  # in the checkpoint
 
@@ -150,7 +150,7 @@ def begun(options: Options, progress: Progress) -> tuple[Model, Text]:
     text = tokenised(files, by, progress)
     with flags_named():
         config = source.shape.config(
-            text.tokenizer.vocab_size, options.recipe.context, source.attention
+            ids_of(text.tokenizer), options.recipe.context, source.attention
         )
     tokenizer = with_sinks(text.tokenizer, source.sinks)
     return Model(config, first_weights(config, options.recipe.seed), tokenizer, "", ""), text

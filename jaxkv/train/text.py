@@ -182,8 +182,13 @@ def tokenised(files: Sequence[Path], by: Tokenizer | int, progress: Progress) ->
     return Text(np.memmap(folder / "tokens", _dtype(tokenizer), mode="r"), tokenizer, key)
 
 
+def ids_of(tokenizer: Tokenizer) -> int:
+    """How many ids there are up to the highest; some of them may have no token."""
+    return max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    return np.dtype(np.uint16 if ids_of(tokenizer) <= 2**16 else np.uint32)
 
 
 def _trained(files: Sequence[Path], size: int, progress: Progress) -> Tokenizer:
