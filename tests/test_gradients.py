@@ -25,6 +25,7 @@ from pallas_kernels.loops import loop
 from pallas_kernels.pool import mosaic_tpu as pool_tpu
 from pallas_kernels.pool import reference
 from pallas_kernels.pool.xla import pool_attention as xla_pool
+from pallas_kernels.prefill import xla as prefill_xla
 
 PROMPT, STEPS = 22, 6
 TOKENS = jnp.asarray(toys.tokens(2, PROMPT + STEPS + 1))
@@ -184,3 +185,21 @@ def test_a_pool_has_that_of_the_definition(kernel) -> None:
         reference.pool_attention, plain if kernel else xla_pool, q, k, v,
         jnp.asarray([255], jnp.int32), at, owner, num_kv_heads=2, scale=0.125, span=span,
     )  # fmt: skip
+
+
+def test_scores_of_all_blocks_are_not_kept() -> None:
+    """A derivative holds those of one block at a time, and what is folded between them."""
+    count, block, dim = 2048, 128, 16
+    q = jax.ShapeDtypeStruct((1, count, 1, dim), jnp.float32)
+    k = jax.ShapeDtypeStruct((1, 1, count, dim), jnp.float32)
+    at = jnp.arange(count, dtype=jnp.int32)[None]
+
+    def total(q, k, v):
+        out, _ = prefill_xla.prefill_attention(
+            q, k, v, at, at[:, None], scale=1.0, window=None, sinks=0, num_slots=jnp.int32(count),
+            max_block=block,
+        )  # fmt: skip
+        return jnp.sum(out * out)
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, k).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < count * count * 4

@@ -60,7 +60,7 @@ examples:
   python -m jaxkv.decode --model ./sink --raw --prompt "It was"
   python -m jaxkv.eval ppl --model ./sink --text-file other.txt --policy streaming:sinks=1:window=127
   python -m jaxkv.train --model smollm2-135m-instruct --text notes/ --context 512 --batch 4 --steps 200 \\
-      --lr 1e-5 --remat --policy streaming --policy.sinks 4 --policy.window 252 --out ./tuned
+      --lr 1e-5 --policy streaming --policy.sinks 4 --policy.window 252 --out ./tuned
 """  # noqa: E501
 
 
@@ -313,5 +313,5 @@ def _add_recipe(add: Callable[..., Any]) -> None:
     add(
         "--remat",
         action="store_true",
-        help="compute layers again on the way back: less memory, a third more time",
+        help="compute layers again on the way back: less memory of an accelerator, more time",
     )

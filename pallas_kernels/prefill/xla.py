@@ -180,7 +180,11 @@ def _visit_blocks(
         running = [_forget(r, valid[i // heads] if split else valid[:, None])
                    for i, r in enumerate(running)]  # fmt: skip
         blocks = jnp.int32(blocks)
-    running = lax.fori_loop(whole, blocks, functools.partial(visit, masked=True), running)
+    turn = functools.partial(visit, masked=True)
+    if isinstance(blocks, int):
+        # A derivative computes the scores of a block again, rather than keep those of all blocks.
+        turn = jax.checkpoint(turn, prevent_cse=False)
+    running = lax.fori_loop(whole, blocks, turn, running)
     if not split:
         return running[0]
     out, top, total = (
