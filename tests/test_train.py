@@ -339,6 +339,8 @@ class TestCommand:
             (["--text", "BOOK", "--out", "FOLDER"], "--overwrite"),
             (["--text", "BOOK", "--out", "FOLDER", "--overwrite"], "not a checkpoint"),
             (["--text", "BOOK", "--out", "/dev/null/m"], "/dev/null"),
+            (["--text", "BOOK", "--out", "/"], "no name of a folder"),
+            (["--text", "BOOK", "--out", "short"], "short.checkpoints, which is a file"),
             (["--text", "BOOK", "--out", "m", "--attention", "none"],
              "--attention is 'none'; it must be vanilla, zero-sink, sink-token"),
             (["--text", "BOOK", "--out", "m", "--sink-tokens", "1"], "--sink-tokens is for"),
@@ -394,6 +396,7 @@ class TestCommand:
         (tmp_path / "blank.txt").write_text(" \n\t")
         (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
         (tmp_path / "short.txt").write_text("Too short.")
+        (tmp_path / "short.checkpoints").write_text("no folder")
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "precious").write_text("kept")
         places = {"BOOK": book, "EMPTY": "empty.txt", "BLANK": "blank.txt", "BYTES": "bytes.txt",
@@ -429,6 +432,10 @@ class TestCommand:
                                             rel=0.01)  # fmt: skip
         if name == "pythia-160m":
             assert config == jaxkv.named_config("pythia-160m")
+
+    def test_states_lie_beside_a_folder_that_is_named_with_a_slash(self, tmp_path):
+        options, _ = parse_options(["--text", "t.txt", "--out", f"{tmp_path}/m/"])
+        assert options.out == str(tmp_path / "m")
 
     def test_help_teaches(self, capsys):
         with pytest.raises(SystemExit) as ended:

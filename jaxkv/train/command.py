@@ -110,7 +110,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, argparse.Namespace
         raise InputError("--text is missing; it must name files or folders of text")
     if given.out is None:
         raise InputError("--out is missing; it must name the folder to write")
-    _check_out(given.out, given.overwrite)
+    out = str(Path(given.out).expanduser())  # without a slash at its end: states lie beside it
+    _check_out(out, given.overwrite)
     check_positive(given, "checkpoint_every", "validate_every")
     if given.plot is not None:
         check_picture("--plot", given.plot)
@@ -131,7 +132,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, argparse.Namespace
         policy=_policy(given.policy, fields),
         rhythm=Rhythm(recipe.steps, given.validate_every, given.checkpoint_every),
         devices=devices,
-        out=given.out,
+        out=out,
         restart=given.restart,
         command=shlex.join(["python", "-m", COMMAND, *arguments]),
     )
@@ -183,6 +184,9 @@ def _check_out(name: str, overwrite: bool) -> None:
     out = Path(name)
     if not out.name:
         raise InputError(f"--out {name!r} is no name of a folder to write")
+    states = Path(f"{name}.checkpoints")
+    if states.exists() and not states.is_dir():
+        raise InputError(f"--out {name!r} needs the folder {states}, which is a file")
     if not out.exists():
         return check_target("--out", name)
     if not overwrite:
