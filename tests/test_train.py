@@ -23,7 +23,6 @@ from jaxkv.checkpoints import toy
 from jaxkv.decode.__main__ import main as decode
 from jaxkv.eval.__main__ import main as evaluate
 from jaxkv.eval.tasks.ppl import token_stream
-from jaxkv.models.config import ModelConfig
 from jaxkv.train.__main__ import main
 from jaxkv.train.arms import SINKS, Shape, first_weights, with_sinks
 from jaxkv.train.command import parse_options
@@ -126,10 +125,6 @@ class TestArms:
         assert shape.config(300, 32, "vanilla") == shape.config(300, 32, "sink-token")
         assert shape.config(50277, 32, "vanilla").vocab_size == 50304  # Pythia's
 
-    @pytest.mark.skipif(
-        "sink_logits" not in {field.name for field in dataclasses.fields(ModelConfig)},
-        reason="no model has logits of sinks yet",
-    )
     def test_a_zero_sink_stays_zero(self, tmp_path, book):
         out = tmp_path / "zero"
         words = ["--text", str(book), "--out", str(out), "--attention", "zero-sink", *SIZES]
@@ -408,14 +403,6 @@ class TestCommand:
         assert said in fails(capsys, *small[2:], *words)
         assert not (tmp_path / "m").exists() and not list(tmp_path.glob("m.*"))
         assert (tmp_path / "folder" / "precious").read_text() == "kept"
-
-    @pytest.mark.skipif(
-        "sink_logits" in {field.name for field in dataclasses.fields(ModelConfig)},
-        reason="models have logits of sinks",
-    )
-    def test_an_arm_that_is_not_there_yet(self, book, tmp_path, capsys):
-        words = ["--text", str(book), "--out", str(tmp_path / "m"), *SIZES]
-        assert "no model of this version" in fails(capsys, *words, "--attention", "zero-sink")
 
     @pytest.mark.parametrize("name", ["5m", "20m", "pythia-160m"])
     def test_configs_are_what_they_say(self, name, tmp_path):

@@ -99,11 +99,7 @@ class Shape:
             "max_position_embeddings": context,
         }
         config = by_hf_type(self.family).hf_config(Fields(fields, "the shape"))
-        if attention != "zero-sink":
-            return config
-        if "sink_logits" not in {field.name for field in dataclasses.fields(ModelConfig)}:
-            raise InputError("attention is 'zero-sink'; no model of this version has it yet")
-        return dataclasses.replace(config, **{"sink_logits": True})
+        return dataclasses.replace(config, sink_logits=attention == "zero-sink")
 
 
 def with_sinks(tokenizer: Tokenizer, count: int) -> Tokenizer:

@@ -201,26 +201,30 @@ def _names(cls: type) -> list[str]:
 
 def _parser() -> Any:
     parser = make_parser(COMMAND, _DESCRIPTION)
-    add = parser.add_argument
+    add = parser.add_argument_group("text").add_argument
     add(
         "--text",
         action="append",
         metavar="FILE",
         help="UTF-8 text, or a folder whose .txt files are taken; may be repeated",
     )
-    add("--out", type=str | None, metavar="DIR", help="the checkpoint to write; it must be given")
-    _add_source(add)
-    _add_recipe(add)
+    _add_source(parser.add_argument_group("model").add_argument)
+    _add_recipe(parser.add_argument_group("recipe").add_argument)
     add_policy(
-        add, "full", f"what the loss goes through: {', '.join(POLICIES)}, or module:Class "
-        "(default: full)", "the policy",
-    )  # fmt: skip
+        parser.add_argument_group("policy").add_argument,
+        "full",
+        f"what the loss goes through: {', '.join(POLICIES)}, or module:Class (default: full)",
+        "the policy",
+    )
+    add = parser.add_argument_group("devices").add_argument
     add(
         "--mesh",
         type=str | None,
         metavar="data=N",
         help="so many devices share out each batch (default: one device)",
     )
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=str | None, metavar="DIR", help="the checkpoint to write; it must be given")
     add(
         "--validate-every",
         type=int,
