@@ -114,6 +114,17 @@ def test_check_and_write(folder: Path, capsys) -> None:
     main([*words, "--check"])
 
 
-def test_readme_is_as_its_reports_say() -> None:
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert render(text, RESULTS) == text and "<!-- table " in text
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_are_as_their_reports_say(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert render(text, RESULTS) == text
+    assert "<!-- table " in text or page.stem not in ("README", "results", "methods")
+
+
+def test_the_readme_is_short() -> None:
+    """It says what this is and where to read on; what fills pages has pages of its own."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
