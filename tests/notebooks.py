@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -23,6 +24,7 @@ from nbclient.exceptions import CellExecutionError
 ROOT = Path(__file__).parent.parent
 LARGEST = 100_000  # bytes that a cell may show
 PATIENCE = 600  # seconds for a cell
+AT_ONCE = 2
 
 
 def run(path: Path, write: bool) -> list[str]:
@@ -60,14 +62,16 @@ def main() -> int:
     there = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
     assert there, "there are no notebooks"
     os.environ |= {"PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    failed = 0
-    for name in asked.names or there:
+
+    def one(name: str) -> bool:
         began = time.monotonic()
         wrong = run(there[name], asked.write)
-        failed += bool(wrong)
         said = "failed" if wrong else "ran"
         print(f"{name}: {said}, {time.monotonic() - began:.0f} s", *wrong, sep="\n  ", flush=True)
-    return failed
+        return bool(wrong)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return sum(pool.map(one, asked.names or there))
 
 
 if __name__ == "__main__":
