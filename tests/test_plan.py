@@ -112,6 +112,7 @@ def test_what_is_printed_is_short() -> None:
     cache = out.state.cache
     assert repr(cache) == f"<Cache: 3 layers, 20 rows, {jaxkv.nbytes(cache):,} bytes, float32>"
     assert repr(jax.eval_shape(lambda: cache)) == repr(cache)
+    assert repr(jax.tree.map(np.asarray, cache)) == repr(cache)  # as it lies in a host
     assert len(repr(jax.tree.map(lambda x: None, cache))) < 100
     assert repr(model).startswith("<Model tiny-random: llama, ") and len(repr(model)) < 160
     lines = repr(out).splitlines()

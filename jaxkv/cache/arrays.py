@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxkv.core.errors import InputError
@@ -16,7 +17,7 @@ from jaxkv.core.errors import InputError
 C = TypeVar("C")
 
 
-def to_arrays(cache: Any) -> dict[str, Array]:
+def to_arrays(cache: Any) -> dict[str, Array | np.ndarray]:
     """The arrays of a cache by their places in it, such as "layers[0].k".
 
     Args:

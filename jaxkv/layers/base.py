@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxkv.cache.exported import exportable
@@ -301,9 +302,9 @@ class Cache:
     def __repr__(self) -> str:
         g = self.geometry
         rows = f"{g.batch_size} row{'s' * (g.batch_size > 1)}"
-        arrays = [
-            x for x in jax.tree.leaves((self.layers, self.pool)) if isinstance(x, Array | _Shape)
-        ]
+        kinds = Array | np.ndarray | _Shape
+        leaves = jax.tree.leaves((self.layers, self.pool))
+        arrays = [x for x in leaves if isinstance(x, kinds)]
         size = sum(x.size * x.dtype.itemsize for x in arrays)
         return f"<Cache: {len(self.layers)} layers, {rows}, {size:,} bytes, {g.dtype}>"
 
