@@ -234,7 +234,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a repetition is scored at positions that begin anew",
-        "tests/test_replay.py::test_scores_are_the_formula[how0]",
+        "tests/test_replay.py::test_scores_are_the_formula[how0-False]",
         (("jaxkv/layers/replayed.py", "rotated(at)", "rotated(at % 8)"),),
     ),
     Mutation(
