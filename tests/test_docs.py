@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from test_architecture import FLOORS, ROOT
 
+README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
@@ -39,7 +40,13 @@ def test_its_code_runs_and_prints_what_it_says(page: Path, tmp_path, monkeypatch
             assert out.strip() == printed.strip()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.slow
+def test_the_readme_s_code_runs(smollm2, tmp_path, monkeypatch, capsys) -> None:
+    """With the real model, which `smollm2` has brought here."""
+    test_its_code_runs_and_prints_what_it_says(README, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
 def test_its_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
