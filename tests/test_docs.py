@@ -52,6 +52,28 @@ def test_its_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_commands_that_are_shown_have_their_flags() -> None:
+    """Every flag in a block of bash is one of the command that it is given to."""
+    known: dict[str, set[str]] = {}
+    told = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for part in re.split(r"^## ", told, flags=re.M)[1:]:
+        name = re.match(r"`jaxkv (\w+)`", part)
+        if name:
+            known[name[1]] = set(re.findall(r"^\| `(--[\w-]+)", part, re.M))
+    seen = 0
+    for page in [README, ROOT / "CONTRIBUTING.md", *PAGES]:
+        blocks = [text for language, text in BLOCK.findall(page.read_text()) if language == "bash"]
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            command = re.search(r"(?:python -m jaxkv\.|\bjaxkv )(\w+)(.*)", line.split("  #")[0])
+            if command is None or command[1] not in known:
+                continue
+            flags = re.findall(r"(?<=\s)--[\w-]+", command[2])
+            wrong = set(flags) - known[command[1]] - {"--help", "--config", "--policy"}
+            assert not wrong, (page.name, line, wrong)
+            seen += len(flags)
+    assert seen > 40
+
+
 def test_the_floors_are_those_that_are_tested() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     told = {

@@ -24,7 +24,7 @@ from jaxkv.decode.__main__ import main as decode
 from jaxkv.eval.__main__ import main as evaluate
 from jaxkv.eval.tasks.ppl import token_stream
 from jaxkv.train.__main__ import main
-from jaxkv.train.arms import SINKS, Shape, first_weights, with_sinks
+from jaxkv.train.arms import SINKS, first_weights
 from jaxkv.train.command import parse_options
 from jaxkv.train.text import Samples
 
@@ -85,46 +85,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return last
 
 
-class TestArms:
-    def test_weights_are_those_that_were_meant(self):
-        config = Shape(layers=3, width=64).config(500, 128, "vanilla")
-        assert config.family == "gpt_neox" and config.parallel and config.rope.rotary_dim == 4
-        assert (config.vocab_size, config.max_positions, config.num_layers) == (512, 128, 3)
-        params = first_weights(config, 0)
-        layer = params["layers"][1]
-        assert float(layer["attn_norm"].min()) == 1 and float(jnp.abs(layer["bqkv"]).max()) == 0
-        spread = {
-            "wqkv": (2 / 320) ** 0.5,
-            "wo": 2 / 24,
-            "w_down": 2 / 24,
-            "w_up": (2 / 320) ** 0.5,
-        }
-        for name, deviation in spread.items():
-            assert float(layer[name].std()) == pytest.approx(deviation, rel=0.05)
-        assert float(params["embed"].std()) == pytest.approx((2 / 320) ** 0.5, rel=0.05)
-        other = first_weights(config, 1)
-        assert (params["embed"] != other["embed"]).any()
-
-    def test_a_llama_may_have_fewer_kv_heads(self):
-        config = Shape("llama", 2, 64, 4, kv_heads=2, mlp_width=96).config(300, 64, "vanilla")
-        assert (config.num_kv_heads, config.intermediate_size, config.gated) == (2, 96, True)
-
-    def test_sinks_are_ids_of_their_own(self):
-        tokenizer = toy.tokenizer()
-        assert with_sinks(dataclasses.replace(tokenizer, bos_ids=(1,)), 0).bos_ids == ()
-        for count in (1, 2):
-            made = with_sinks(tokenizer, count)
-            assert made.bos_ids == tuple(range(512, 512 + count))
-            text = "a <|sink|> b"
-            assert made.decode(made.encode(text)) == text and 512 not in made.encode(text)
-            assert made.decode([*made.bos_ids, *made.encode("a")]) == "a"
-        assert tokenizer.vocab_size == 512
-
-    def test_arms_are_of_one_size(self):
-        shape = Shape(layers=1, width=32, heads=2)
-        assert shape.config(300, 32, "vanilla") == shape.config(300, 32, "sink-token")
-        assert shape.config(50277, 32, "vanilla").vocab_size == 50304  # Pythia's
-
+class TestModels:
     def test_a_zero_sink_stays_zero(self, tmp_path, book):
         out = tmp_path / "zero"
         words = ["--text", str(book), "--out", str(out), "--attention", "zero-sink", *SIZES]
@@ -146,8 +107,18 @@ class TestArms:
             both.append(jaxkv.forward(params, config, jaxkv.Full(), ids, cache)[0])
         assert float(jnp.abs(both[0] - both[1]).max()) > 1e-4
 
+    def test_sink_logits_are_learnt_where_it_is_asked_for(self, tmp_path, book):
+        words = ["--text", str(book), *SIZES[SIZES.index("--context") :], "--steps", "4"]
+        first, then = tmp_path / "first", tmp_path / "then"
+        main([*words, *SIZES[: SIZES.index("--context")], "--out", str(first),
+              "--attention", "zero-sink", "--learn-sinks"])  # fmt: skip
+        main([*words, "--out", str(then), "--model", str(first)])
+        for layer, after in zip(*(jaxkv.load(x).params["layers"] for x in (first, then)),
+                                strict=True):  # fmt: skip
+            assert (layer["sink_logits"] != 0).all()
+            assert layer["sink_logits"].tolist() == after["sink_logits"].tolist()
+            assert (layer["wqkv"] != after["wqkv"]).any()
 
-class TestModels:
     def test_a_loss_falls_on_what_is_held_out_too(self, trained):
         for folder in trained.values():
             report = told(folder)
@@ -339,6 +310,7 @@ class TestCommand:
             (["--text", "BOOK", "--out", "m", "--attention", "none"],
              "--attention is 'none'; it must be vanilla, zero-sink, sink-token"),
             (["--text", "BOOK", "--out", "m", "--sink-tokens", "1"], "--sink-tokens is for"),
+            (["--text", "BOOK", "--out", "m", "--learn-sinks"], "and this one has none"),
             (["--text", "BOOK", "--out", "m", "--attention", "sink-token", "--sink-tokens", "3"],
              "--sink-tokens is 3; it must be 1 or 2"),
             (["--text", "BOOK", "--out", "m", "--model", "tiny-random", "--layers", "2"],

@@ -1,6 +1,6 @@
 # Copyright 2026 The jaxkv authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a training is made of: a text in samples, a loss through a policy, and one step."""
+"""What a training is made of: arms, a text in samples, a loss through a policy, and one step."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from jaxkv.models.mesh import mesh
 from jaxkv.policies.registry import make_policy
 from jaxkv.text.tokenizer import Tokenizer, make
 from jaxkv.train import text as texts
+from jaxkv.train.arms import Shape, first_weights, with_sinks
 from jaxkv.train.programs import Programs
 from jaxkv.train.recipe import Recipe, make_optimizer
 from jaxkv.train.step import State, losses, start, update
@@ -35,6 +36,47 @@ RECIPE = Recipe(context=16, batch=4, steps=10)
 def kept_at_home(tmp_path_factory, monkeypatch) -> None:
     """Tokenised texts are in a folder of the tests' own."""
     monkeypatch.setenv("JAXKV_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+class TestArms:
+    def test_weights_are_those_that_were_meant(self):
+        config = Shape(layers=3, width=64).config(500, 128, "vanilla")
+        assert config.family == "gpt_neox" and config.parallel and config.rope.rotary_dim == 4
+        assert (config.vocab_size, config.max_positions, config.num_layers) == (512, 128, 3)
+        params = first_weights(config, 0)
+        layer = params["layers"][1]
+        assert float(layer["attn_norm"].min()) == 1 and float(jnp.abs(layer["bqkv"]).max()) == 0
+        spread = {
+            "wqkv": (2 / 320) ** 0.5,
+            "wo": 2 / 24,
+            "w_down": 2 / 24,
+            "w_up": (2 / 320) ** 0.5,
+        }
+        for name, deviation in spread.items():
+            assert float(layer[name].std()) == pytest.approx(deviation, rel=0.05)
+        assert float(params["embed"].std()) == pytest.approx((2 / 320) ** 0.5, rel=0.05)
+        other = first_weights(config, 1)
+        assert (params["embed"] != other["embed"]).any()
+
+    def test_a_llama_may_have_fewer_kv_heads(self):
+        config = Shape("llama", 2, 64, 4, kv_heads=2, mlp_width=96).config(300, 64, "vanilla")
+        assert (config.num_kv_heads, config.intermediate_size, config.gated) == (2, 96, True)
+
+    def test_sinks_are_ids_of_their_own(self):
+        tokenizer = toy.tokenizer()
+        assert with_sinks(dataclasses.replace(tokenizer, bos_ids=(1,)), 0).bos_ids == ()
+        for count in (1, 2):
+            made = with_sinks(tokenizer, count)
+            assert made.bos_ids == tuple(range(512, 512 + count))
+            text = "a <|sink|> b"
+            assert made.decode(made.encode(text)) == text and 512 not in made.encode(text)
+            assert made.decode([*made.bos_ids, *made.encode("a")]) == "a"
+        assert tokenizer.vocab_size == 512
+
+    def test_arms_are_of_one_size(self):
+        shape = Shape(layers=1, width=32, heads=2)
+        assert shape.config(300, 32, "vanilla") == shape.config(300, 32, "sink-token")
+        assert shape.config(50277, 32, "vanilla").vocab_size == 50304  # Pythia's
 
 
 class TestText:

@@ -41,7 +41,8 @@ From random weights, --attention decides what a first token is (StreamingLLM, ar
 section 3.3):
 
   vanilla     nothing special: a sample is text alone
-  zero-sink   the softmax has one term more, exp(0), which is no token
+  zero-sink   the softmax has one term more, exp(0), which is no token; with --learn-sinks exp(s),
+              with an s that each head learns
   sink-token  one token, or with --sink-tokens 2 two, before every sample, which are learnt. They are
               the model's BOS: decode and eval put them first by themselves
 
@@ -322,4 +323,9 @@ def _add_recipe(add: Callable[..., Any]) -> None:
         "--remat",
         action="store_true",
         help="compute layers again on the way back: less memory of an accelerator, more time",
+    )
+    add(
+        "--learn-sinks",
+        action="store_true",
+        help="learn the sink logits of a model that has them; else they stay as they are",
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkv.cli import style
 from jaxkv.cli.figures import save_picture
 
 _POINTS = 200  # of a line: each is the mean of the steps since the one before
@@ -25,18 +26,17 @@ def draw_losses(figure: Any, report: Mapping[str, Any]) -> None:
     axis, losses = figure.subplots(), np.asarray(report["losses"])
     parts = np.array_split(np.arange(1, len(losses) + 1), min(_POINTS, len(losses)))
     line = [(part[-1], losses[part - 1].mean()) for part in parts]
-    axis.plot(*zip(*line, strict=True), label="training")
+    axis.plot(*zip(*line, strict=True), color=style.BLUE, label="training")
     held = [(point["step"], point["loss"]) for point in report["validation"]]
-    axis.plot(*zip(*held, strict=True), "o", markersize=4, label="held out")
+    axis.plot(*zip(*held, strict=True), "o", **style.POINTS, color=style.RED, label="held out")
     name, tokens = report["policy"]["name"], report["tokens"]
     axis.set(
         xlabel="step", ylabel="loss (nats a token)", xlim=(0, None),
         title=f"{report['attention']}, {report['parameters'] / 1e6:.1f}M parameters, "
         f"{tokens / 1e6:.3g}M tokens under {name}",
     )  # fmt: skip
-    axis.title.set_fontsize(9)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    style.dress(axis)
+    axis.legend(fontsize=style.NAME_SIZE, frameon=False)
 
 
 def save_losses(path: str, report: Mapping[str, Any]) -> None:

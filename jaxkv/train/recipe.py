@@ -36,6 +36,7 @@ class Recipe:
     clip: the length that gradients are clipped to.
     dtype: "float32" or "bfloat16", of what is computed; weights and optimiser are float32.
     remat: whether layers are computed again on the way back, and their activations not kept.
+    learn_sinks: whether sink logits are learnt, in models that have them.
     validation: the share of the text, its end, that is never trained on.
     seed: of first weights and of the order of samples.
     """
@@ -52,6 +53,7 @@ class Recipe:
     clip: float = 1.0
     dtype: str = "float32"
     remat: bool = False
+    learn_sinks: bool = False
     validation: float = 0.02
     seed: int = 0
 

@@ -99,6 +99,8 @@ def train(options: Options, progress: Progress) -> dict[str, Any]:
     recipe, rhythm = options.recipe, options.rhythm
     model, text = begun(options, progress)
     check_trained_through(options.policy, model.config, recipe)
+    if recipe.learn_sinks and not model.config.sink_logits:
+        raise InputError("--learn-sinks is for models with sink logits, and this one has none")
     first = model.tokenizer.bos_ids
     samples, held = split(text, first, recipe.context, recipe.validation)
     checkpoints = Checkpoints(

@@ -19,8 +19,6 @@ from jaxkv.models.config import ModelConfig
 from jaxkv.models.decoder import head, init_cache, run_layers
 from jaxkv.train.recipe import Recipe, make_optimizer
 
-FROZEN = "sink_logits"  # a parameter that says what attention is, and is not learnt
-
 
 @flax.struct.dataclass
 class State:
@@ -78,7 +76,7 @@ def losses(
     Returns:
       float32 [B, T].
     """
-    params = as_computed(params, recipe.dtype)
+    params = as_computed(params, recipe)
     batch, count = tokens.shape
     size = recipe.chunk or count
 
@@ -96,11 +94,13 @@ def losses(
     return found.swapaxes(0, 1).reshape(batch, count)
 
 
-def as_computed(params: Params, dtype: str) -> Params:
-    """Parameters as they are computed with; what is frozen has no derivative."""
+def as_computed(params: Params, recipe: Recipe) -> Params:
+    """Parameters as they are computed with; sink logits that say what attention is stay so."""
 
     def of(name: str, x: Array) -> Array:
-        return lax.stop_gradient(x) if name == FROZEN else x.astype(dtype)
+        if name == "sink_logits":
+            return x if recipe.learn_sinks else lax.stop_gradient(x)
+        return x.astype(recipe.dtype)
 
     layers = tuple({name: of(name, x) for name, x in layer.items()} for layer in params["layers"])
     return {**{n: of(n, x) for n, x in params.items() if n != "layers"}, "layers": layers}
